@@ -1,0 +1,1 @@
+"""Find which attention heads and MLP neurons of a transformer matter together."""

@@ -1,0 +1,63 @@
+"""`Subject`: a model that runs with edits at its sites. The protocol every backend implements, and nothing else."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spex_mech.components import ModelShape
+
+SiteKind = Literal["heads", "neurons", "mlp"]
+Edit = Callable[[Float[Tensor, "row pos feature"]], Float[Tensor, "row pos feature"]]
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """A tensor ``[row, pos, feature]`` inside a model, where components of one kind and layer live side by side.
+
+    - ``heads``: the input of the attention's output projection; `parts` query heads of `width` features each.
+    - ``neurons``: the input of the MLP's down projection; `parts` = d_mlp neurons of one feature each.
+    - ``mlp``: what the MLP adds to the residual stream (bias and post-norm included); one part of d_model features.
+    """
+
+    layer: int
+    kind: SiteKind
+    parts: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """For messages: ``layer 3 heads``."""
+        return f"layer {self.layer} {self.kind}"
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """A bound model. Sites are listed in the order in which a forward pass meets them."""
+
+    @property
+    def shape(self) -> ModelShape: ...
+    @property
+    def sites(self) -> tuple[Site, ...]: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What a reader must know to repeat the run: model, weights hash, backend and version, weight processing,
+        dtype, attention implementation."""
+        ...
+
+    def forward(
+        self, tokens: Int[Tensor, "row pos"], edits: Mapping[Site, Edit], positions: Int[Tensor, " row"] | None
+    ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
+        """Logits with every site's tensor replaced by its edit's result.
+
+        Rows are independent: row b is one prompt under one mask. No row is padded (the caller groups prompts by
+        length). With `positions`, only the logits
+        at that position of each row come back; with None, all of them. Runs without gradients and leaves no hook
+        behind, also when an edit raises.
+        """
+        ...

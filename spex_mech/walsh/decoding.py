@@ -1,0 +1,132 @@
+"""What every decoder takes and gives: `Samples` in, `Decoded` out, by the protocol `Decoder`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from spex_mech.errors import DecodeError, ResponseError
+from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.spectrum import Spectrum
+
+
+class Outcome(Enum):
+    """How a decoding ended. Each member carries what it means and what to do about it."""
+
+    COMPLETE = ("every mask was measured; the polynomial is exact", "nothing to do")
+    RECOVERED = ("the polynomial predicts masks it was not fitted on", "read held-out R² to see how well")
+    PARTIAL = (
+        "part of the variance on unseen masks is not explained",
+        "raise the budget, or move the keep-probability nearer 1",
+    )
+    NOTHING_FOUND = (
+        "no set of components explains the responses better than their mean",
+        "check that the components matter to this metric at all, or raise the budget",
+    )
+    BUDGET_TOO_SMALL = (
+        "the masks are too few for what the decoder was asked to find",
+        "raise the budget, lower the degree, or take fewer components",
+    )
+
+    def __init__(self, meaning: str, remedy: str) -> None:
+        self.meaning = meaning
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A measured Boolean function: row m of `values` is what came out under row m of `keep`.
+
+    `design` is what drew the masks, where that is known: coded decoders need it, the others read the
+    keep-probability from it.
+    """
+
+    keep: Bool[Tensor, "mask component"]
+    values: Float[Tensor, "mask output"]
+    design: MaskDesign | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep.ndim != 2 or self.values.ndim != 2 or self.keep.shape[0] != self.values.shape[0]:
+            raise DecodeError(
+                f"keep {tuple(self.keep.shape)} and values {tuple(self.values.shape)} must be [mask, component] "
+                f"and [mask, output] with as many masks."
+            )
+        if self.keep.dtype != torch.bool:
+            raise DecodeError(f"keep must be Boolean (True: untouched), not {self.keep.dtype}.")
+        bad = (~self.values.isfinite()).any(1).nonzero()[:, 0]
+        if len(bad):
+            first = int(bad[0])
+            raise ResponseError(
+                f"the values are not finite for {len(bad):,} of {len(self.values):,} masks, first mask {first:,} "
+                f"({int((~self.keep[first]).sum()):,} components ablated). Mend the metric, or leave those masks out."
+            )
+
+    @property
+    def n(self) -> int:
+        return self.keep.shape[1]
+
+    @property
+    def mean_values(self) -> Float[Tensor, " mask"]:
+        """The headline function: the mean over outputs, in float64."""
+        return self.values.double().mean(1)
+
+    @property
+    def keep_prob(self) -> float:
+        """The keep-probability of the design, or the share of kept bits where no design is known."""
+        known = None if self.design is None else self.design.mean_keep_prob
+        return float(self.keep.double().mean()) if known is None else known
+
+    def take(self, rows: Int[Tensor, " row"]) -> "Samples":
+        """Some of the masks; the design is kept for its keep-probability."""
+        return Samples(self.keep[rows], self.values[rows], self.design)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a decoder found: the polynomial, how it ended, and the evidence.
+
+    `stats` always has ``heldout_r2`` (R² on masks that nothing was fitted to or chosen by; None where every mask
+    was measured), ``masks_fitted``,
+    ``masks_heldout`` and ``seconds``.
+    """
+
+    spectrum: Spectrum
+    outcome: Outcome
+    stats: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Samples → polynomial. Implementations are frozen dataclasses whose fields are their options."""
+
+    @property
+    def name(self) -> str: ...
+
+    def decode(self, samples: Samples, *, seed: int) -> Decoded:
+        """The polynomial behind the samples; same samples, options and seed give the same bits."""
+        ...
+
+
+def split_masks(
+    keep: Bool[Tensor, "mask component"], share: float, seed: int
+) -> tuple[Int[Tensor, " fit"], Int[Tensor, " heldout"]]:
+    """Row numbers to fit and to hold out. Equal masks stay on one side, so that nothing held out was seen."""
+    _, which = torch.unique(keep.cpu(), dim=0, return_inverse=True)
+    distinct = int(which.max()) + 1
+    chosen = torch.randperm(distinct, generator=torch.Generator().manual_seed(seed))[: round(share * distinct)]
+    held = torch.isin(which, chosen)
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def r_squared(truth: Float[Tensor, " mask"], predicted: Float[Tensor, " mask"]) -> float:
+    """R² = 1 - Σ(f - f̂)² / Σ(f - mean f)²; NaN where the truth does not vary.
+
+    >>> r_squared(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 2.0]))
+    1.0
+    """
+    spread = float(((truth - truth.mean()) ** 2).sum())
+    return 1 - float(((truth - predicted) ** 2).sum()) / spread if spread > 0 else float("nan")
