@@ -1,1 +1,81 @@
-"""Find which attention heads and MLP neurons of a transformer matter together."""
+"""Find which attention heads and MLP neurons of a transformer matter together.
+
+Ablate sets of components by masks, recover a sparse polynomial of the keep bits from the responses (SPEX, ProxySPEX and
+kin), read its interactions as a circuit. The spine is `discover`; the conventions stand in `spex_mech.walsh`.
+
+Importing this package imports nothing else: every public name is fetched from its module on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "spex_mech.ablation.binding": ("bind",),
+    "spex_mech.ablation.load": ("load_model",),
+    "spex_mech.circuit.codec": ("load_circuit",),
+    "spex_mech.circuit.graph": ("Circuit", "Interaction", "Node"),
+    "spex_mech.circuit.interchange": ("export",),
+    "spex_mech.circuit.plot": ("plot_circuit", "plot_spectrum"),
+    "spex_mech.components": ("Component", "ComponentSet", "group", "heads", "kv_groups", "mlps", "neurons", "select"),
+    "spex_mech.discovery": ("discover",),
+    "spex_mech.errors": ("SpexMechError",),
+    "spex_mech.gallery": ("cards", "open_card"),
+    "spex_mech.responses": ("Responses",),
+    "spex_mech.runs": ("Discovery", "load_run"),
+    "spex_mech.studies": ("Study", "open_study"),
+    "spex_mech.task": ("Task",),
+    "spex_mech.walsh.design": ("MaskDesign",),
+    "spex_mech.walsh.spectrum": ("Basis", "Spectrum"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}; its public names are {', '.join(__all__)}."
+        )
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from spex_mech.ablation.binding import bind as bind
+    from spex_mech.ablation.load import load_model as load_model
+    from spex_mech.circuit.codec import load_circuit as load_circuit
+    from spex_mech.circuit.graph import Circuit as Circuit
+    from spex_mech.circuit.graph import Interaction as Interaction
+    from spex_mech.circuit.graph import Node as Node
+    from spex_mech.circuit.interchange import export as export
+    from spex_mech.circuit.plot import plot_circuit as plot_circuit
+    from spex_mech.circuit.plot import plot_spectrum as plot_spectrum
+    from spex_mech.components import Component as Component
+    from spex_mech.components import ComponentSet as ComponentSet
+    from spex_mech.components import group as group
+    from spex_mech.components import heads as heads
+    from spex_mech.components import kv_groups as kv_groups
+    from spex_mech.components import mlps as mlps
+    from spex_mech.components import neurons as neurons
+    from spex_mech.components import select as select
+    from spex_mech.discovery import discover as discover
+    from spex_mech.errors import SpexMechError as SpexMechError
+    from spex_mech.gallery import cards as cards
+    from spex_mech.gallery import open_card as open_card
+    from spex_mech.responses import Responses as Responses
+    from spex_mech.runs import Discovery as Discovery
+    from spex_mech.runs import load_run as load_run
+    from spex_mech.studies import Study as Study
+    from spex_mech.studies import open_study as open_study
+    from spex_mech.task import Task as Task
+    from spex_mech.walsh.design import MaskDesign as MaskDesign
+    from spex_mech.walsh.spectrum import Basis as Basis
+    from spex_mech.walsh.spectrum import Spectrum as Spectrum

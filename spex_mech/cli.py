@@ -1,0 +1,174 @@
+"""`spex-mech`: parses, calls the spine, prints. No logic of its own."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from spex_mech import __version__
+from spex_mech.errors import SpexMechError
+
+app = typer.Typer(
+    name="spex-mech",
+    help="Find which attention heads and MLP neurons of a transformer matter together.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+Out = Annotated[Path, typer.Option("--out", help="Run folder; the same call on the same folder resumes.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the masks, the held-out split and resampling.")]
+DecoderName = Annotated[str, typer.Option("--decoder", help="auto, proxyspex, linear or exact.")]
+Device = Annotated[str | None, typer.Option("--device", help="Where the model lives: cpu, cuda, cuda:1 …")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; only errors.")]
+
+
+def main() -> None:
+    """Entry point: 0 on success, 2 for a user's mistake (one message, no traceback), 1 for ours."""
+    import click
+
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except SpexMechError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        Console(stderr=True).print("stopped; what was measured is in the run folder.")
+        sys.exit(130)
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo"), budget: int = 512, seed: Seed = 0, quiet: Quiet = False) -> None:
+    """The main job on the model that ships with the project: which heads make induction happen together?"""
+    found = _discover("induction-2l", out, quiet=quiet, budget=budget, seed=seed)
+    if not quiet:
+        from spex_mech.printing import print_truth
+
+        print_truth(found, "induction-2l", _console())
+
+
+@app.command()
+def discover(
+    what: Annotated[
+        str, typer.Argument(metavar="CARD|MODEL", help="A card (name or folder), a model folder or hub id.")
+    ],
+    out: Out,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts (jsonl); a card brings its own.")] = None,
+    components: Annotated[str | None, typer.Option(help='Such as "a*.h*, m3.n*"; default: the card\'s.')] = None,
+    budget: Annotated[int, typer.Option(help="Number of masks; rows = masks × prompts.")] = 1024,
+    keep: Annotated[str, typer.Option(help="Keep-probability, or several with commas: 0.5,0.9.")] = "0.5",
+    decoder: DecoderName = "auto",
+    replacement: Annotated[str | None, typer.Option(help="mean, zero or resample; default: the card's.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Ablate sets of components, recover their interactions, write the circuit."""
+    _discover(
+        what, out, quiet=quiet, prompts=prompts, components=components, budget=budget, keep=keep,
+        decoder=decoder, replacement=replacement, seed=seed, device=device,
+    )  # fmt: skip
+
+
+@app.command()
+def decode(
+    responses: Annotated[Path, typer.Argument(help="responses.safetensors of a run.")],
+    out: Out,
+    decoder: DecoderName = "auto",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Decode responses that were measured before; needs no model."""
+    from spex_mech.discovery import decode as run
+    from spex_mech.printing import print_discovery
+    from spex_mech.responses import Responses
+
+    found = run(Responses.load(responses), decoder, seed, out)
+    if not quiet:
+        print_discovery(found, out, _console())
+
+
+@app.command()
+def export(
+    circuit: Annotated[Path, typer.Argument(help="circuit.json of a run.")],
+    to: Annotated[str, typer.Option("--to", help="json, graphml, gexf, dot or hif.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+) -> None:
+    """Write a circuit for other tools; says what the format loses."""
+    from spex_mech.circuit.codec import load_circuit
+    from spex_mech.circuit.interchange import export as write
+
+    note = write(load_circuit(circuit), out, to=to)
+    _console().print(f"wrote {out}. {note}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str | None, typer.Argument(help="A card, model folder or hub id to bind and self-test.")] = None,
+    device: Device = None,
+) -> None:
+    """Check the installation; with a model, bind it, run its self-test and list its sites."""
+    from spex_mech.printing import print_environment, print_subject
+
+    print_environment(_console())
+    if model is not None:
+        from spex_mech.studies import open_subject
+
+        print_subject(open_subject(model, device=device), _console())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _discover(what: str, out: Path, *, quiet: bool, keep: str = "0.5", **options: Any) -> Any:
+    from spex_mech.discovery import discover as run
+    from spex_mech.printing import print_discovery, print_question
+    from spex_mech.studies import open_study
+
+    study = open_study(
+        what,
+        prompts=options.pop("prompts", None),
+        components=options.pop("components", None),
+        device=options.pop("device", None),
+    )
+    replacement = options.pop("replacement", None) or study.replacement
+    say: Callable[..., None] = (lambda *_: None) if quiet else print_question
+    say(study, options["budget"], out, _console())
+    found = run(
+        study.subject, study.task, study.components, keep=_probabilities(keep), replacement=replacement,
+        per=study.per if replacement == study.replacement else None, out=out, progress=not quiet, **options,
+    )  # fmt: skip
+    if not quiet:
+        print_discovery(found, out, _console())
+    return found
+
+
+def _probabilities(text: str) -> float | list[float] | str:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        return text
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The spine: subject, task, components → masks → responses → polynomial → circuit. Each line calls one pass."""
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from spex_mech.ablation.binding import bind
+from spex_mech.ablation.replacement import fit_replacement
+from spex_mech.ablation.respond import respond
+from spex_mech.ablation.subject import Subject
+from spex_mech.circuit.build import build_circuit
+from spex_mech.components import ComponentSet, select
+from spex_mech.errors import DecodeError, DesignError
+from spex_mech.metrics import resolve
+from spex_mech.progress import mask_progress
+from spex_mech.responses import Responses
+from spex_mech.runs import RUN_SCHEMA, Discovery, plain, recall, store
+from spex_mech.task import Task
+from spex_mech.walsh.decoding import Decoder, Samples
+from spex_mech.walsh.design import MAX_COMPLETE, MaskDesign
+from spex_mech.walsh.exact import Exact
+from spex_mech.walsh.linear import Linear
+from spex_mech.walsh.proxy import ProxySpex
+
+Keep = float | Sequence[float] | str
+DECODERS: dict[str, type[Decoder]] = {"exact": Exact, "linear": Linear, "proxyspex": ProxySpex}
+CHUNK = 256  # masks handed to the engine at a time; it batches within
+
+
+def discover(
+    subject: Any,
+    task: Task,
+    components: ComponentSet | str | None = None,
+    budget: int = 1024,
+    keep: Keep = 0.5,
+    replacement: str = "mean",
+    decoder: str = "auto",
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = False,
+    per: str | None = None,
+) -> Discovery:
+    """Find which components of `subject` matter together for `task`, from `budget` ablation masks.
+
+    Fits ``metric(keep) ≈ Σ_S F(S) Π_{i∈S} φ(keep_i)`` to the mean of the metric over prompts under random sets of
+    ablated components, and reads the sets S as the nodes and hyperedges of a circuit.
+
+    Args:
+        subject: a bound subject, or any model that `bind` takes.
+        task: prompts, answers and metric; per-prompt values are always kept.
+        components: a `ComponentSet`, or an expression for `select`; default: all heads and MLP layers.
+        budget: number of masks; the forward rows are ``budget × prompts``. Where all 2^n masks fit into it, they are
+            all measured (with `decoder` "auto" or "exact").
+        keep: the keep-probability of the masks, or several of them (strata in equal shares).
+        replacement: what an ablated component is replaced by: "mean", "zero" or "resample".
+        decoder: "auto" (exact where all masks fit the budget, else proxyspex), "proxyspex", "linear" or "exact".
+        seed: of the masks, the held-out split, and resampling.
+        out: run folder. Responses are on disk before they are decoded; the same call on the same folder runs no
+            forward pass again; a folder of another experiment is refused, saying what differs.
+        progress: show a bar of masks.
+        per: "position" or "pooled" means; default: per position where all prompts have one length.
+
+    Returns:
+        a `Discovery` with ``.responses``, ``.decoded``, ``.spectrum``, ``.circuit``, ``.interactions()``,
+        ``.predict(keep)``.
+
+    Raises:
+        SpexMechError: anything about the input that cannot work, before the first forward pass where it can be known.
+
+    Source: ProxySPEX, Butler et al. 2025 (arXiv 2505.17495); SPEX, Kang et al. 2025 (arXiv 2502.13870).
+    """
+    subject = bind(subject)
+    chosen = choose_components(subject, components)
+    task = task.check(subject.shape)
+    design = choose_design(len(chosen), budget, keep, decoder, seed)
+    choose_decoder(decoder, design)  # a budget the decoder cannot use is refused before it is spent
+    reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
+    record = plain(
+        {
+            "subject": dict(subject.provenance),
+            "task": task.describe(),
+            "replacement": reference.describe(),
+            "design": design.to_dict(),
+        }
+    )
+    started = time.perf_counter()
+    responses = recall(out, record)
+    if responses is None:
+        with mask_progress(design.n_masks, "ablating", shown=progress) as tick:
+            chunks = (keep_rows for _, keep_rows in design.chunks(CHUNK))
+            values = respond(subject, task, chosen, chunks, reference, on_progress=tick)
+        responses = Responses(chosen, design.keep(), values, resolve(task).unit, record)
+    return decode(responses, decoder, seed, out, {"respond": time.perf_counter() - started})
+
+
+def decode(
+    responses: Responses,
+    decoder: str = "auto",
+    seed: int = 0,
+    out: str | Path | None = None,
+    seconds: Mapping[str, float] | None = None,
+) -> Discovery:
+    """Decode responses that were paid for before; the second half of `discover`, which needs no model.
+
+    Raises `DecodeError` where the decoder cannot use these masks, `ResponseError` where values are not finite.
+    """
+    if out is not None:
+        store(responses, Path(out))
+    design = design_of(responses)
+    solver = choose_decoder(decoder, design)
+    decoded = solver.decode(Samples(responses.keep, responses.values, design), seed=seed)
+    record = describe_run(responses, solver, decoded.stats, seed)
+    record["seconds"] = {**(seconds or {}), "decode": float(decoded.stats["seconds"])}
+    record["outcome"] = decoded.outcome.name
+    evidence = {**decoded.stats, "decoder": solver.name, "outcome": decoded.outcome.name, **responses.provenance}
+    circuit = build_circuit(decoded.spectrum, responses.components, unit=responses.unit, evidence=evidence)
+    found = Discovery(responses, decoded, circuit, record)
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def choose_components(subject: Subject, components: ComponentSet | str | None) -> ComponentSet:
+    """The components asked for, checked against the model; by default all heads and MLP layers."""
+    if components is None:
+        components = "a*.h*, m*" if any(subject.shape.mlps) else "a*.h*"
+    return select(subject, components) if isinstance(components, str) else components.check(subject.shape)
+
+
+def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> MaskDesign:
+    """The masks that a budget and a keep-probability ask for; all 2^n of them where they fit and nothing forbids it."""
+    if n <= MAX_COMPLETE and (decoder == "exact" or (decoder == "auto" and 1 << n <= budget)):
+        if 1 << n > budget:
+            raise DesignError(
+                f"decoder 'exact' needs all 2^{n} = {1 << n:,} masks of {n} components; the budget is {budget:,}. "
+                "Raise it, take fewer components or groups of them, or use decoder 'proxyspex', which needs no "
+                "full set."
+            )
+        return MaskDesign.complete(n)
+    if isinstance(keep, str):
+        raise DesignError(f"keep={keep!r} is not a keep-probability; give a number such as 0.9, or several.")
+    if isinstance(keep, Sequence):
+        return MaskDesign.stratified(n, budget, keep, seed)
+    return MaskDesign.bernoulli(n, budget, keep, seed)
+
+
+def choose_decoder(name: str, design: MaskDesign | None) -> Decoder:
+    """A decoder by name; "auto" takes the exact one for complete designs, else ProxySPEX."""
+    if name == "auto":
+        name = "exact" if design is not None and design.kind == "complete" else "proxyspex"
+    if name not in DECODERS:
+        raise DecodeError(f"there is no decoder {name!r}; the decoders are auto, {', '.join(sorted(DECODERS))}.")
+    return DECODERS[name]()
+
+
+def design_of(responses: Responses) -> MaskDesign | None:
+    """The design that drew the masks, where the responses say."""
+    record = responses.provenance.get("design")
+    return None if record is None else MaskDesign.from_dict(record)
+
+
+def describe_run(responses: Responses, solver: Decoder, stats: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The run record: enough to repeat the run, and its headline numbers."""
+    return {
+        "schema": RUN_SCHEMA,
+        "spex_mech": version("spex-mech"),
+        "components": list(responses.components.names),
+        "unit": responses.unit,
+        "masks": len(responses.keep),
+        "rows": responses.values.numel(),
+        "seed": seed,
+        "heldout_r2": stats["heldout_r2"],
+        "decoder": {"name": solver.name, "stats": dict(stats)},
+        **responses.provenance,
+    }

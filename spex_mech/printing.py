@@ -1,0 +1,140 @@
+"""What a person sees in the terminal: the question, the answer, the evidence. Tables fit 80 columns."""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from spex_mech.runs import Discovery
+from spex_mech.studies import Study
+
+if TYPE_CHECKING:
+    from spex_mech.ablation.subject import Subject
+
+SHOWN = 15
+_COLOURS = {"synergy": "green", "redundancy": "magenta", "main": "default"}
+_MEANINGS = {
+    "synergy": "together they do more than the sum of their parts",
+    "redundancy": "each backs the other up: one of them is enough",
+}
+
+
+def print_question(study: Study, budget: int, out: Path, console: Console) -> None:
+    """What is asked, and what it will cost, before anything is spent."""
+    n, prompts = len(study.components), len(study.task)
+    masks = min(budget, 1 << n) if n < 40 else budget
+    console.print(f"[bold]{escape(study.title)}[/]")
+    console.print(
+        f"{escape(study.subject.shape.describe())}\n"
+        f"{n:,} components × {prompts} prompts; {masks:,} masks = {masks * prompts:,} forward rows; "
+        f"an ablated component is replaced by its {study.replacement}; run folder {escape(str(out))}"
+    )
+
+
+def print_discovery(found: Discovery, out: Path, console: Console) -> None:
+    """The strongest interactions, how far to trust them, and where the files are."""
+    frame = found.interactions()
+    console.print(_interaction_table(frame, found.responses.unit))
+    if len(frame) > SHOWN:
+        console.print(f"… and {len(frame) - SHOWN:,} more in {escape(str(out / 'interactions.csv'))}")
+    console.print(_verdict(found))
+    _print_strongest(frame, found.responses.unit, console)
+    console.print(f"[dim]{escape(str(out))}: responses.safetensors, spectrum.json, circuit.json, interactions.csv[/]")
+
+
+def _interaction_table(frame: pd.DataFrame, unit: str) -> Table:
+    table = Table(title=f"Strongest of {len(frame):,} interactions ({unit})", title_justify="left")
+    for name, justify in (
+        ("components", "left"),
+        ("coefficient", "right"),
+        ("knockout", "right"),
+        ("kind", "left"),
+        ("q", "right"),
+    ):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in frame.head(SHOWN).itertuples():
+        colour = _COLOURS[row.kind]
+        error = f" ± {row.stderr:.3f}" if pd.notna(row.stderr) and row.stderr else ""
+        table.add_row(
+            escape(" × ".join(row.components)),
+            f"{row.coefficient:+.3f}{error}",
+            "" if pd.isna(row.knockout) else f"{row.knockout:+.3f}",
+            f"[{colour}]{row.kind}[/]",
+            "" if pd.isna(row.q_value) else f"{row.q_value:.1g}",
+        )
+    return table
+
+
+def _verdict(found: Discovery) -> str:
+    outcome, r2 = found.decoded.outcome, found.heldout_r2
+    masks, seconds = found.record["masks"], found.record["seconds"]
+    timing = ", ".join(f"{stage} {took:.1f} s" for stage, took in seconds.items())
+    if r2 is None:
+        return f"All {masks:,} masks measured: {outcome.meaning}. ({timing})"
+    held = found.decoded.stats["masks_heldout"]
+    colour = "green" if r2 >= 0.9 else "yellow"
+    advice = "" if r2 >= 0.9 else f" {outcome.meaning.capitalize()}; {outcome.remedy}."
+    return f"Held-out R² [bold {colour}]{r2:.3f}[/] on {held:,} masks that nothing was fitted to.{advice} ({timing})"
+
+
+def _print_strongest(frame: pd.DataFrame, unit: str, console: Console) -> None:
+    joint = frame[frame["order"] > 1].head(1)
+    for row in joint.itertuples():
+        console.print(
+            f"Strongest joint effect: [bold]{escape(' × '.join(row.components))}[/], {row.coefficient:+.2f} {unit} "
+            f"({row.kind}: {_MEANINGS[row.kind]})."
+        )
+
+
+def print_truth(found: Discovery, card: str, console: Console) -> None:
+    """How the recovered coefficients compare with the card's exhaustive enumeration."""
+    from spex_mech.gallery import open_card
+
+    truth = open_card(card).true_spectrum()
+    if truth is None:
+        return
+    gaps = [abs(value - truth.get(s, 0.0)) for s, value in found.spectrum.terms() if s]
+    console.print(
+        f"Against all {1 << found.spectrum.n:,} masks (measured once, shipped with the card): "
+        f"largest gap {max(gaps, default=0):.3f} {found.responses.unit} over {len(gaps)} coefficients."
+    )
+
+
+def print_environment(console: Console) -> None:
+    """Versions that matter, and the devices torch sees."""
+    import torch
+
+    table = Table(title="Installation", title_justify="left")
+    table.add_column("what")
+    table.add_column("found")
+    table.add_row("python", sys.version.split()[0])
+    for package in ("spex-mech", "torch", "transformer-lens", "transformers", "nnsight", "lightgbm", "matplotlib"):
+        table.add_row(package, _version_of(package))
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    table.add_row("CUDA devices", ", ".join(cuda) or "none; models run on the CPU")
+    console.print(table)
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "[yellow]not installed[/]"
+
+
+def print_subject(subject: "Subject", console: Console) -> None:
+    """The sites of a bound model; binding it ran the self-test."""
+    console.print(f"{escape(subject.shape.describe())}: bound; the self-test passed at every site.")
+    table = Table(title=f"{len(subject.sites)} sites", title_justify="left")
+    for name in ("layer", "site", "parts", "width"):
+        table.add_column(name, justify="left" if name == "site" else "right")
+    for site in subject.sites:
+        table.add_row(str(site.layer), site.kind, f"{site.parts:,}", f"{site.width:,}")
+    console.print(table)
+    for key, value in sorted(subject.provenance.items()):
+        console.print(f"  {escape(str(key))}: {escape(str(value))}", soft_wrap=True)

@@ -1,0 +1,33 @@
+"""A progress bar for masks: how many, how fast, how long still. Written to stderr, by rich."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Tick = Callable[[int], None]
+
+
+@contextmanager
+def mask_progress(total: int, label: str, *, shown: bool) -> Iterator[Tick]:
+    """Yields a function to be called with the number of masks just finished; does nothing where not `shown`."""
+    if not shown:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Masks a second, over the whole run so far."""
+
+        def render(self, task: object) -> Text:
+            speed = getattr(task, "finished_speed", None) or getattr(task, "speed", None)
+            return Text("" if speed is None else f"{speed:,.0f} masks/s")
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} masks"),
+    )
+    with Progress(*columns, Rate(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda finished: bar.advance(task, finished)

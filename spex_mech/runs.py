@@ -1,0 +1,212 @@
+"""`Discovery`: what a run measured, decoded and found; and the run folder it is kept in.
+
+A run folder holds ``run.json`` (how it came to be), ``responses.safetensors`` (what the forward passes cost),
+``spectrum.json``, ``circuit.json`` and ``interactions.csv``. It is read back without a model.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from spex_mech.circuit.codec import load_circuit
+from spex_mech.circuit.graph import Circuit
+from spex_mech.components import ComponentSet
+from spex_mech.errors import FormatError, ResponseError
+from spex_mech.responses import Responses
+from spex_mech.walsh.decoding import Decoded, Outcome
+from spex_mech.walsh.spectrum import Basis, Spectrum
+
+RUN_SCHEMA = "spex_mech.run/1"
+SPECTRUM_SCHEMA = "spex_mech.spectrum/1"
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """The result of `discover`: responses, polynomial and circuit, with the record of how they came to be."""
+
+    responses: Responses
+    decoded: Decoded
+    circuit: Circuit
+    record: Mapping[str, Any]
+
+    @property
+    def components(self) -> ComponentSet:
+        return self.responses.components
+
+    @property
+    def spectrum(self) -> Spectrum:
+        return self.decoded.spectrum
+
+    @property
+    def heldout_r2(self) -> float | None:
+        """R² on masks that nothing was fitted to or chosen by; None where every mask was measured."""
+        return self.decoded.stats["heldout_r2"]
+
+    def predict(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
+        """The polynomial's value of the metric (mean over prompts) under each mask, in the metric's unit."""
+        return self.spectrum.mean_output().evaluate(keep)
+
+    def interactions(self) -> pd.DataFrame:
+        """One row an interaction, strongest first: components, order, coefficient, stderr, q_value, …"""
+        return self.circuit.frame()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the run folder; every file is written whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        store(self.responses, folder)
+        save_spectrum(self.spectrum, self.components, self.responses.unit, folder / "spectrum.json")
+        self.circuit.save(folder / "circuit.json")
+        frame = self.interactions()
+        frame = frame.assign(components=[" ".join(names) for names in frame["components"]])
+        write_whole(folder / "interactions.csv", frame.to_csv(index=False))
+        write_whole(folder / "run.json", json.dumps(self.record, indent=2, sort_keys=True, default=str) + "\n")
+        return folder
+
+
+def load_run(folder: str | Path) -> Discovery:
+    """The `Discovery` that was saved in a run folder; needs no model. Raises `FormatError` naming what is missing."""
+    folder = Path(folder)
+    names = ("run.json", "responses.safetensors", "spectrum.json", "circuit.json")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FormatError(f"{folder} is not a finished run folder: {', '.join(missing)} missing. Run discover again.")
+    record = _read_json(folder / "run.json", RUN_SCHEMA)
+    responses = Responses.load(folder / "responses.safetensors")
+    spectrum = load_spectrum(folder / "spectrum.json", responses.components)
+    try:
+        decoded = Decoded(spectrum, Outcome[record["outcome"]], record["decoder"]["stats"])
+        decoded.stats["heldout_r2"]
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"{folder / 'run.json'} lacks {error}; it is not a run record of this version.") from error
+    return Discovery(responses, decoded, load_circuit(folder / "circuit.json"), record)
+
+
+def save_spectrum(spectrum: Spectrum, components: ComponentSet, unit: str, path: str | Path) -> None:
+    """Write a polynomial of the headline mean as JSON, component names instead of indices, strongest term first."""
+    mean = spectrum.mean_output().sorted()
+    errors = [None] * len(mean) if mean.stderr is None else [e if e == e else None for e in mean.stderr.tolist()]
+    terms = [
+        {"set": [components.names[i] for i in s], "coefficient": c, "stderr": e}
+        for (s, c), e in zip(mean.terms(), errors, strict=True)
+    ]
+    record = {
+        "schema": SPECTRUM_SCHEMA,
+        "components": list(components.names),
+        "basis": mean.basis.kind,
+        "keep_prob": mean.basis.keep_prob,
+        "link": "identity",
+        "unit": unit,
+        "terms": terms,
+    }
+    write_whole(Path(path), json.dumps(record, indent=1) + "\n")
+
+
+def load_spectrum(path: str | Path, components: ComponentSet) -> Spectrum:
+    """Read a polynomial back onto the bits of `components`; raises `FormatError` on anything that is not one."""
+    record = _read_json(Path(path), SPECTRUM_SCHEMA)
+    try:
+        if record["link"] != "identity":
+            raise FormatError(f"{path} has link {record['link']!r}; this version reads 'identity' only.")
+        basis = Basis(record["basis"], record["keep_prob"])
+        coefficients = {tuple(sorted(components.indices(t["set"]))): float(t["coefficient"]) for t in record["terms"]}
+        errors = [t["stderr"] for t in record["terms"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{path} is not a spectrum file of this version: {error!r}.") from error
+    known = bool(errors) and all(e is not None for e in errors)
+    stderr = dict(zip(coefficients, map(float, errors), strict=True)) if known else None
+    return Spectrum.from_terms(len(components), coefficients, basis, stderr)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never half."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _read_json(path: Path, schema: str) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise FormatError(f"{path} cannot be read as JSON: {error}.") from error
+    found = record.get("schema") if isinstance(record, dict) else None
+    if found != schema:
+        raise FormatError(f"{path} has schema {found!r}; this version reads {schema!r}.")
+    return record
+
+
+def recall(out: str | Path | None, record: Mapping[str, Any]) -> Responses | None:
+    """The responses of the same experiment in the run folder, or None; a folder of another one is refused."""
+    path = None if out is None else Path(out) / "responses.safetensors"
+    if path is None or not path.exists():
+        return None
+    known = Responses.load(path)
+    refuse_other(path, known.provenance, record)
+    return known
+
+
+def store(responses: Responses, out: Path) -> None:
+    """Put the responses into the run folder, unless they are there already."""
+    path = out / "responses.safetensors"
+    if path.exists():
+        refuse_other(path, Responses.load(path).provenance, responses.provenance)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    responses.save(path)
+
+
+def refuse_other(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise `ResponseError` naming what differs between the experiment in a folder and the one asked for."""
+    found = differences(there, here)
+    if found:
+        raise ResponseError(
+            f"{path} holds the responses of another experiment. It differs in {'; '.join(found[:4])}. "
+            "Choose another folder, or remove this one."
+        )
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted paths at which two records differ, with both values.
+
+    >>> differences({"task": {"metric": "kl"}}, {"task": {"metric": "prob"}})
+    ["task.metric ('kl' there, 'prob' here)"]
+    """
+    found = list[str]()
+    for key in sorted(one.keys() | other.keys()):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} ({_short(a)} there, {_short(b)} here)")
+    return found
+
+
+def plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as JSON will give it back (tuples become lists), so that a live one compares equal to a stored one."""
+    return json.loads(json.dumps(record, default=str))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def keep_of(components: ComponentSet, ablated: list[list[str]]) -> Bool[Tensor, "mask component"]:
+    """Masks from lists of ablated names: one row a list.
+
+    >>> keep_of(ComponentSet.of(["a0.h0", "a0.h1"]), [[], ["a0.h1"]]).tolist()
+    [[True, True], [True, False]]
+    """
+    keep = torch.ones(len(ablated), len(components), dtype=torch.bool)
+    for row, names in enumerate(ablated):
+        keep[row, components.indices(names)] = False
+    return keep

@@ -1,0 +1,88 @@
+"""A study: everything `discover` needs, live, opened from a card or from a model and a file of prompts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spex_mech.ablation.binding import bind
+from spex_mech.ablation.load import load_model
+from spex_mech.ablation.subject import Subject
+from spex_mech.components import ComponentSet, select
+from spex_mech.errors import FormatError
+from spex_mech.gallery import Card, cards, open_card
+from spex_mech.planted import load_planted
+from spex_mech.task import Task
+
+
+@dataclass(frozen=True)
+class Study:
+    """A bound subject, its task, the components in question, and how they are replaced when ablated.
+
+    `card` is where it all came from, or None for a model of the user's own.
+    """
+
+    title: str
+    subject: Subject
+    task: Task
+    components: ComponentSet
+    replacement: str = "mean"
+    per: str | None = None
+    card: Card | None = None
+
+
+def open_study(
+    what: str | Path,
+    *,
+    prompts: str | Path | None = None,
+    components: str | None = None,
+    device: str | None = None,
+) -> Study:
+    """Open a card (a name of the gallery or a folder with a card.toml), or a model (folder or hub id) with `prompts`.
+
+    Args:
+        prompts: a jsonl file that takes the place of the card's own prompts; needed where `what` is a model.
+        components: an expression for `select`; default: the card's, or all heads and MLP layers.
+        device: where the model is to live; default: CUDA where there is one, else the CPU.
+
+    Raises:
+        FormatError: `what` is neither a card nor a model, or a model came without prompts.
+    """
+    if _is_card(what):
+        return _open_card_study(open_card(what), prompts, components, device)
+    if prompts is None:
+        raise FormatError(
+            f"{str(what)!r} is neither a card of the gallery ({', '.join(cards())}) nor a folder with a card.toml. "
+            "To study a model of your own, give its prompts too: --prompts prompts.jsonl."
+        )
+    model, tokenizer = load_model(what, device=device)
+    return _study(Path(what).name, bind(model), Task.from_jsonl(prompts, tokenizer=tokenizer), components)
+
+
+def open_subject(what: str | Path, *, device: str | None = None) -> Subject:
+    """A bound subject from a card, a model folder or a hub id; prompts are not read."""
+    if _is_card(what):
+        return _card_subject(open_card(what), device)[0]
+    return bind(load_model(what, device=device)[0])
+
+
+def _is_card(what: str | Path) -> bool:
+    return str(what) in cards() or (Path(what) / "card.toml").exists()
+
+
+def _open_card_study(card: Card, prompts: str | Path | None, components: str | None, device: str | None) -> Study:
+    subject, tokenizer = _card_subject(card, device)
+    task = card.task(tokenizer=tokenizer, prompts=prompts)
+    study = _study(card.title, subject, task, components or card.components)
+    return Study(study.title, study.subject, study.task, study.components, card.replacement, card.per, card)
+
+
+def _card_subject(card: Card, device: str | None) -> tuple[Subject, Any]:
+    if card.model_kind == "planted":
+        return load_planted(card.model_path), None
+    model, tokenizer = load_model(card.model_path, kind=card.model_kind, device=device)
+    return bind(model), tokenizer
+
+
+def _study(title: str, subject: Subject, task: Task, components: str | None) -> Study:
+    chosen = select(subject, components or ("a*.h*, m*" if any(subject.shape.mlps) else "a*.h*"))
+    return Study(title, subject, task.check(subject.shape), chosen)

@@ -1,0 +1,129 @@
+"""The command line as a user meets it: what it prints, what it writes, and how it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spex_mech as sm
+from spex_mech import cli
+
+CARDS = Path(__file__).resolve().parents[1] / "circuits"
+
+
+@pytest.fixture
+def cli_run(capsys, monkeypatch):
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spex-mech", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+def test_demo_prints_what_exhaustive_enumeration_says(cli_run, tmp_path):
+    code, out, _ = cli_run("demo", "--out", tmp_path)
+    assert code == 0
+    found, truth = sm.load_run(tmp_path), sm.open_card("induction-2l").true_spectrum()
+    noise = found.spectrum.stderr
+    compared = 0
+    for (members, value), error in zip(found.spectrum.terms(), noise.tolist(), strict=True):
+        if members and abs(value) > 4 * error:
+            assert abs(value - truth.get(members)) < max(5 * error, 0.02), found.components.names
+            compared += 1
+    assert compared >= 10
+    assert found.heldout_r2 > 0.9
+    assert "Held-out R²" in out
+    assert "Against all" in out
+    assert max(len(line) for line in out.splitlines() if "│" in line or "┃" in line) <= 80
+
+
+def test_demo_finds_the_published_synergy(cli_run, tmp_path):
+    cli_run("demo", "--out", tmp_path, "--quiet")
+    pairs = sm.load_run(tmp_path).interactions().query("order == 2").head(6)
+    strongest = {frozenset(names): kind for names, kind in zip(pairs["components"], pairs["kind"], strict=True)}
+    published = {frozenset(i["components"]): i["kind"] for i in sm.open_card("induction-2l").published["interactions"]}
+    shared = strongest.keys() & published.keys()
+    assert shared
+    assert all(strongest[pair] == published[pair] == "synergy" for pair in shared)
+
+
+def test_discover_decode_export_chain(cli_run, tmp_path):
+    run, line = tmp_path / "run", tmp_path / "line"
+    assert cli_run("discover", "planted-or", "--budget", 300, "--out", run, "-q")[0] == 0
+    assert cli_run("decode", run / "responses.safetensors", "--decoder", "linear", "--out", line)[0] == 0
+    assert sm.load_run(line).spectrum.orders.max() == 1
+    for to in ("json", "graphml", "gexf", "dot", "hif"):
+        code, out, _ = cli_run("export", run / "circuit.json", "--to", to, "--out", tmp_path / f"c.{to}")
+        assert (code, (tmp_path / f"c.{to}").stat().st_size > 0) == (0, True)
+        assert "wrote" in out
+
+
+def test_doctor_binds_and_lists_sites(cli_run):
+    code, out, _ = cli_run("doctor", "induction-2l")
+    assert code == 0
+    assert "self-test passed" in out
+    assert "torch" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("discover", "planted-and", "--components", "a99.h0"), ("a99.h0", "does not exist", "layers")),
+        (("discover", "planted-and", "--components", "q7"), ("q7", "not a component name")),
+        (("discover", "planted-and", "--budget", "3"), ("masks",)),
+        (("discover", "planted-and", "--keep", "1.5", "--budget", "100"), ("between 0 and 1",)),
+        (("discover", "planted-and", "--decoder", "magic"), ("magic", "proxyspex")),
+        (("discover", "planted-and", "--replacement", "magic"), ("magic", "resample")),
+        (("discover", "no-such-card"), ("no-such-card", "induction-2l", "--prompts")),
+        (("decode", "nothing.safetensors"), ("nothing.safetensors",)),
+        (("discover",), ("Missing",)),
+    ],
+)
+def test_mistakes_exit_2_with_one_message(cli_run, tmp_path, args, words):
+    code, out, err = cli_run(*args, "--out", tmp_path / "run")
+    assert code == 2
+    assert "Traceback" not in out + err
+    assert all(word in err.replace("\n", " ") for word in words), err
+
+
+def test_card_with_a_missing_file_and_empty_prompts(cli_run, tmp_path):
+    card = tmp_path / "card"
+    card.mkdir()
+    (card / "card.toml").write_bytes((CARDS / "planted-and" / "card.toml").read_bytes())
+    code, _, err = cli_run("discover", card, "--out", tmp_path / "run")
+    assert code == 2
+    assert "planted.json" in err
+    assert "prompts.jsonl" in err
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    code, _, err = cli_run("discover", "planted-and", "--prompts", empty, "--out", tmp_path / "run")
+    assert code == 2
+    assert "empty.jsonl" in err
+
+
+def test_answers_outside_the_vocabulary(cli_run, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"tokens": [1, 0], "answer": 99_999, "distractors": [0]}) + "\n")
+    code, _, err = cli_run("discover", "planted-and", "--prompts", prompts, "--out", tmp_path / "run")
+    assert code == 2
+    assert "99999" in err.replace(",", "")
+
+
+def test_version_and_help_import_no_torch():
+    code = "\n".join(
+        (
+            "import sys; sys.argv = ['spex-mech', '--help']",
+            "from spex_mech.cli import main",
+            "try: main()",
+            "except SystemExit: pass",
+            "assert 'torch' not in sys.modules",
+        )
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "discover" in done.stdout

@@ -1,0 +1,180 @@
+"""The spine on planted subjects: what is planted is found, what is not is not, and nothing paid for is lost."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import spex_mech as sm
+from spex_mech import planted
+from spex_mech.discovery import decode
+from spex_mech.errors import ComponentError, DecodeError, DesignError, FormatError, ResponseError
+
+SHAPE = {"n_layers": 2, "n_heads": 4, "d_mlp": 2}
+AND = ("a0.h1", "a1.h0", "m0.n1")
+
+
+def components(subject):
+    return sm.heads(subject) + sm.neurons(subject)
+
+
+def run(subject, **options):
+    defaults = {"components": components(subject), "budget": 4096, "seed": 0}
+    return sm.discover(subject, planted.task(subject, n_prompts=4, seed=0), **{**defaults, **options})
+
+
+def joint(found):
+    frame = found.interactions()
+    return {tuple(sorted(row.components)): row for row in frame[frame["order"] > 1].itertuples()}
+
+
+@pytest.fixture(scope="module")
+def conjunction():
+    return planted.conjunction(AND, **SHAPE)
+
+
+@pytest.mark.parametrize("budget", [4096, 1000])  # all masks; a sample of them
+def test_additive_has_no_interaction(budget):
+    subject = planted.additive({"a0.h0": 1.0, "a1.h2": -0.5, "m1.n0": 2.0}, **SHAPE)
+    found = run(subject, budget=budget)
+    assert not joint(found)
+    assert {c for row in found.interactions().itertuples() for c in row.components} == {"a0.h0", "a1.h2", "m1.n0"}
+
+
+@pytest.mark.parametrize("budget", [4096, 1000])
+@pytest.mark.parametrize("kind", ["conjunction", "backup", "parity"])
+def test_exactly_the_planted_sets_with_their_signs(kind, budget):
+    names = ("a0.h1", "m1.n0")
+    subject = getattr(planted, kind)(names, **SHAPE)
+    found = run(subject, budget=budget)
+    truth = planted.truth(subject, found.components)
+    got = {s: c for s, c in found.spectrum.terms() if s}
+    want = {s: c for s, c in truth.terms() if s and abs(c) > 1e-9}
+    assert got.keys() == want.keys()
+    assert all(abs(got[s] - want[s]) < 1e-3 for s in want)
+    (row,) = joint(found).values()
+    assert set(row.components) == set(names)
+    assert row.kind == ("synergy" if kind == "conjunction" else "redundancy")
+    assert (row.knockout > 0) == (kind == "conjunction")
+
+
+def test_a_sample_predicts_masks_it_has_not_seen(conjunction):
+    found = run(conjunction, budget=800)
+    keep = sm.MaskDesign.bernoulli(len(found.components), 200, 0.5, seed=99).keep()
+    expected = planted.truth(conjunction, found.components).evaluate(keep)
+    assert found.heldout_r2 > 0.999
+    assert torch.allclose(found.predict(keep).double(), expected, atol=1e-3)
+
+
+def test_same_seed_same_bits_other_seed_other_masks(conjunction):
+    one, two, other = run(conjunction, budget=300), run(conjunction, budget=300), run(conjunction, budget=300, seed=1)
+    assert torch.equal(one.responses.values, two.responses.values)
+    assert torch.equal(one.spectrum.coefficients, two.spectrum.coefficients)
+    assert not torch.equal(one.responses.keep, other.responses.keep)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("budget", 200), ("keep", 0.8), ("keep", [0.5, 0.9]), ("decoder", "linear"), ("seed", 3), ("replacement", "zero")],
+)
+def test_every_option_acts(conjunction, option, value):
+    plain, changed = run(conjunction, budget=300), run(conjunction, **{"budget": 300, option: value})
+    assert plain.record != changed.record
+    if option == "replacement":
+        assert changed.record["replacement"]["kind"] == "zero"
+    elif option == "decoder":
+        assert changed.spectrum.orders.max() == 1
+    else:
+        assert not torch.equal(plain.responses.keep, changed.responses.keep)
+
+
+def test_run_folder_reads_back_whole_and_costs_nothing_again(conjunction, tmp_path, monkeypatch):
+    first = run(conjunction, budget=300, out=tmp_path)
+    again = sm.load_run(tmp_path)
+    assert torch.equal(again.responses.values, first.responses.values)
+    assert dict(again.spectrum.terms()) == pytest.approx(dict(first.spectrum.terms()))
+    assert again.circuit == first.circuit
+    assert again.heldout_r2 == first.heldout_r2
+    assert json.loads((tmp_path / "run.json").read_text()).keys() >= {
+        "heldout_r2",
+        "masks",
+        "rows",
+        "seconds",
+        "subject",
+        "task",
+        "design",
+    }
+
+    def forbidden(*_args, **_kwargs):
+        raise AssertionError("a forward pass was run again")
+
+    monkeypatch.setattr("spex_mech.discovery.respond", forbidden)
+    resumed = run(conjunction, budget=300, out=tmp_path)
+    assert torch.equal(resumed.spectrum.coefficients, first.spectrum.coefficients)
+
+
+def test_a_folder_of_another_experiment_is_refused_by_name_of_what_differs(conjunction, tmp_path):
+    run(conjunction, budget=300, out=tmp_path)
+    with pytest.raises(ResponseError, match=r"design\.n_masks \(300 there, 301 here\)"):
+        run(conjunction, budget=301, out=tmp_path)
+
+
+def test_responses_are_on_disk_before_they_are_decoded(conjunction, tmp_path, monkeypatch):
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("decoder broke")
+
+    monkeypatch.setattr("spex_mech.walsh.proxy.ProxySpex.decode", broken)
+    with pytest.raises(RuntimeError, match="decoder broke"):
+        run(conjunction, budget=300, out=tmp_path)
+    assert len(sm.Responses.load(tmp_path / "responses.safetensors").keep) == 300
+
+
+def test_decoding_saved_responses_needs_no_model(conjunction, tmp_path):
+    found = run(conjunction, budget=300, out=tmp_path)
+    again = decode(sm.Responses.load(tmp_path / "responses.safetensors"), seed=0)
+    assert torch.equal(again.spectrum.coefficients, found.spectrum.coefficients)
+
+
+def test_mistakes_are_told_before_anything_is_spent(conjunction, monkeypatch):
+    def forbidden(*_args, **_kwargs):
+        raise AssertionError("a forward pass was run")
+
+    monkeypatch.setattr("spex_mech.discovery.respond", forbidden)
+    with pytest.raises(ComponentError, match=r"a7\.h0"):
+        run(conjunction, components="a7.h0")
+    with pytest.raises(DesignError, match="4,096 masks"):
+        run(conjunction, decoder="exact", budget=100)
+    with pytest.raises(DecodeError, match="no decoder 'magic'"):
+        run(conjunction, decoder="magic")
+    with pytest.raises(DesignError, match="between 0 and 1"):
+        run(conjunction, keep=1.5, budget=100)
+    with pytest.raises(DesignError, match="not a keep-probability"):
+        run(conjunction, keep="often", budget=100)
+    with pytest.raises(DecodeError, match="masks"):
+        run(conjunction, budget=4)
+
+
+def test_nan_responses_name_the_mask(conjunction):
+    task = planted.task(conjunction, n_prompts=4, seed=0)
+
+    def nan_where_much_is_gone(logits, scored):
+        values = logits[:, 1].clone()
+        values[logits[:, 1] == 0] = float("nan")
+        return values
+
+    broken = dataclasses.replace(task, metric=nan_where_much_is_gone)
+    with pytest.raises(ResponseError, match=r"mask .*ablated"):
+        sm.discover(conjunction, broken, components=components(conjunction), budget=300)
+
+
+@pytest.mark.parametrize("name", ["run.json", "responses.safetensors", "spectrum.json", "circuit.json"])
+def test_damaged_run_folders_give_one_clear_error(conjunction, tmp_path, name):
+    run(conjunction, budget=300, out=tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FormatError):
+        sm.load_run(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(FormatError, match=name):
+        sm.load_run(tmp_path)
