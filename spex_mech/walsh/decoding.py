@@ -13,6 +13,8 @@ from spex_mech.errors import DecodeError, ResponseError
 from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
 
+RECOVERED_FROM = 0.9  # held-out R² from which a polynomial is called recovered
+
 
 class Outcome(Enum):
     """How a decoding ended. Each member carries what it means and what to do about it."""
@@ -37,7 +39,7 @@ class Outcome(Enum):
         self.remedy = remedy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """A measured Boolean function: row m of `values` is what came out under row m of `keep`.
 
@@ -55,8 +57,16 @@ class Samples:
                 f"keep {tuple(self.keep.shape)} and values {tuple(self.values.shape)} must be [mask, component] "
                 f"and [mask, output] with as many masks."
             )
-        if self.keep.dtype != torch.bool:
-            raise DecodeError(f"keep must be Boolean (True: untouched), not {self.keep.dtype}.")
+        if not all((*self.keep.shape, self.values.shape[1])):
+            raise DecodeError(
+                f"{self.keep.shape[0]:,} masks of {self.keep.shape[1]:,} components with {self.values.shape[1]:,} "
+                f"outputs hold nothing to decode; at least one of each is needed."
+            )
+        if self.keep.dtype != torch.bool or not self.values.is_floating_point():
+            raise DecodeError(
+                f"keep must be Boolean (True: untouched) and values floating-point, not {self.keep.dtype} and "
+                f"{self.values.dtype}."
+            )
         bad = (~self.values.isfinite()).any(1).nonzero()[:, 0]
         if len(bad):
             first = int(bad[0])
@@ -85,13 +95,12 @@ class Samples:
         return Samples(self.keep[rows], self.values[rows], self.design)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decoded:
     """What a decoder found: the polynomial, how it ended, and the evidence.
 
     `stats` always has ``heldout_r2`` (R² on masks that nothing was fitted to or chosen by; None where every mask
-    was measured), ``masks_fitted``,
-    ``masks_heldout`` and ``seconds``.
+    was measured, NaN where the held-out values do not vary), ``masks_fitted``, ``masks_heldout`` and ``seconds``.
     """
 
     spectrum: Spectrum
@@ -114,19 +123,59 @@ class Decoder(Protocol):
 def split_masks(
     keep: Bool[Tensor, "mask component"], share: float, seed: int
 ) -> tuple[Int[Tensor, " fit"], Int[Tensor, " heldout"]]:
-    """Row numbers to fit and to hold out. Equal masks stay on one side, so that nothing held out was seen."""
-    _, which = torch.unique(keep.cpu(), dim=0, return_inverse=True)
-    distinct = int(which.max()) + 1
-    chosen = torch.randperm(distinct, generator=torch.Generator().manual_seed(seed))[: round(share * distinct)]
-    held = torch.isin(which, chosen)
+    """Row numbers to fit and to hold out, on the CPU, ascending.
+
+    `share` of the different masks is held out, at least one of them where there are two, and never all. Equal masks
+    stay on one side, so that nothing held out was seen. Raises `DecodeError` unless 0 < share < 1.
+    """
+    if not 0 < share < 1:
+        raise DecodeError(f"the share of masks to hold out must lie strictly between 0 and 1, not {share}.")
+    rank = _shuffled(keep, seed)
+    distinct = int(rank.max()) + 1 if len(rank) else 0
+    held = rank < min(max(1, round(share * distinct)), distinct - 1)
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
+def fold_masks(keep: Bool[Tensor, "mask component"], folds: int, seed: int) -> Int[Tensor, " mask"]:
+    """The fold, 0 to ``folds - 1``, of every mask, for cross-validation; equal masks share one, on the CPU.
+
+    >>> sorted(fold_masks(torch.eye(4).bool(), 2, seed=0).tolist())
+    [0, 0, 1, 1]
+    """
+    return _shuffled(keep, seed) % folds
+
+
+def _shuffled(keep: Bool[Tensor, "mask component"], seed: int) -> Int[Tensor, " mask"]:
+    """The rank of every mask in a random order of the different masks."""
+    if not len(keep):
+        return torch.zeros(0, dtype=torch.long)
+    _, which = torch.unique(keep.cpu(), dim=0, return_inverse=True)
+    order = torch.randperm(int(which.max()) + 1, generator=torch.Generator().manual_seed(seed))
+    return order[which]
+
+
 def r_squared(truth: Float[Tensor, " mask"], predicted: Float[Tensor, " mask"]) -> float:
-    """R² = 1 - Σ(f - f̂)² / Σ(f - mean f)²; NaN where the truth does not vary.
+    """R² = 1 - Σ(f - f̂)² / Σ(f - mean f)², in float64; NaN where the truth does not vary beyond rounding.
 
     >>> r_squared(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 2.0]))
     1.0
     """
+    if not len(truth):
+        return float("nan")
+    truth, predicted = truth.double(), predicted.double()
     spread = float(((truth - truth.mean()) ** 2).sum())
-    return 1 - float(((truth - predicted) ** 2).sum()) / spread if spread > 0 else float("nan")
+    rounding = len(truth) * (4 * torch.finfo(torch.float64).eps * float(truth.abs().max())) ** 2
+    return 1 - float(((truth - predicted) ** 2).sum()) / spread if spread > rounding else float("nan")
+
+
+def judge(spectrum: Spectrum, heldout_r2: float) -> Outcome:
+    """The outcome of a decoding whose masks were enough: by R² on masks that nothing was fitted to or chosen by.
+
+    Recovered from 0.9 on; nothing found where only the mean was, or where the polynomial predicts no better than it.
+
+    >>> judge(Spectrum.from_terms(2, {(): 1.0, (0,): 0.5}), 0.4).name
+    'PARTIAL'
+    """
+    if not (spectrum.orders > 0).any() or not heldout_r2 > 0:
+        return Outcome.NOTHING_FOUND
+    return Outcome.RECOVERED if heldout_r2 >= RECOVERED_FROM else Outcome.PARTIAL

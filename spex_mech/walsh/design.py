@@ -38,11 +38,26 @@ class MaskDesign:
                 f"a design needs at least one component and one mask, not {self.n:,} components and "
                 f"{self.n_masks:,} masks."
             )
+        self._check_kind()
         bad = [q for q in self.keep_probs if not 0 < q < 1]
         if bad:
             raise DesignError(
                 f"keep-probabilities must lie strictly between 0 and 1, not {bad}; 0.9 ablates a tenth of the "
                 f"components per mask."
+            )
+
+    def _check_kind(self) -> None:
+        """Whether the numbers are those of the kind; they may come from a file."""
+        if self.kind == "complete" and (self.n > MAX_COMPLETE or self.n_masks != 1 << self.n or self.keep_probs):
+            raise DesignError(
+                f"a complete design of {self.n:,} components has 2^{self.n} masks, no keep-probability and at most "
+                f"{MAX_COMPLETE} components, not {self.n_masks:,} masks and {self.keep_probs}."
+            )
+        if (self.kind == "bernoulli" and len(self.keep_probs) != 1) or (
+            self.kind == "stratified" and not self.keep_probs
+        ):
+            raise DesignError(
+                f"a bernoulli design needs one keep-probability, a stratified one at least one, not {self.keep_probs}."
             )
 
     @classmethod
@@ -53,8 +68,6 @@ class MaskDesign:
     @classmethod
     def stratified(cls, n: int, n_masks: int, keep_probs: Sequence[float], seed: int = 0) -> "MaskDesign":
         """Mask m is drawn with keep-probability ``keep_probs[m % len(keep_probs)]``: equal shares, interleaved."""
-        if not keep_probs:
-            raise DesignError("a stratified design needs at least one keep-probability.")
         return cls("stratified", n, n_masks, seed, tuple(float(q) for q in keep_probs))
 
     @classmethod
@@ -75,8 +88,12 @@ class MaskDesign:
     def keep(
         self, start: int = 0, stop: int | None = None, device: torch.device | str = "cpu"
     ) -> Bool[Tensor, "mask component"]:
-        """Masks `start` to `stop` (all by default), drawn on `device`."""
+        """Masks `start` to `stop` (all by default; `stop` may lie behind the last), drawn on `device`."""
         stop = self.n_masks if stop is None else min(stop, self.n_masks)
+        if not 0 <= start <= stop:
+            raise DesignError(
+                f"masks {start:,} to {stop:,} were asked of a design that has masks 0 to {self.n_masks:,}."
+            )
         rows = torch.arange(start, stop, device=device)
         if self.kind == "complete":
             return (rows[:, None] >> torch.arange(self.n, device=device)) & 1 == 0
@@ -88,6 +105,8 @@ class MaskDesign:
         self, size: int, device: torch.device | str = "cpu"
     ) -> Iterator[tuple[int, Bool[Tensor, "mask component"]]]:
         """(number of the first mask, masks), in order, `size` at a time."""
+        if size < 1:
+            raise DesignError(f"masks are cut into chunks of at least one, not of {size}.")
         for start in range(0, self.n_masks, size):
             yield start, self.keep(start, start + size, device)
 
@@ -123,7 +142,8 @@ def uniform_bits(seed: int, rows: Int[Tensor, " mask"], n: int) -> Int[Tensor, "
     splitmix64's finaliser over ``(mask · n + component) · γ + hash(seed)``; int64 arithmetic wraps as uint64 does.
     """
     counter = rows[:, None] * n + torch.arange(n, device=rows.device)
-    key = int(_mix(torch.tensor([seed * 2 + 1], dtype=torch.long))[0])
+    odd = (seed * 2 + 1) % (1 << 64)  # any integer is a seed; torch wants it signed
+    key = int(_mix(torch.tensor([odd - (odd >> 63 << 64)], dtype=torch.long))[0])
     return _shift(_mix(counter * _GAMMA + key), 11)
 
 

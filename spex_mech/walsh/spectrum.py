@@ -1,6 +1,7 @@
 """`Spectrum`: one sparse multilinear polynomial of keep bits, and the basis it is written in."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -53,9 +54,9 @@ class Basis:
         return self.kind in ("walsh", "biased")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spectrum:
-    """f(keep) = Σ_S coefficient(S) Π_{i∈S} φ(keep_i), over the recovered sets S only.
+    """f(keep) = Σ_S coefficient(S) Π_{i∈S} φ(keep_i), over the recovered sets S only. Its tensors live on the CPU.
 
     Attributes:
         n: number of components.
@@ -70,6 +71,21 @@ class Spectrum:
     coefficients: Float[Tensor, " set"] | Float[Tensor, "set output"]
     basis: Basis = Basis()
     stderr: Float[Tensor, " set"] | Float[Tensor, "set output"] | None = None
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(t.shape) for t in (self.coefficients, self.stderr) if t is not None]
+        sizes_fit = all(shape[:1] == self.members.shape[:1] and 1 <= len(shape) <= 2 for shape in shapes)
+        if self.members.ndim != 2 or not sizes_fit or len(set(shapes)) != 1:
+            raise DecodeError(
+                f"members {tuple(self.members.shape)} and coefficients, stderr {shapes} must be [set, slot] and [set] "
+                f"or [set, output], with as many sets."
+            )
+        left, right = self.members[:, :-1], self.members[:, 1:]
+        in_range = ((self.members >= -1) & (self.members < self.n)).all()
+        if not in_range or not ((left < right) & (left >= 0) | (right == -1)).all():
+            raise DecodeError(
+                f"every set must hold ascending component indices from 0 to {self.n - 1}, padded with -1 on the right."
+            )
 
     @classmethod
     def from_terms(
@@ -87,6 +103,9 @@ class Spectrum:
         sets = [tuple(sorted(s)) for s in terms]
         if any(len(set(s)) != len(s) or (s and not 0 <= s[0] <= s[-1] < n) for s in sets):
             raise DecodeError(f"every set must hold different component indices from 0 to {n - 1}.")
+        twice = sorted(s for s, count in Counter(sets).items() if count > 1)
+        if twice:
+            raise DecodeError(f"the sets {twice[:5]} are given more than once, in different orders; add them up first.")
         errors = None if stderr is None else torch.tensor([float(stderr[s]) for s in terms], dtype=torch.float64)
         return cls(
             n, pad_sets(sets), torch.tensor([float(c) for c in terms.values()], dtype=torch.float64), basis, errors
@@ -110,7 +129,7 @@ class Spectrum:
         return {s: row for row, s in enumerate(self.sets)}
 
     def __contains__(self, item: object) -> bool:
-        return isinstance(item, Iterable) and tuple(sorted(item)) in self._rows
+        return isinstance(item, int | Iterable) and self._row(item) is not None
 
     def __getitem__(self, key: int | Iterable[int]) -> float:
         """The coefficient of a set (mean over outputs); raises `DecodeError` where the set was not recovered."""
@@ -124,8 +143,11 @@ class Spectrum:
 
     def get(self, key: int | Iterable[int]) -> float | None:
         """The coefficient of a set (mean over outputs), or None where the set was not recovered."""
-        row = self._rows.get((key,) if isinstance(key, int) else tuple(sorted(key)))
+        row = self._row(key)
         return None if row is None else float(self.coefficients[row].mean())
+
+    def _row(self, key: int | Iterable[int]) -> int | None:
+        return self._rows.get((key,) if isinstance(key, int) else tuple(sorted(key)))
 
     def terms(self) -> Iterator[tuple[tuple[int, ...], float]]:
         """(set, coefficient) for every recovered set, mean over outputs."""
@@ -218,6 +240,9 @@ class Spectrum:
         kept, ablated = set(kept), set(ablated)
         if kept & ablated:
             raise DecodeError(f"components {sorted(kept & ablated)} cannot be both kept and ablated.")
+        unknown = sorted(i for i in kept | ablated if not 0 <= i < self.n)
+        if unknown:
+            raise DecodeError(f"components {unknown} do not exist; this polynomial has components 0 to {self.n - 1}.")
         offset, slope = self.basis.affine
         value = torch.ones(self.n + 1, dtype=torch.float64)
         value[list(kept)] = offset + slope
