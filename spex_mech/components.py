@@ -57,6 +57,10 @@ class ModelShape:
     mlps: tuple[bool, ...]
     neurons: tuple[int, ...]
     d_vocab: int
+    d_vocab_out: int = 0  # 0: the same as d_vocab
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "d_vocab_out", self.d_vocab_out or self.d_vocab)
 
     @property
     def n_layers(self) -> int:

@@ -141,9 +141,9 @@ def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> M
         return MaskDesign.complete(n)
     if isinstance(keep, str):
         raise DesignError(f"keep={keep!r} is not a keep-probability; give a number such as 0.9, or several.")
-    if isinstance(keep, Sequence):
-        return MaskDesign.stratified(n, budget, keep, seed)
-    return MaskDesign.bernoulli(n, budget, keep, seed)
+    if isinstance(keep, float | int):
+        return MaskDesign.bernoulli(n, budget, keep, seed)
+    return MaskDesign.stratified(n, budget, keep, seed)
 
 
 def choose_decoder(name: str, design: MaskDesign | None) -> Decoder:

@@ -57,15 +57,15 @@ def _interaction_table(frame: pd.DataFrame, unit: str) -> Table:
         ("q", "right"),
     ):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for row in frame.head(SHOWN).itertuples():
-        colour = _COLOURS[row.kind]
-        error = f" ± {row.stderr:.3f}" if pd.notna(row.stderr) and row.stderr else ""
+    for row in frame.head(SHOWN).to_dict("records"):
+        colour = _COLOURS[str(row["kind"])]
+        error = f" ± {row['stderr']:.3f}" if pd.notna(row["stderr"]) and row["stderr"] else ""
         table.add_row(
-            escape(" × ".join(row.components)),
-            f"{row.coefficient:+.3f}{error}",
-            "" if pd.isna(row.knockout) else f"{row.knockout:+.3f}",
-            f"[{colour}]{row.kind}[/]",
-            "" if pd.isna(row.q_value) else f"{row.q_value:.1g}",
+            escape(" × ".join(row["components"])),
+            f"{row['coefficient']:+.3f}{error}",
+            "" if pd.isna(row["knockout"]) else f"{row['knockout']:+.3f}",
+            f"[{colour}]{row['kind']}[/]",
+            "" if pd.isna(row["q_value"]) else f"{row['q_value']:.1g}",
         )
     return table
 
@@ -84,10 +84,10 @@ def _verdict(found: Discovery) -> str:
 
 def _print_strongest(frame: pd.DataFrame, unit: str, console: Console) -> None:
     joint = frame[frame["order"] > 1].head(1)
-    for row in joint.itertuples():
+    for row in joint.to_dict("records"):
         console.print(
-            f"Strongest joint effect: [bold]{escape(' × '.join(row.components))}[/], {row.coefficient:+.2f} {unit} "
-            f"({row.kind}: {_MEANINGS[row.kind]})."
+            f"Strongest joint effect: [bold]{escape(' × '.join(row['components']))}[/], {row['coefficient']:+.2f} {unit} "
+            f"({row['kind']}: {_MEANINGS[row['kind']]})."
         )
 
 

@@ -22,7 +22,7 @@ from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, ResponseError
 from spex_mech.responses import Responses
 from spex_mech.walsh.decoding import Decoded, Outcome
-from spex_mech.walsh.spectrum import Basis, Spectrum
+from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
 
 RUN_SCHEMA = "spex_mech.run/1"
 SPECTRUM_SCHEMA = "spex_mech.spectrum/1"
@@ -122,8 +122,9 @@ def load_spectrum(path: str | Path, components: ComponentSet) -> Spectrum:
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{path} is not a spectrum file of this version: {error!r}.") from error
     known = bool(errors) and all(e is not None for e in errors)
-    stderr = dict(zip(coefficients, map(float, errors), strict=True)) if known else None
-    return Spectrum.from_terms(len(components), coefficients, basis, stderr)
+    stderr = torch.tensor([float(e) for e in errors], dtype=torch.float64) if known else None
+    values = torch.tensor(list(coefficients.values()), dtype=torch.float64)
+    return Spectrum(len(components), pad_sets(coefficients), values, basis, stderr)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,0 +1,49 @@
+"""How many rows a forward pass takes, and what to do when they do not fit into memory."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spex_mech.ablation.subject import Subject
+from spex_mech.errors import ResponseError
+
+ELEMENTS = 1 << 27  # largest single activation of a batch: 512 MB of float32
+MAX_ROWS = 4096
+
+
+def default_rows(subject: Subject, length: int) -> int:
+    """Rows a batch so that its largest activation stays under half a gigabyte."""
+    width = max([site.parts * site.width for site in subject.sites] + [1])
+    per_row = length * max(subject.shape.d_vocab_out, 8 * width)
+    return max(1, min(MAX_ROWS, ELEMENTS // per_row))
+
+
+def in_halves(run: Callable[[int, int], Tensor], total: int, rows: int) -> Tensor:
+    """``run(start, stop)`` over ``range(total)``, `rows` at a time, in order; batches that do not fit are halved.
+
+    Raises `ResponseError` where a single row does not fit.
+    """
+    done, start = list[Tensor](), 0
+    while start < total:
+        stop = min(total, start + rows)
+        try:
+            done.append(run(start, stop))
+            start = stop
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if rows == 1:
+                raise ResponseError(
+                    "one prompt under one mask does not fit into memory; use a smaller model or device."
+                ) from error
+            rows = max(1, min(rows, stop - start) // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return torch.cat(done)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whichever device."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "DefaultCPUAllocator")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error) for w in words)

@@ -1,0 +1,189 @@
+"""`Replacement`: what an ablated component gives instead. The arithmetic of ablation stands here, once."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from spex_mech.ablation.recipe import Recipe, compile_recipe
+from spex_mech.ablation.subject import Edit, Site, Subject
+from spex_mech.components import ComponentSet
+from spex_mech.errors import TaskError
+from spex_mech.task import Prompts, Task
+
+ASSUMPTIONS = {
+    "mean": "the mean over reference prompts is an uninformative value",
+    "zero": "zero is an uninformative value; under value biases it is not, and weight processing changes it",
+    "resample": "what the component gives on another prompt is a fair contrast",
+}
+ROWS = 64  # reference prompts a forward pass
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """References for every touched site: ``[prompt | 1, pos | 1, feature]``; none for zero ablation."""
+
+    kind: str
+    per: str | None
+    recipe: Recipe
+    references: Mapping[Site, Float[Tensor, "prompt pos feature"]]
+    source: Mapping[str, Any]
+
+    def describe(self) -> dict[str, Any]:
+        """For a record: kind, over what, and a hash of the values."""
+        digest = hashlib.sha256()
+        for _, values in sorted(self.references.items()):
+            digest.update(values.float().cpu().contiguous().numpy().tobytes())
+        return {
+            "kind": self.kind,
+            "per": self.per,
+            "assumes": ASSUMPTIONS[self.kind],
+            **self.source,
+            "sha256": digest.hexdigest() if self.references else None,
+        }
+
+    def edits(self, keep: Bool[Tensor, "row component"], prompt: Int[Tensor, " row"], length: int) -> dict[Site, Edit]:
+        """One edit a touched site for a batch: row b is prompt ``prompt[b]`` under mask ``keep[b]``."""
+        return {
+            site: self._edit(site, self.recipe.keep_parts(site, keep, length), prompt) for site in self.recipe.sites
+        }
+
+    def _edit(self, site: Site, kept: Bool[Tensor, "row pos part"], prompt: Tensor) -> Edit:
+        reference = self.references.get(site)
+
+        def edit(x: Tensor) -> Tensor:
+            parts = rearrange(x, "row pos (part width) -> row pos part width", part=site.parts)
+            other: Tensor | float = 0.0
+            if reference is not None:
+                rows = reference if len(reference) == 1 else reference[prompt.to(reference.device)]
+                rows = rows[:, : x.shape[1]] if rows.shape[1] > 1 else rows
+                rows = rows.to(x.device, x.dtype)
+                other = rearrange(rows, "row pos (part width) -> row pos part width", part=site.parts)
+            # where, not a product: what is replaced may be infinite or NaN
+            return rearrange(torch.where(kept[..., None], parts, other), "row pos part width -> row pos (part width)")
+
+        return edit
+
+
+def fit_replacement(
+    subject: Subject,
+    task: Task,
+    components: ComponentSet,
+    kind: str = "mean",
+    per: str | None = None,
+    seed: int = 0,
+) -> Replacement:
+    """Take the replacement values of the touched sites.
+
+    Args:
+        kind: "mean": the mean over ``task.reference`` (or the task's own prompts), accumulated in float64.
+            "zero": 0. "resample": prompt i gets what the site gives on corrupt prompt i; where the task has no corrupt
+            prompts, on another prompt of its length, drawn by `seed`.
+        per: of "mean": "position", or "pooled" over all tokens (padding never occurs); None: per position where all
+            prompts and references have one length.
+
+    Raises:
+        TaskError: an unknown kind or per; per-position means of prompts of different lengths; a prompt with no other
+            prompt of its length to resample from.
+    """
+    if kind not in ASSUMPTIONS:
+        raise TaskError(f"there is no replacement {kind!r}; the replacements are {', '.join(ASSUMPTIONS)}.")
+    recipe = compile_recipe(components, subject.sites, subject.shape)
+    _check_positions(recipe, components, task)
+    if kind == "zero":
+        return Replacement(kind, None, recipe, {}, {})
+    if kind == "resample":
+        return _resample(subject, task, recipe, seed)
+    prompts = task.reference or task.prompts
+    how = _resolve_per(per, task, prompts)
+    source = {"over": "reference" if task.reference else "prompts", "prompts": len(prompts)}
+    return Replacement(kind, how, recipe, _means(subject, prompts, recipe.sites, how), source)
+
+
+def _check_positions(recipe: Recipe, components: ComponentSet, task: Task) -> None:
+    shortest = int(task.prompts.lengths.min())
+    atoms = [(c, a.position) for c in components for a in c.atoms if a.position is not None]
+    wrong = [c.name for c, p in atoms if not -shortest <= p < shortest]
+    if wrong:
+        raise TaskError(f"{', '.join(wrong[:8])}: position outside the shortest prompt, which has {shortest} tokens.")
+
+
+def _resolve_per(per: str | None, task: Task, prompts: Prompts) -> str:
+    lengths = set(prompts.lengths.tolist()) | set(task.prompts.lengths.tolist())
+    if per is None:
+        return "position" if len(lengths) == 1 else "pooled"
+    if per not in ("position", "pooled"):
+        raise TaskError(f"means are taken per 'position' or 'pooled', not {per!r}.")
+    if per == "position" and len(lengths) > 1:
+        raise TaskError(f"means per position need prompts of one length; these have {sorted(lengths)[:8]}. Use pooled.")
+    return per
+
+
+def _means(subject: Subject, prompts: Prompts, sites: tuple[Site, ...], per: str) -> dict[Site, Tensor]:
+    sums: dict[Site, Tensor] = {}
+    count = 0
+    for rows in _batches(prompts):
+        for site, values in collect(subject, prompts, rows, sites).items():
+            total = values.double().sum((0,) if per == "position" else (0, 1))
+            sums[site] = sums.get(site, torch.zeros_like(total)) + total
+        count += len(rows) * (1 if per == "position" else int(prompts.lengths[rows[0]]))
+    return {site: (total / count).reshape(1, -1, site.parts * site.width).float() for site, total in sums.items()}
+
+
+def _resample(subject: Subject, task: Task, recipe: Recipe, seed: int) -> Replacement:
+    prompts = task.corrupt or task.prompts
+    partners = torch.arange(len(task)) if task.corrupt is not None else _partners(task.prompts, seed)
+    unlike = (prompts.lengths[partners] != task.prompts.lengths).nonzero()[:, 0].tolist()
+    if unlike:
+        raise TaskError(
+            f"prompts {[i + 1 for i in unlike[:10]]} and their corrupt prompts differ in length; make them equal."
+        )
+    longest = int(task.prompts.lengths.max())
+    store = {s: torch.zeros(len(prompts), longest, s.parts * s.width, device=subject.device) for s in recipe.sites}
+    for rows in _batches(prompts):
+        for site, values in collect(subject, prompts, rows, recipe.sites).items():
+            store[site][rows.to(subject.device), : values.shape[1]] = values.float()
+    references = {site: values[partners.to(subject.device)] for site, values in store.items()}
+    source = {"over": "corrupt" if task.corrupt else "prompts", "seed": seed}
+    return Replacement("resample", None, recipe, references, source)
+
+
+def _partners(prompts: Prompts, seed: int) -> Int[Tensor, " prompt"]:
+    """Another prompt of the same length for each prompt: a cycle through a seeded order, so nobody meets itself."""
+    partners = torch.empty(len(prompts), dtype=torch.long)
+    generator = torch.Generator().manual_seed(seed)
+    for length, rows in prompts.by_length().items():
+        if len(rows) == 1:
+            raise TaskError(
+                f"prompt {int(rows[0]) + 1} is the only one of {length} tokens, so there is nothing to resample from. "
+                "Give corrupt prompts, or use mean replacement."
+            )
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        partners[order] = order.roll(1)
+    return partners
+
+
+def collect(subject: Subject, prompts: Prompts, rows: Tensor, sites: tuple[Site, ...]) -> dict[Site, Tensor]:
+    """What each site gives on some prompts of one length: ``[row, pos, feature]``."""
+    seen: dict[Site, Tensor] = {}
+
+    def watch(site: Site) -> Edit:
+        def edit(x: Tensor) -> Tensor:
+            seen[site] = x.clone()
+            return x
+
+        return edit
+
+    length = int(prompts.lengths[rows[0]])
+    tokens = prompts.tokens[rows, :length].to(subject.device)
+    subject.forward(tokens, {site: watch(site) for site in sites}, torch.zeros(len(rows), dtype=torch.long))
+    return seen
+
+
+def _batches(prompts: Prompts) -> list[Tensor]:
+    return [part for rows in prompts.by_length().values() for part in rows.split(ROWS)]

@@ -1,0 +1,104 @@
+"""`respond`: the pass from keep bits to values. Takes Booleans, never a design."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from spex_mech.ablation.batching import default_rows, in_halves
+from spex_mech.ablation.replacement import Replacement
+from spex_mech.ablation.subject import Subject
+from spex_mech.components import ComponentSet
+from spex_mech.metrics import Metric, Scored, resolve
+from spex_mech.responses import refuse_non_finite
+from spex_mech.task import Task
+
+
+def respond(
+    subject: Subject,
+    task: Task,
+    components: ComponentSet,
+    keep_chunks: Iterable[Bool[Tensor, "mask component"]],
+    replacement: Replacement,
+    *,
+    batch_rows: int | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Float[Tensor, "mask prompt"]:
+    """The metric of every prompt under every mask, float32 on the CPU, masks in the order given.
+
+    A row of a batch is one prompt under one mask; prompts of one length share it with many masks, so nothing is padded.
+    Batches that do not fit into memory are halved. Values do not depend on `batch_rows` beyond float rounding.
+
+    Raises:
+        ResponseError: a value is not finite (the mask and what it ablates are named), or one row does not fit.
+    """
+    bench = _Bench(subject, task, resolve(task), replacement, _clean(subject, task))
+    done: list[Tensor] = []
+    offset = 0
+    for keep in keep_chunks:
+        values = bench.measure(keep.to(subject.device), batch_rows)
+        refuse_non_finite(components, keep, values, offset)
+        done.append(values)
+        offset += len(keep)
+        if on_progress is not None:
+            on_progress(len(keep))
+    return torch.cat(done) if done else torch.zeros(0, len(task))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What stays the same over all masks of a run."""
+
+    subject: Subject
+    task: Task
+    metric: Metric
+    replacement: Replacement
+    clean: Tensor | None
+
+    def measure(self, keep: Bool[Tensor, "mask component"], batch_rows: int | None) -> Float[Tensor, "mask prompt"]:
+        values = torch.empty(len(keep), len(self.task))
+        for length, prompts in self.task.prompts.by_length().items():
+            total = len(keep) * len(prompts)
+
+            def run(start: int, stop: int, prompts: Tensor = prompts, length: int = length) -> Tensor:
+                row = torch.arange(start, stop)
+                which = prompts[row % len(prompts)]
+                return self._rows(keep[(row // len(prompts)).to(keep.device)], which, length)
+
+            rows = batch_rows or default_rows(self.subject, length)
+            values[:, prompts] = in_halves(run, total, rows).reshape(len(keep), len(prompts))
+        return values
+
+    def _rows(
+        self, keep: Bool[Tensor, "row component"], prompt: Int[Tensor, " row"], length: int
+    ) -> Float[Tensor, " row"]:
+        device, task = self.subject.device, self.task
+        tokens = task.prompts.tokens[prompt, :length].to(device)
+        positions = None if self.metric.all_positions else task.positions[prompt]
+        edits = self.replacement.edits(keep, prompt, length)
+        logits = self.subject.forward(tokens, edits, positions).float()
+        with torch.inference_mode():
+            scored = Scored(
+                logits,
+                prompt.to(device),
+                task.answers[prompt].to(device),
+                task.distractors[prompt].to(device),
+                tokens if self.metric.all_positions else None,
+                None if self.clean is None else self.clean[prompt.to(device)],
+            )
+            return self.metric.compute(scored).float().cpu()
+
+
+def _clean(subject: Subject, task: Task) -> Float[Tensor, "prompt vocab"] | None:
+    """The intact model's log-probabilities at the scored positions, for metrics that compare with them."""
+    if not resolve(task).needs_clean:
+        return None
+    out = torch.empty(len(task), subject.shape.d_vocab_out, device=subject.device)
+    for length, prompts in task.prompts.by_length().items():
+        for part in prompts.split(default_rows(subject, length)):
+            tokens = task.prompts.tokens[part, :length].to(subject.device)
+            logits = subject.forward(tokens, {}, task.positions[part]).float()
+            out[part.to(subject.device)] = logits.log_softmax(1).clone()
+    return out

@@ -1,0 +1,147 @@
+"""Architecture → sites: where heads, neurons and MLP outputs live in a torch module, found by walking it.
+
+Names are hints only; what counts is the shape (a projection onto d_model), and the self-test at binding.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spex_mech.ablation.subject import Site
+from spex_mech.components import ModelShape
+from spex_mech.errors import ModelError
+
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+_MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
+_OUT = ("o_proj", "c_proj", "out_proj", "dense", "wo")
+_DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "wo")
+_POST_NORM = "post_feedforward_layernorm"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site and the module at whose input or output it is; `module` is the projection for heads and neurons."""
+
+    site: Site
+    module: nn.Module
+    at: Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What walking a model found: its shape, its places in forward order, and its decoder blocks."""
+
+    shape: ModelShape
+    places: tuple[Place, ...]
+    blocks: tuple[nn.Module, ...]
+
+
+def find_architecture(model: nn.Module) -> Architecture:
+    """The places of a decoder-only language model with a Hugging Face style ``config``.
+
+    Raises:
+        ModelError: no config, an encoder-decoder or vision model, or no decoder blocks of a known form.
+    """
+    config = _config(model)
+    blocks = _blocks(model, int(config.num_hidden_layers))
+    d_model, n_heads = int(config.hidden_size), int(config.num_attention_heads)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
+    places = [place for layer, block in enumerate(blocks) for place in _places(block, layer, d_model, n_heads)]
+    if not places:
+        raise ModelError(
+            f"no known site was found in {type(model).__name__}: none of its {len(blocks)} blocks has an attention "
+            f"({'/'.join(_ATTENTION)}) or MLP ({'/'.join(_MLP)}) with a projection onto d_model = {d_model}. "
+            "Wrap it in a TransformerLens bridge, or implement spex_mech.ablation.subject.Subject."
+        )
+    counts = {(p.site.kind, p.site.layer): p.site.parts for p in places}
+    layers = range(len(blocks))
+    heads = tuple(counts.get(("heads", layer), 0) for layer in layers)
+    shape = ModelShape(
+        name=str(getattr(config, "_name_or_path", "") or type(model).__name__),
+        heads=heads,
+        kv_heads=tuple(kv_heads if h else 0 for h in heads),
+        mlps=tuple(("mlp", layer) in counts for layer in layers),
+        neurons=tuple(counts.get(("neurons", layer), 0) for layer in layers),
+        d_vocab=int(config.vocab_size),
+    )
+    return Architecture(shape, tuple(places), tuple(blocks))
+
+
+def input_features(projection: nn.Module) -> Float[Tensor, "feature out"]:
+    """The weights of a projection with its input features first; a view, so writing to it writes to the model."""
+    weight = projection.weight
+    assert isinstance(weight, Tensor)
+    return weight if type(projection).__name__ == "Conv1D" else weight.T
+
+
+def _config(model: nn.Module) -> Any:
+    config: Any = getattr(model, "config", None)
+    if config is not None and getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{type(model).__name__} is an encoder-decoder; spex_mech binds decoder-only language models.")
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    needed = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size")
+    missing = [name for name in needed if getattr(config, name, None) is None]
+    if missing:
+        raise ModelError(
+            f"{type(model).__name__} is on no known site: its config lacks {', '.join(missing)}. spex_mech binds "
+            "TransformerLens bridges, Hugging Face causal language models, and objects that implement Subject."
+        )
+    return config
+
+
+def _blocks(model: nn.Module, n_layers: int) -> list[nn.Module]:
+    """The decoder blocks: the module list of the right length whose items have an attention or an MLP."""
+    for module in model.modules():
+        right = isinstance(module, nn.ModuleList) and len(module) == n_layers
+        if right and all(_child(block, _ATTENTION) or _child(block, _MLP) for block in module.children()):
+            return list(module.children())
+    raise ModelError(
+        f"{type(model).__name__} has no list of {n_layers} decoder blocks with an attention "
+        f"({'/'.join(_ATTENTION)}) or an MLP ({'/'.join(_MLP)}) in each, so no known site was found."
+    )
+
+
+def _places(block: nn.Module, layer: int, d_model: int, n_heads: int) -> Iterator[Place]:
+    attention = _child(block, _ATTENTION)
+    out = attention and _projection(attention, _OUT, d_model)
+    if out:
+        features = input_features(out).shape[0]
+        if features % n_heads:
+            raise ModelError(
+                f"layer {layer}: the attention output has {features} inputs, not a multiple of {n_heads} heads."
+            )
+        yield Place(Site(layer, "heads", n_heads, features // n_heads), out, "input")
+    mlp = _child(block, _MLP)
+    holder = mlp if mlp is not None else block  # OPT keeps fc1 and fc2 in the block itself
+    down = None if _has_experts(holder) else _projection(holder, _DOWN, d_model, own=mlp is None)
+    if down:
+        yield Place(Site(layer, "neurons", input_features(down).shape[0], 1), down, "input")
+    last = _child(block, (_POST_NORM,)) or mlp or down
+    if last is not None:
+        yield Place(Site(layer, "mlp", 1, d_model), last, "output")
+
+
+def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    children = dict(module.named_children())
+    return next((children[name] for name in names if name in children), None)
+
+
+def _projection(module: nn.Module, hints: tuple[str, ...], d_model: int, *, own: bool = False) -> nn.Module | None:
+    """The linear map onto d_model: one with a known name, else the last one; `own`: direct children only."""
+    named = module.named_children() if own else module.named_modules()
+    linear = {
+        name.rsplit(".", 1)[-1]: m for name, m in named if _is_linear(m) and input_features(m).shape[1] == d_model
+    }
+    by_name = next((linear[hint] for hint in hints if hint in linear), None)
+    return by_name if by_name is not None or own else next(reversed(linear.values()), None)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _has_experts(module: nn.Module) -> bool:
+    return any("expert" in name or name in ("router", "gate_up") for name, _ in module.named_modules())

@@ -1,0 +1,102 @@
+"""`TorchSubject`: Hugging Face style causal language models through plain torch hooks. The reference backend."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spex_mech.ablation.sites import Place, find_architecture, input_features
+from spex_mech.ablation.subject import Edit, Site
+from spex_mech.ablation.weights import describe_weights
+from spex_mech.components import ModelShape
+
+
+class TorchSubject:
+    """A causal language model in eval mode; keeps its attention implementation (SDPA, flash)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Find the sites of `model`; raises `ModelError` where there are none."""
+        self.model = model.eval()
+        self._architecture = find_architecture(model)
+        self._places = {place.site: place for place in self._architecture.places}
+        self._provenance = {"backend": "torch", "weight_processing": "none", **describe_weights(model)}
+
+    @property
+    def shape(self) -> ModelShape:
+        return self._architecture.shape
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(self._places)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return self._provenance
+
+    def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
+        """The weights that read a head or neuron site, as a writable view."""
+        return input_features(self._places[site].module)
+
+    def forward(
+        self, tokens: Int[Tensor, "row pos"], edits: Mapping[Site, Edit], positions: Int[Tensor, " row"] | None
+    ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
+        """See `Subject.forward`; only the scored positions are unembedded."""
+        placed = [(self._places[site], edit) for site, edit in edits.items()]
+        with torch.inference_mode(), hooked(placed, len(tokens)):
+            if positions is None:
+                return self.model(input_ids=tokens, use_cache=False).logits
+            wanted, which = positions.unique(return_inverse=True)
+            logits = self.model(input_ids=tokens, use_cache=False, logits_to_keep=wanted.to(tokens.device)).logits
+            return logits[torch.arange(len(tokens), device=logits.device), which.to(logits.device)]
+
+
+@contextmanager
+def hooked(edits: list[tuple[Place, Edit]], rows: int) -> Iterator[None]:
+    """Edits in force for the length of a with-block; every hook is removed, also when something raises."""
+    handles = []
+    try:
+        for place, edit in edits:
+            whole = _per_row(edit, rows)
+            if place.at == "input":
+                handles.append(place.module.register_forward_pre_hook(_on_input(whole)))
+            else:
+                handles.append(place.module.register_forward_hook(_on_output(whole)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _per_row(edit: Edit, rows: int) -> Edit:
+    """An edit that also serves modules which see rows and positions flattened into one axis (OPT does)."""
+
+    def whole(x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            return edit(x)
+        return rearrange(edit(rearrange(x, "(row pos) f -> row pos f", row=rows)), "row pos f -> (row pos) f")
+
+    return whole
+
+
+def _on_input(edit: Edit) -> Callable[..., Any]:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (edit(args[0]), *args[1:])
+
+    return hook
+
+
+def _on_output(edit: Edit) -> Callable[..., Any]:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):  # mixtures of experts return their router's logits too
+            return (edit(output[0]), *output[1:])
+        return edit(output)
+
+    return hook

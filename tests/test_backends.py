@@ -1,0 +1,141 @@
+"""Binding: sites found by walking, self-tested; backends agree with each other and with the weights."""
+
+import pytest
+import torch
+from tiny_models import bridge_of, tiny, tokens_task
+from torch import nn
+
+import spex_mech as sm
+from spex_mech.ablation import self_test
+from spex_mech.ablation.binding import bind
+from spex_mech.ablation.replacement import fit_replacement
+from spex_mech.ablation.respond import respond
+from spex_mech.errors import ModelError
+
+FAMILIES = ["gpt2", "llama", "pythia"]
+MORE = ["mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "opt", "mixtral"]
+
+
+def values(subject, task, expression, kind, keep=None, **options):
+    components = sm.select(subject, expression)
+    if keep is None:
+        keep = sm.MaskDesign.bernoulli(len(components), 12, 0.6, seed=1).keep()
+    reference = fit_replacement(subject, task, components, kind=kind, seed=0)
+    return respond(subject, task, components, [keep], reference, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES + MORE)
+def test_every_family_binds_and_shows_its_shape(family):
+    subject = bind(tiny(family))
+    assert subject.shape.heads == (4, 4)
+    assert subject.shape.neurons == ((0, 0) if family == "mixtral" else (48, 48))
+    assert subject.shape.mlps == (True, True)
+    assert subject.shape.kv_heads == ((4, 4) if family in ("gpt2", "pythia", "opt") else (2, 2))
+
+
+@pytest.mark.parametrize("kind", ["mean", "zero", "resample"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bridge_and_plain_torch_give_the_same_responses(family, kind):
+    model, task = tiny(family), tokens_task(ragged=kind == "mean")
+    expression = "a*.h*, m0.n*, m1, a1@p-1"
+    plain, bridge = (values(bind(m), task, expression, kind) for m in (model, bridge_of(model)))
+    assert (plain - bridge).abs().max() <= 1e-5
+    assert plain.std(0).min() > 1e-3  # the masks matter, so agreement says something
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_zero_ablation_equals_zeroed_weights(family):
+    model, task = tiny(family), tokens_task()
+    subject = bind(model)
+    components = sm.select(subject, "a0.h2, a1.h0, m0.n5, m1.n40")
+    ablated = values(subject, task, "a0.h2, a1.h0, m0.n5, m1.n40", "zero", torch.zeros(1, 4, dtype=torch.bool))
+    sites = {(s.kind, s.layer): s for s in subject.sites}
+    with torch.no_grad():
+        for c in components:
+            site = sites["heads" if c.kind == "head" else "neurons", c.layer]
+            subject.input_weights(site)[c.index * site.width : (c.index + 1) * site.width] = 0
+    by_weights = values(subject, task, "a0.h0", "zero", torch.ones(1, 1, dtype=torch.bool))
+    assert torch.allclose(ablated, by_weights, atol=1e-5)
+
+
+def test_kv_groups_and_attention_layers_are_all_their_heads():
+    subject, task = bind(tiny("llama")), tokens_task()
+    off = torch.zeros(1, 1, dtype=torch.bool)
+    pairs = [("a0.kv1", "[a0.h2,a0.h3]"), ("a1", "[a1.h0:4]")]
+    for one, other in pairs:
+        assert torch.equal(values(subject, task, one, "mean", off), values(subject, task, other, "mean", off))
+
+
+def test_binding_leaves_the_model_as_it_was():
+    model = tiny("gpt2")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    bind(model)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_hooks_are_removed_when_an_edit_raises():
+    subject = bind(tiny("gpt2"))
+
+    def broken(_x):
+        raise KeyError("edit")
+
+    with pytest.raises(KeyError):
+        subject.forward(torch.ones(1, 4, dtype=torch.long), {subject.sites[0]: broken}, None)
+    assert not any(m._forward_pre_hooks for m in subject.model.modules())
+
+
+def test_scored_positions_are_those_of_each_row():
+    subject = bind(tiny("llama"))
+    tokens, positions = (
+        torch.randint(0, 50, (3, 6), generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 5, 3]),
+    )
+    full, scored = subject.forward(tokens, {}, None), subject.forward(tokens, {}, positions)
+    assert torch.allclose(scored, full[torch.arange(3), positions], atol=1e-6)
+
+
+class Twice(nn.Module):
+    """A projection that is called twice in one forward pass: a hook on it would edit the wrong tensor."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.o_proj = inner
+
+    def forward(self, *args, **kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return self.o_proj(hidden) + self.o_proj(hidden), None
+
+
+def test_a_site_that_fires_twice_is_refused_by_name():
+    model = tiny("llama")
+    model.model.layers[1].self_attn = Twice(nn.Linear(32, 32))
+    with pytest.raises(ModelError, match="layer 1 heads: fired 2 times"):
+        bind(model)
+
+
+def test_a_disconnected_site_is_refused_by_the_weight_oracle(monkeypatch):
+    subject = bind(tiny("gpt2"))
+    monkeypatch.setattr(type(subject), "input_weights", lambda self, site: torch.zeros(site.parts * site.width, 32))
+    with pytest.raises(ModelError, match="layer 0 heads: zeroing part 2 by hook and by weights differ"):
+        self_test.self_test(subject)
+
+
+def test_models_on_no_known_site_are_refused_with_the_way_out():
+    with pytest.raises(ModelError, match="no known site"):
+        bind(nn.Sequential(nn.Linear(3, 3)))
+    with pytest.raises(ModelError, match="not a model spex_mech knows"):
+        bind(object())
+
+
+def test_encoder_decoders_are_refused():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    model = T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        bind(model)
+
+
+def test_weights_hash_tells_models_apart():
+    one, same, other = (bind(tiny("gpt2", seed)).provenance["weights_sha256"] for seed in (0, 0, 1))
+    assert one == same != other
