@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from spex_mech.errors import DesignError
+from spex_mech.walsh.coded import Code, plan
+from spex_mech.walsh.hashing import uniform_bits as uniform_bits
 
-DesignKind = Literal["bernoulli", "stratified", "complete"]
+DesignKind = Literal["bernoulli", "stratified", "complete", "coded"]
 MAX_COMPLETE = 24  # 2^24 masks are 16.8 million forward passes; beyond that "all masks" is a slip
 
 
@@ -23,7 +25,8 @@ MAX_COMPLETE = 24  # 2^24 masks are 16.8 million forward passes; beyond that "al
 class MaskDesign:
     """A sequence of `n_masks` masks over `n` components, drawn lazily by `keep`.
 
-    Make one with `bernoulli`, `stratified` or `complete`.
+    Make one with `bernoulli`, `stratified`, `complete` or `coded`. A coded design has a `code`; with `candidates` the
+    code is over those components only and all others are kept (`rest_kept`) or ablated in every mask.
     """
 
     kind: DesignKind
@@ -31,6 +34,9 @@ class MaskDesign:
     n_masks: int
     seed: int = 0
     keep_probs: tuple[float, ...] = ()
+    code: Code | None = None
+    candidates: tuple[int, ...] | None = None
+    rest_kept: bool = True
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.n_masks < 1:
@@ -39,6 +45,8 @@ class MaskDesign:
                 f"{self.n_masks:,} masks."
             )
         self._check_kind()
+        if self.code is not None:
+            _check_coded(self.n, self.n_masks, self.code, self.candidates)
         bad = [q for q in self.keep_probs if not 0 < q < 1]
         if bad:
             raise DesignError(
@@ -80,6 +88,39 @@ class MaskDesign:
             )
         return cls("complete", n, 1 << n)
 
+    @classmethod
+    def coded(
+        cls,
+        n: int,
+        degree: int = 4,
+        budget: int | None = None,
+        seed: int = 0,
+        candidates: Sequence[int] | None = None,
+        rest_kept: bool = True,
+    ) -> "MaskDesign":
+        """SPEX's masks: three groups of 2^b masks under each delay of a BCH code, then what is left as fair coins.
+
+        Every set of at most `degree` components has its own pattern of signs over the delays. The number of bits b is
+        the largest that the budget allows; where masks are left, up to a tenth of the budget stays out of the code, as
+        fair-coin masks to check the polynomial on, and the rest goes into more delays. `design.code.capacity` says
+        about how many sets such a design recovers.
+
+        Args:
+            n: number of components.
+            degree: largest set to be found, t.
+            budget: number of masks; `smallest_budget(n, degree)` by default.
+            seed: of all that is random in it.
+            candidates: code these components only (ascending numbers), the others are fixed.
+            rest_kept: whether the others are kept or ablated.
+
+        Raises `DesignError` where the budget is below the smallest, naming it.
+
+        Source: SPEX, Kang et al. 2025 (arXiv 2502.13870), §4.
+        """
+        chosen = None if candidates is None else tuple(int(i) for i in candidates)
+        code = plan(n if chosen is None else len(chosen), degree, budget, seed)
+        return cls("coded", n, code.size if budget is None else budget, seed, (), code, chosen, rest_kept)
+
     @property
     def mean_keep_prob(self) -> float:
         """The probability that a component is kept, over the whole design."""
@@ -95,11 +136,21 @@ class MaskDesign:
                 f"masks {start:,} to {stop:,} were asked of a design that has masks 0 to {self.n_masks:,}."
             )
         rows = torch.arange(start, stop, device=device)
+        if self.code is not None:
+            return self._spread(self.code.keep(rows))
         if self.kind == "complete":
             return (rows[:, None] >> torch.arange(self.n, device=device)) & 1 == 0
         probabilities = torch.tensor(self.keep_probs, dtype=torch.float64, device=device)
         threshold = (probabilities * 2.0**53).round().long()[rows % len(self.keep_probs)]
         return uniform_bits(self.seed, rows, self.n) < threshold[:, None]
+
+    def _spread(self, players: Bool[Tensor, "mask player"]) -> Bool[Tensor, "mask component"]:
+        """The candidates' keep bits in their columns, all other components fixed."""
+        if self.candidates is None:
+            return players
+        keep = players.new_full((len(players), self.n), self.rest_kept)
+        keep[:, torch.tensor(self.candidates, device=players.device)] = players
+        return keep
 
     def chunks(
         self, size: int, device: torch.device | str = "cpu"
@@ -112,50 +163,47 @@ class MaskDesign:
 
     def to_dict(self) -> dict[str, Any]:
         """The integers and the seed, for a file; `from_dict` reads them back."""
-        return {
+        record: dict[str, Any] = {
             "kind": self.kind,
             "n": self.n,
             "n_masks": self.n_masks,
             "seed": self.seed,
             "keep_probs": list(self.keep_probs),
         }
+        if self.code is not None:
+            record["code"] = self.code.to_dict()
+            record["candidates"] = None if self.candidates is None else list(self.candidates)
+            record["rest_kept"] = self.rest_kept
+        return record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "MaskDesign":
         """The design that `to_dict` wrote; raises `DesignError` on anything else."""
         try:
             kind, n, n_masks, seed = record["kind"], int(record["n"]), int(record["n_masks"]), int(record["seed"])
-            if kind not in ("bernoulli", "stratified", "complete"):
+            if kind not in ("bernoulli", "stratified", "complete", "coded"):
                 raise DesignError(
-                    f"unknown kind of design {kind!r}; this version reads bernoulli, stratified and complete."
+                    f"unknown kind of design {kind!r}; this version reads bernoulli, stratified, complete and coded."
                 )
-            return cls(kind, n, n_masks, seed, tuple(float(q) for q in record["keep_probs"]))
+            probabilities = tuple(float(q) for q in record["keep_probs"])
+            if kind != "coded":
+                return cls(kind, n, n_masks, seed, probabilities)
+            chosen = record["candidates"]
+            candidates = None if chosen is None else tuple(int(i) for i in chosen)
+            code = Code.from_dict(record["code"])
+            return cls(kind, n, n_masks, seed, probabilities, code, candidates, bool(record["rest_kept"]))
         except (KeyError, TypeError, ValueError) as error:
             raise (
                 error if isinstance(error, DesignError) else DesignError(f"this is not a mask design: {error!r}.")
             ) from error
 
 
-def uniform_bits(seed: int, rows: Int[Tensor, " mask"], n: int) -> Int[Tensor, "mask component"]:
-    """Uniform integers in [0, 2^53), one a (mask, component), the same on every device.
-
-    splitmix64's finaliser over ``(mask · n + component) · γ + hash(seed)``; int64 arithmetic wraps as uint64 does.
-    """
-    counter = rows[:, None] * n + torch.arange(n, device=rows.device)
-    odd = (seed * 2 + 1) % (1 << 64)  # any integer is a seed; torch wants it signed
-    key = int(_mix(torch.tensor([odd - (odd >> 63 << 64)], dtype=torch.long))[0])
-    return _shift(_mix(counter * _GAMMA + key), 11)
-
-
-_GAMMA, _M1, _M2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _M1
-    x = (x ^ _shift(x, 27)) * _M2
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64 (torch's is arithmetic)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+def _check_coded(n: int, n_masks: int, code: Code, candidates: tuple[int, ...] | None) -> None:
+    players = tuple(range(n)) if candidates is None else candidates
+    if list(players) != sorted(set(players)) or not all(0 <= i < n for i in players):
+        raise DesignError(f"candidates must be different component numbers from 0 to {n - 1}, ascending.")
+    if len(players) != code.n or n_masks < code.size:
+        raise DesignError(
+            f"a code of {code.size:,} masks over {code.n:,} players does not fit {n_masks:,} masks over "
+            f"{len(players):,} candidates."
+        )
