@@ -1,0 +1,147 @@
+"""Sets that might be in a bin: by algebraic decoding of its signs, and by matching its values against all small sets.
+
+Both look at a soft vector ``v [bin, delay]``, whose signs spell a set where one set rules the bin. Decoding reads the
+signs as a syndrome, with patterns of the least reliable signs flipped (Chase 1972), and costs the same for any number
+of players. Matching correlates the values with the signs of every set that joins one of a left to one of a right list,
+as one batched matrix product: a set falls into bin j only if its halves' hashes sum to j, so each half's bucket meets
+one other. That is maximum likelihood for sets up to the sum of the lists' orders, where the product is affordable.
+"""
+
+from itertools import combinations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spex_mech.walsh.bins import Bins, tidy
+
+_ELEMENTS = 1 << 24  # of one block of scores: 64 MB
+
+
+def decode_signs(
+    bins: Bins, soft: Float[Tensor, "bin delay"], where: Int[Tensor, " bin"], flips: int
+) -> Int[Tensor, "set slot"]:
+    """Sets spelled by the signs of these bins' soft vectors and hashing into them; some may be there twice.
+
+    `flips` least reliable signs are flipped, none, one or two at a time. Every length of the code up to its own is
+    tried: a set of one component needs only the first block of parity signs to be right.
+    """
+    width, found = bins.code.degree, []
+    for group in range(bins.code.groups):
+        inside = where // bins.code.bins == group
+        numbers, vectors = where[inside], soft[inside]
+        if not len(numbers):
+            continue
+        for degree in range(1, width + 1) if bins.bch else (width,):
+            members, owner = _decode_group(bins, group, vectors, degree, flips)
+            home = bins.where(group, members) == numbers[owner]
+            found.append(torch.nn.functional.pad(members[home], (0, width - members.shape[1]), value=-1))
+    return torch.cat(found) if found else torch.zeros(0, width, dtype=torch.long, device=soft.device)
+
+
+def _decode_group(bins: Bins, group: int, soft: Tensor, degree: int, flips: int) -> tuple[Tensor, Tensor]:
+    """Sets of at most `degree` and the row of the soft vector that spells each."""
+    spelled = bins.bch[group].field.m * degree if bins.bch else bins.code.parity_rows
+    read = soft[:, : 1 + spelled]
+    weakest = read.abs().topk(min(flips, read.shape[1]), dim=1, largest=False).indices
+    patterns = _patterns(weakest.shape[1], soft.device)
+    flipped = (read < 0)[:, None].expand(-1, len(patterns), -1).clone()
+    flipped.scatter_(2, weakest[:, None].expand(-1, len(patterns), -1), patterns[None] ^ flipped.gather(
+        2, weakest[:, None].expand(-1, len(patterns), -1)))  # fmt: skip
+    parity = (flipped[..., 1:] ^ flipped[..., :1]).flatten(0, 1)
+    owner = torch.arange(len(soft), device=soft.device).repeat_interleave(len(patterns))
+    members, known = bins.bch[group].decode(parity, degree) if bins.bch else _plain(parity, degree)
+    return members[known], owner[known]
+
+
+def _patterns(flips: int, device: torch.device) -> Tensor:
+    """No flip, every single flip, every pair of flips."""
+    rows = [s for size in range(min(2, flips) + 1) for s in combinations(range(flips), size)]
+    patterns = torch.zeros(len(rows), flips, dtype=torch.bool)
+    for row, chosen in enumerate(rows):
+        patterns[row, list(chosen)] = True
+    return patterns.to(device)
+
+
+def _plain(parity: Tensor, degree: int) -> tuple[Tensor, Tensor]:
+    """Where the signs are the set itself."""
+    number = torch.where(parity, torch.arange(parity.shape[1], device=parity.device), parity.shape[1])
+    members = number.sort(1).values[:, :degree]
+    return torch.where(members == parity.shape[1], -1, members), parity.sum(1) <= degree
+
+
+def match(
+    bins: Bins,
+    soft: Float[Tensor, "bin delay"],
+    left: Int[Tensor, "set slot"],
+    right: Int[Tensor, "set slot"],
+    top: int,
+    *,
+    ascending: bool = False,
+) -> Int[Tensor, "set slot"]:
+    """For every bin the `top` joins of a left and a right set whose signs correlate best with its soft vector.
+
+    The join is the symmetric difference; `ascending` takes only those whose left members come before the right ones.
+    Cost: ``groups × left × right × delays`` multiply-adds in float32.
+    """
+    found = []
+    for group in range(bins.code.groups):
+        mine = soft[group * bins.code.bins : (group + 1) * bins.code.bins].float()
+        pairs = _match_group(bins, group, mine, left, right, top, ascending)
+        found.append(torch.cat([left[pairs[:, 0]], right[pairs[:, 1]]], 1))
+    members, fits = tidy(torch.cat(found), bins.code.degree)
+    return members[fits]
+
+
+def _match_group(
+    bins: Bins, group: int, soft: Tensor, left: Tensor, right: Tensor, top: int, ascending: bool
+) -> Tensor:
+    """(left, right) row numbers of the best joins, all bins of a group together."""
+    a, b = _Buckets.of(bins, group, left), _Buckets.of(bins, group, right)
+    count, found = bins.code.bins, []
+    last = left.amax(1) if ascending else None
+    first = torch.where(right < 0, bins.code.n, right).amin(1)
+    size = count * max(a.table.shape[1] * b.table.shape[1], a.signs[0].numel() + b.signs[0].numel())
+    for chunk in torch.arange(count, device=soft.device).split(max(1, _ELEMENTS // size)):
+        partner = torch.arange(count, device=soft.device) ^ chunk[:, None]
+        scores = (a.signs * soft[chunk][:, None, None]) @ b.signs[partner].mT
+        scores = scores.abs_()
+        if last is not None:
+            scores *= last[a.table][:, :, None] < first[b.table[partner]][:, :, None]
+        best = scores.flatten(1).topk(min(top, scores[0].numel()), dim=1)
+        bucket, inner = best.indices // scores[0, 0].numel(), best.indices % scores[0, 0].numel()
+        row = a.table[bucket, inner // scores.shape[3]]
+        column = b.table[partner.gather(1, bucket), inner % scores.shape[3]]
+        found.append(torch.stack([row, column], -1)[best.values > 0])
+    return torch.cat(found)
+
+
+class _Buckets:
+    """Sets sorted by hash: ``table [bucket, place]`` of row numbers, and their signs, 0 where a bucket is short."""
+
+    def __init__(self, table: Tensor, signs: Tensor) -> None:
+        self.table, self.signs = table, signs
+
+    @classmethod
+    def of(cls, bins: Bins, group: int, members: Tensor) -> "_Buckets":
+        hashed = bins.where(group, members) - group * bins.code.bins
+        order = hashed.argsort(stable=True)
+        sizes = hashed.bincount(minlength=bins.code.bins)
+        place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[hashed[order]]
+        table = torch.zeros(bins.code.bins, int(sizes.max()), dtype=torch.long, device=order.device)
+        table[hashed[order], place] = order
+        filled = torch.arange(table.shape[1], device=order.device) < sizes[:, None]
+        return cls(table, bins.signs(group, members, torch.float32)[table] * filled[..., None])
+
+
+def up_to_pairs(n: int, order: int, device: torch.device) -> Int[Tensor, "set slot"]:
+    """All sets of 1 to `order` (1 or 2) players.
+
+    >>> up_to_pairs(3, 2, torch.device("cpu")).tolist()
+    [[0, -1], [1, -1], [2, -1], [0, 1], [0, 2], [1, 2]]
+    """
+    players = torch.arange(n, device=device)
+    singles = torch.stack([players, torch.full_like(players, -1)], 1)
+    if order == 1:
+        return singles
+    return torch.cat([singles, torch.combinations(players, 2)])

@@ -1,0 +1,209 @@
+"""Peeling: find sets in the bins, fit all of them together, look at what is left, until nothing more is found.
+
+A round proposes sets for every bin from what is left there, weighs each by a likelihood ratio over its bins in all
+groups and all outputs, accepts those that no rival in any of their bins outweighs, and solves for the coefficients of
+all sets at once. So a bin that holds several sets is a small joint problem, and an error of an early round does not
+spread: at the end, sets that the fit on all masks does not support are taken out again, and the search goes on.
+
+A set of k among n players has to outweigh ``log C(n, k) + log t + log 1/ε`` nats, so that among all sets that could have
+been proposed ``ε`` false ones are accepted on average.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from spex_mech.walsh.bins import Bins, distinct
+from spex_mech.walsh.candidates import decode_signs, match, up_to_pairs
+
+ROUNDING = 2.0**-20  # of the largest |value|: what a forward pass in float32 leaves of its 24 bits
+_QUARTILE = -0.6745  # of the standard normal
+_TOP = 8  # matches looked at per bin and soft vector
+_VECTORS = 2  # soft vectors per bin where there are several outputs
+
+
+@dataclass(frozen=True)
+class Peeling:
+    """How hard to look. `flips`: of the least reliable signs, how many to doubt; `matching`: multiply-adds that one
+    matching of a soft vector against all small sets may cost; `false_sets`: expected number of accepted sets that are
+    none; `rounds`: at most so many."""
+
+    flips: int = 8
+    matching: float = 2e9
+    false_sets: float = 0.02
+    rounds: int = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Peeled:
+    """The sets found (the empty one among them), their joint fit, and what is left in the bins."""
+
+    members: Int[Tensor, "set slot"]
+    coefficients: Float[Tensor, "set output"]
+    inverse: Float[Tensor, "set set"]
+    residual: Float[Tensor, "bin delay output"]
+    rounds: int
+
+
+def peel(bins: Bins, options: Peeling) -> Peeled:
+    """All sets that the bins give away. The empty set is always there."""
+    device, width = bins.values.device, bins.code.degree
+    members = torch.full((1, width), -1, dtype=torch.long, device=device)
+    found, thorough, banned = _fit(bins, members, 0), False, members[:0]
+    for number in range(1, options.rounds + 1):
+        fresh = _accepted(bins, found, banned, options, thorough=thorough)
+        if len(fresh):
+            found, thorough = _fit(bins, torch.cat([found.members, fresh]), number), False
+        elif not thorough:
+            thorough = True
+        else:
+            supported = found.members[_supported(bins, found, options)]
+            if len(supported) == len(found.members):
+                break
+            banned = torch.cat([banned, found.members[~_supported(bins, found, options)]])
+            found, thorough = _fit(bins, supported, number), False
+    return found
+
+
+def _fit(bins: Bins, members: Tensor, rounds: int) -> Peeled:
+    coefficients, inverse = bins.solve(members)
+    return Peeled(members, coefficients, inverse, bins.residual(members, coefficients), rounds)
+
+
+def noise_variance(bins: Bins, found: Peeled) -> Float[Tensor, " output"]:
+    """The variance of one value of one bin where no set is left, an output.
+
+    The lower quartile of the bins' energies over that of χ²: robust against up to three quarters of bins that still
+    hold sets. Never below the rounding of float32 responses.
+    """
+    delays = bins.code.delays
+    quartile = (1 - 2 / (9 * delays) + _QUARTILE * math.sqrt(2 / (9 * delays))) ** 3  # Wilson and Hilferty's χ²
+    fitted = max(0.5, 1 - len(found.members) / (bins.rows * bins.code.bins))
+    energy = found.residual.square().mean(1).quantile(0.25, dim=0) / (quartile * fitted)
+    return energy.clamp(min=_floor(bins))
+
+
+def _floor(bins: Bins) -> float:
+    largest = float(bins.values.abs().amax()) * math.sqrt(bins.code.bins)
+    return max((ROUNDING * largest) ** 2 / bins.code.bins, 1e-300)
+
+
+def _accepted(bins: Bins, found: Peeled, banned: Tensor, options: Peeling, *, thorough: bool) -> Tensor:
+    """Sets to add: new ones that are likely enough, and likelier than any rival in each of their bins."""
+    noise = noise_variance(bins, found)
+    candidates = _proposed(bins, found, noise, options, thorough=thorough)
+    candidates = distinct(bins, candidates, bins.names(torch.cat([found.members, banned])))
+    if not len(candidates):
+        return candidates
+    gain, price = evidence(bins, found.residual, noise, candidates, options)
+    likely = gain > price
+    candidates, gain = candidates[likely], (gain - price)[likely]
+    best = torch.zeros(len(bins.values), dtype=gain.dtype, device=gain.device)
+    wheres = [bins.where(group, candidates) for group in range(bins.code.groups)]
+    for where in wheres:
+        best.scatter_reduce_(0, where, gain, "amax")
+    return candidates[torch.stack([gain >= best[where] for where in wheres]).all(0)]
+
+
+def _proposed(bins: Bins, found: Peeled, noise: Tensor, options: Peeling, *, thorough: bool) -> Tensor:
+    energy = (found.residual.square() / noise).sum((1, 2))
+    expected = bins.code.delays * bins.outputs
+    where = (energy > expected + math.sqrt(2 * expected)).nonzero()[:, 0]
+    proposals = []
+    for soft in soft_vectors(found.residual, noise):
+        proposals.append(decode_signs(bins, soft[where], where, options.flips if thorough else 0))
+        if thorough:
+            proposals += _matched(bins, soft, options)
+        near = found.members[1:]
+        if 0 < len(near) * bins.code.n * bins.rows < options.matching:
+            proposals.append(match(bins, soft, near, up_to_pairs(bins.code.n, 1, near.device), _TOP))
+    return torch.cat(proposals)
+
+
+def _matched(bins: Bins, soft: Tensor, options: Peeling) -> list[Tensor]:
+    """The best of all sets of up to four, three, two or one players: the largest order that may be tried whole."""
+    n, device = bins.code.n, soft.device
+    lists = {1: n, 2: n * (n + 1) // 2}
+    for left, right in ((2, 2), (2, 1), (1, 1)):
+        if left + right <= max(2, bins.code.degree) and lists[left] * lists[right] * bins.rows <= options.matching:
+            first, second = up_to_pairs(n, left, device), up_to_pairs(n, right, device)
+            second = torch.cat([torch.full_like(second[:1], -1), second])
+            return [match(bins, soft, first, second, 2 * _TOP, ascending=True)]
+    return []
+
+
+def soft_vectors(
+    residual: Float[Tensor, "bin delay output"], noise: Float[Tensor, " output"]
+) -> list[Float[Tensor, "bin delay"]]:
+    """What to read signs from: the bins themselves, or what their outputs agree on.
+
+    A set puts the same signs under the delays of every output, with a coefficient of its own each; so a bin with one
+    set is ``signs × coefficients + noise``, and the leading left singular vector is the likeliest spelling. With
+    several sets in a bin the second helps, and so does the strongest output alone.
+    """
+    if residual.shape[2] == 1:
+        return [residual[..., 0]]
+    scaled = residual / noise.sqrt()
+    strongest = scaled.square().sum(1).argmax(1)
+    loudest = scaled.gather(2, strongest[:, None, None].expand(-1, scaled.shape[1], 1))
+    covariance = scaled @ scaled.mT
+    vectors = torch.linalg.eigh(covariance).eigenvectors[..., -_VECTORS:]
+    return [*vectors.flip(2).unbind(2), loudest[..., 0]]
+
+
+def evidence(
+    bins: Bins, residual: Tensor, noise: Float[Tensor, " output"], candidates: Tensor, options: Peeling
+) -> tuple[Float[Tensor, " set"], Float[Tensor, " set"]]:
+    """Log-likelihood ratio of each set being in its bins against not, and the price it has to pay.
+
+    In each group the set's bin holds energy E over R delays; with a common amplitude a (the groups' own, weighted by
+    the inverse variance of the rest of their bins) it holds E'. The ratio is ``Σ_c R/2 log E / E'``, the variances
+    being unknown and a bin's own, since what else is in a bin is its noise. Over several outputs the ratios add up,
+    and the price with them (Laurent and Massart's bound for χ²); one output alone may pay, too.
+    """
+    delays, outputs = bins.code.delays, bins.outputs
+    energy = residual.square().sum(1)
+    gains = torch.zeros(len(candidates), outputs, dtype=torch.float64, device=residual.device)
+    for rows in torch.arange(len(candidates), device=residual.device).split(max(1, (1 << 23) // (delays * outputs))):
+        sums, before = [], []
+        for group in range(bins.code.groups):
+            where = bins.where(group, candidates[rows])
+            sums.append(torch.einsum("kr,kro->ko", bins.signs(group, candidates[rows]), residual[where]))
+            before.append(energy[where])
+        total, own = torch.stack(before), torch.stack(sums)
+        least = delays * noise * 0.1
+        weight = 1 / (total - own.square() / delays).clamp(min=least)
+        amplitude = (own * weight).sum(0) / (delays * weight.sum(0))
+        after = total - 2 * amplitude * own + delays * amplitude.square()
+        gains[rows] = (delays / 2 * (total.clamp(min=least) / after.clamp(min=least)).log()).sum(0)
+    price = _price(bins, candidates, options)
+    pooled = gains.sum(1) - outputs / 2 - (outputs * price).sqrt() if outputs > 1 else gains[:, 0]
+    alone = gains.amax(1) - math.log(outputs)
+    return torch.maximum(pooled, alone), price
+
+
+def _price(bins: Bins, members: Tensor, options: Peeling) -> Float[Tensor, " set"]:
+    """``log C(n, k) + log t + log 1/ε``."""
+    n, degree = bins.code.n, bins.code.degree
+    log_count = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(degree + 1)]
+    prices = torch.tensor(log_count, dtype=torch.float64, device=members.device)
+    return prices[(members >= 0).sum(1)] + math.log(degree / options.false_sets)
+
+
+def _supported(bins: Bins, found: Peeled, options: Peeling) -> Bool[Tensor, " set"]:
+    """Sets whose coefficients the joint fit tells from zero at the same price; the empty set always."""
+    variance = residual_variance(bins, found).clamp(min=bins.code.bins * _floor(bins))
+    z2 = found.coefficients.square() / (variance * found.inverse.diagonal()[:, None])
+    price, outputs = _price(bins, found.members, options), bins.outputs
+    pooled = z2.sum(1) / 2 - outputs / 2 - (outputs * price).sqrt() if outputs > 1 else z2[:, 0] / 2
+    strength = torch.maximum(pooled, z2.amax(1) / 2 - math.log(outputs))
+    return (strength > price) | (found.members < 0).all(1)
+
+
+def residual_variance(bins: Bins, found: Peeled) -> Float[Tensor, " output"]:
+    """Variance of one mask's response around the fit, an output: noise, and the sets that were not found."""
+    masks = bins.rows * bins.code.bins
+    return found.residual.square().sum((0, 1)) * bins.code.bins / max(1, masks - len(found.members))
