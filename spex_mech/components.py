@@ -11,6 +11,7 @@ Names are parsed and printed here and nowhere else. Bit i is component i is colu
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +25,11 @@ GRAMMAR = (
     "each also with @p{position}; [..] is a group."
 )
 
+MAX_ATOMS = 1 << 20  # components that one name may spell out; more than any layer has, few enough for memory
+
+_NUMBERS = r"\*|[0-9]{1,9}(?::[0-9]{1,9})?"
 _ATOM = re.compile(
-    r"(?P<block>[am])(?P<layer>\*|\d+(?::\d+)?)(?:\.(?P<part>h|kv|n)(?P<index>\*|\d+(?::\d+)?))?(?:@p(?P<pos>-?\d+))?"
+    rf"(?P<block>[am])(?P<layer>{_NUMBERS})(?:\.(?P<part>h|kv|n)(?P<index>{_NUMBERS}))?(?:@p(?P<pos>-?[0-9]{{1,9}}))?"
 )
 _KINDS: dict[tuple[str, str | None], Kind] = {
     ("a", "h"): "head",
@@ -97,15 +101,26 @@ class HasShape(Protocol):
     def shape(self) -> ModelShape: ...
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Component:
-    """One part of a model that is kept or ablated as a whole. `position` counts from the end where negative."""
+    """One part of a model that is kept or ablated as a whole. `position` counts from the end where negative.
+
+    Components sort in the order of the network: by layer, attention before the MLP, then by kind and number.
+    """
 
     kind: Kind
     layer: int
     index: int = 0
     position: int | None = None
     members: tuple["Component", ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.layer < 0 or self.index < 0 or (self.kind == "group") != bool(self.members):
+            raise ComponentError(
+                f"a component of kind {self.kind!r} with layer {self.layer}, number {self.index} and "
+                f"{len(self.members)} members does not exist: layers and numbers count from 0, and groups alone have "
+                f"members. {GRAMMAR}"
+            )
 
     @classmethod
     def parse(cls, name: str) -> "Component":
@@ -114,13 +129,15 @@ class Component:
         >>> Component.parse("a9.h6@p-1")
         Component(kind='head', layer=9, index=6, position=-1, members=())
         """
+        if not isinstance(name, str):
+            raise ComponentError(f"{name!r} is not a component name but a {type(name).__name__}. {GRAMMAR}")
         text = name.strip()
         if text.startswith("[") and text.endswith("]"):
-            return group(member for part in _split(text[1:-1], name) for member in _expand_literal(part, name))
-        found = _expand_literal(text, name)
+            return group(_expand_literals(_split(text[1:-1], name), name))
+        found = _expand_literals([text], name)
         if len(found) != 1:
             raise ComponentError(
-                f"{name!r} names {len(found)} components where one is needed. Write [{name}] to ablate them as one."
+                f"{name!r} names {len(found):,} components where one is needed. Write [{text}] to ablate them as one."
             )
         return found[0]
 
@@ -139,6 +156,9 @@ class Component:
 
     def __str__(self) -> str:
         return self.name
+
+    def __lt__(self, other: "Component") -> bool:
+        return _network_order(self) < _network_order(other)
 
 
 def group(members: Iterable[Component]) -> Component:
@@ -160,19 +180,21 @@ class ComponentSet:
     components: tuple[Component, ...]
 
     def __post_init__(self) -> None:
-        repeated = (
-            sorted({c.name for c in self.components if self.names.count(c.name) > 1})
-            if len(self._index) < len(self.components)
-            else []
-        )
-        if repeated:
+        if len(self._index) < len(self.components):
+            times = Counter(self.names)
+            repeated = sorted({c for c in self.components if times[c.name] > 1})
             raise ComponentError(
-                f"{', '.join(repeated)} named more than once; every component is one bit, so each may be named once."
+                f"{_shown(repeated)} named more than once; every component is one bit, so each may be named once."
             )
 
     @classmethod
     def of(cls, names: Iterable[str | Component]) -> "ComponentSet":
-        """A set from names (or components), in the order given; names that cannot be read are reported together."""
+        """A set from names (or components), in the order given; names that cannot be read are reported together.
+
+        >>> ComponentSet.of("m3, [a0.h0:2]").names
+        ('m3', '[a0.h0:2]')
+        """
+        names = _split(names, names) if isinstance(names, str) else names
         found, problems = [], []
         for name in names:
             try:
@@ -207,14 +229,10 @@ class ComponentSet:
 
     def check(self, shape: ModelShape) -> "ComponentSet":
         """Itself, if the model has every component; else a `ComponentError` that lists all it has not."""
-        missing = [c.name for c in self.components if not all(_exists(atom, shape) for atom in c.atoms)]
+        missing = [c for c in self.components if not all(_exists(atom, shape) for atom in c.atoms)]
         if missing:
-            shown = ", ".join(repr(name) for name in missing[:8]) + (
-                f" and {len(missing) - 8:,} more" if len(missing) > 8 else ""
-            )
-            raise ComponentError(
-                f"{shown} {'does' if len(missing) == 1 else 'do'} not exist in {shape.describe()}. {GRAMMAR}"
-            )
+            verb = "does" if len(missing) == 1 else "do"
+            raise ComponentError(f"{_shown(missing)} {verb} not exist in {shape.describe()}. {GRAMMAR}")
         return self
 
     def __len__(self) -> int:
@@ -304,28 +322,39 @@ def _expand(pattern: str, shape: ModelShape) -> list[Component]:
         return [group(c for part in _split(inside, pattern) for c in _expand(part, shape))]
     match = _match(pattern, pattern)
     kind, position = _kind(match), _position(match)
-    layers = _range(match["layer"], shape.n_layers)
-    found = [
-        Component(kind, layer, i, position)
-        for layer in layers
-        for i in _range(match["index"], shape.count(kind, layer))
-    ]
-    if not found or ("*" not in pattern and not all(_exists(c, shape) for c in found)):
+    found, beyond = list[Component](), False
+    layers, real = _range(match["layer"], shape.n_layers, pattern), range(shape.n_layers)
+    for layer in _overlap(layers, real):
+        wanted = _range(match["index"], shape.count(kind, layer), pattern)
+        there = _overlap(wanted, range(shape.count(kind, layer)))
+        beyond |= len(there) < len(wanted)
+        found += [Component(kind, layer, i, position) for i in there]
+    # 'every layer' means those that have it; a layer or number that is written out must be there
+    beyond = match["layer"] != "*" and (beyond or len(_overlap(layers, real)) < len(layers))
+    if not found or beyond:
         raise ComponentError(f"{pattern!r} does not exist in {shape.describe()}. {GRAMMAR}")
-    return [c for c in found if _exists(c, shape)]
+    return found
 
 
-def _expand_literal(pattern: str, asked: str) -> list[Component]:
-    """The components of a name with ranges but without ``*``; needs no model."""
-    match = _match(pattern, asked)
-    if "*" in pattern:
+def _expand_literals(patterns: Sequence[str], asked: str) -> list[Component]:
+    """The components of names with ranges but without ``*``; needs no model. Counted before they are made."""
+    matches = [_match(pattern, asked) for pattern in patterns]
+    if any("*" in match.group() for match in matches):
         raise ComponentError(
             f"{asked!r} has a '*', which only select(subject, …) can read, since it depends on the model."
         )
+    ranges = [(m, _range(m["layer"], 0, asked), _range(m["index"], 0, asked)) for m in matches]
+    count = sum(len(layers) * len(indices) for _, layers, indices in ranges)
+    if count > MAX_ATOMS:
+        raise ComponentError(
+            f"{asked!r} names {count:,} components; one name may spell out {MAX_ATOMS:,}. Ranges end before their "
+            f"second number: m3.n0:64 are 64 neurons."
+        )
     return [
         Component(_kind(match), layer, i, _position(match))
-        for layer in _range(match["layer"], 0)
-        for i in _range(match["index"], 0)
+        for match, layers, indices in ranges
+        for layer in layers
+        for i in indices
     ]
 
 
@@ -344,13 +373,25 @@ def _position(match: re.Match[str]) -> int | None:
     return None if match["pos"] is None else int(match["pos"])
 
 
-def _range(text: str | None, count: int) -> range:
+def _range(text: str | None, count: int, asked: str) -> range:
     if text is None:
         return range(1)
     if text == "*":
         return range(count)
     start, _, stop = text.partition(":")
-    return range(int(start), int(stop) if stop else int(start) + 1)
+    numbers = range(int(start), int(stop) if stop else int(start) + 1)
+    if not numbers:
+        raise ComponentError(f"the range {text} in {asked!r} is empty: it ends before its second number, as in 0:4.")
+    return numbers
+
+
+def _overlap(wanted: range, there: range) -> range:
+    return range(max(wanted.start, there.start), max(wanted.start, min(wanted.stop, there.stop)))
+
+
+def _shown(components: Sequence[Component]) -> str:
+    more = f" and {len(components) - 8:,} more" if len(components) > 8 else ""
+    return ", ".join(repr(c.name) for c in components[:8]) + more
 
 
 def _split(expression: str, asked: str) -> list[str]:
@@ -373,8 +414,11 @@ def _exists(atom: Component, shape: ModelShape) -> bool:
     return atom.index < shape.count(atom.kind, atom.layer)
 
 
-def _network_order(c: Component) -> tuple[int, int, str, int, int]:
-    return (c.layer, _STEMS[c.kind][0] == "m", c.kind, c.index, -(10**9) if c.position is None else c.position)
+def _network_order(c: Component) -> tuple[int, bool, str, int, int, tuple]:
+    first = c.atoms[0]
+    members = tuple(_network_order(member) for member in c.members)
+    at = -(10**9) if c.position is None else c.position  # a whole component before its single positions
+    return (c.layer, _STEMS[first.kind][0] == "m", c.kind, c.index, at, members)
 
 
 def _at(position: int | None) -> str:

@@ -61,6 +61,8 @@ class MaskDesign:
                 f"a complete design of {self.n:,} components has 2^{self.n} masks, no keep-probability and at most "
                 f"{MAX_COMPLETE} components, not {self.n_masks:,} masks and {self.keep_probs}."
             )
+        if (self.kind == "coded") != (self.code is not None):
+            raise DesignError(f"a {self.kind} design {'needs a' if self.kind == 'coded' else 'has no'} code.")
         if (self.kind == "bernoulli" and len(self.keep_probs) != 1) or (
             self.kind == "stratified" and not self.keep_probs
         ):
@@ -192,7 +194,7 @@ class MaskDesign:
             candidates = None if chosen is None else tuple(int(i) for i in chosen)
             code = Code.from_dict(record["code"])
             return cls(kind, n, n_masks, seed, probabilities, code, candidates, bool(record["rest_kept"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise (
                 error if isinstance(error, DesignError) else DesignError(f"this is not a mask design: {error!r}.")
             ) from error
