@@ -24,7 +24,7 @@ _HOMES = {
     "spex_mech.gallery": ("cards", "open_card"),
     "spex_mech.responses": ("Responses",),
     "spex_mech.runs": ("Discovery", "load_run"),
-    "spex_mech.studies": ("Study", "open_study"),
+    "spex_mech.studies": ("Study", "open_study", "true_spectrum"),
     "spex_mech.task": ("Task",),
     "spex_mech.walsh.design": ("MaskDesign",),
     "spex_mech.walsh.spectrum": ("Basis", "Spectrum"),
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from spex_mech.runs import load_run as load_run
     from spex_mech.studies import Study as Study
     from spex_mech.studies import open_study as open_study
+    from spex_mech.studies import true_spectrum as true_spectrum
     from spex_mech.task import Task as Task
     from spex_mech.walsh.design import MaskDesign as MaskDesign
     from spex_mech.walsh.spectrum import Basis as Basis

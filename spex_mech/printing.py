@@ -94,8 +94,9 @@ def _print_strongest(frame: pd.DataFrame, unit: str, console: Console) -> None:
 def print_truth(found: Discovery, card: str, console: Console) -> None:
     """How the recovered coefficients compare with the card's exhaustive enumeration."""
     from spex_mech.gallery import open_card
+    from spex_mech.studies import true_spectrum
 
-    truth = open_card(card).true_spectrum()
+    truth = true_spectrum(open_card(card))
     if truth is None:
         return
     gaps = [abs(value - truth.get(s, 0.0)) for s, value in found.spectrum.terms() if s]

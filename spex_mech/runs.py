@@ -5,7 +5,6 @@ A run folder holds ``run.json`` (how it came to be), ``responses.safetensors`` (
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from spex_mech.circuit.codec import load_circuit
+from spex_mech.circuit.files import read_json, write_whole
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, ResponseError
@@ -79,7 +79,7 @@ def load_run(folder: str | Path) -> Discovery:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FormatError(f"{folder} is not a finished run folder: {', '.join(missing)} missing. Run discover again.")
-    record = _read_json(folder / "run.json", RUN_SCHEMA)
+    record = read_json(folder / "run.json", RUN_SCHEMA)
     responses = Responses.load(folder / "responses.safetensors")
     spectrum = load_spectrum(folder / "spectrum.json", responses.components)
     try:
@@ -112,7 +112,7 @@ def save_spectrum(spectrum: Spectrum, components: ComponentSet, unit: str, path:
 
 def load_spectrum(path: str | Path, components: ComponentSet) -> Spectrum:
     """Read a polynomial back onto the bits of `components`; raises `FormatError` on anything that is not one."""
-    record = _read_json(Path(path), SPECTRUM_SCHEMA)
+    record = read_json(Path(path), SPECTRUM_SCHEMA)
     try:
         if record["link"] != "identity":
             raise FormatError(f"{path} has link {record['link']!r}; this version reads 'identity' only.")
@@ -125,24 +125,6 @@ def load_spectrum(path: str | Path, components: ComponentSet) -> Spectrum:
     stderr = torch.tensor([float(e) for e in errors], dtype=torch.float64) if known else None
     values = torch.tensor(list(coefficients.values()), dtype=torch.float64)
     return Spectrum(len(components), pad_sets(coefficients), values, basis, stderr)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never half."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _read_json(path: Path, schema: str) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise FormatError(f"{path} cannot be read as JSON: {error}.") from error
-    found = record.get("schema") if isinstance(record, dict) else None
-    if found != schema:
-        raise FormatError(f"{path} has schema {found!r}; this version reads {schema!r}.")
-    return record
 
 
 def recall(out: str | Path | None, record: Mapping[str, Any]) -> Responses | None:

@@ -12,6 +12,10 @@ from spex_mech.errors import FormatError
 from spex_mech.gallery import Card, cards, open_card
 from spex_mech.planted import load_planted
 from spex_mech.task import Task
+from spex_mech.walsh.decoding import Samples
+from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.exact import Exact
+from spex_mech.walsh.spectrum import Spectrum
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,21 @@ def open_subject(what: str | Path, *, device: str | None = None) -> Subject:
     if _is_card(what):
         return _card_subject(open_card(what), device)[0]
     return bind(load_model(what, device=device)[0])
+
+
+def true_spectrum(card: Card) -> Spectrum | None:
+    """The card's exact Walsh polynomial over the components of its truth: from all 2^n masks, or as planted.
+
+    None where the card has no truth. The coefficients are those of the mean over prompts.
+    """
+    if card.truth is None:
+        return None
+    components = ComponentSet.of(card.truth.components)
+    if card.truth.terms is not None:
+        terms = {tuple(components.indices(names)): value for names, value in card.truth.terms.items()}
+        return Spectrum.from_terms(len(components), terms)
+    samples = Samples(MaskDesign.complete(len(components)).keep(), card.truth.values)
+    return Exact().decode(samples, seed=0).spectrum
 
 
 def _is_card(what: str | Path) -> bool:

@@ -27,12 +27,13 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("circuit*", ("circuit*", "components", "errors")),
     ("gallery", ("task", "components", "circuit.codec", "errors")),
     ("workflow", ("ablation*", "circuit.graph", "components", "errors")),
-    ("studies", ("ablation*", "planted", "gallery", "task", "components", "errors")),
-    ("runs", ("walsh*", "circuit.build", "circuit.codec", "circuit.graph", "components", "responses", "errors")),
+    ("studies", ("ablation*", "planted", "gallery", "task", "walsh*", "components", "errors")),
+    ("runs", ("walsh*", "circuit.codec", "circuit.files", "circuit.graph", "components", "responses", "errors")),
     ("discovery", ("*",)),
     ("auditing", ("*",)),
     ("bench*", ("*",)),
     ("cli", ("*",)),
+    ("printing", ("*",)),
     ("", ("*",)),  # the package itself: lazy re-exports
 ]
 FORBIDDEN: list[tuple[str, tuple[str, ...]]] = [
@@ -42,7 +43,7 @@ FORBIDDEN: list[tuple[str, tuple[str, ...]]] = [
 ]
 # library → the only modules that may import it
 SOLE_IMPORTERS = {
-    "lightgbm": ("walsh.proxy", "walsh.trees"),
+    "lightgbm": ("walsh.proxy", "walsh.trees", "walsh.boosting"),
     "transformer_lens": ("ablation.transformer_lens", "ablation.load"),
     "nnsight": ("ablation.nnsight",),
     "ray": ("ablation.ray_pool",),

@@ -10,6 +10,7 @@ from spex_mech.ablation import self_test
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import respond
+from spex_mech.ablation.subject import Shortcuts
 from spex_mech.errors import ModelError
 
 FAMILIES = ["gpt2", "llama", "pythia"]
@@ -31,6 +32,41 @@ def test_every_family_binds_and_shows_its_shape(family):
     assert subject.shape.neurons == ((0, 0) if family == "mixtral" else (48, 48))
     assert subject.shape.mlps == (True, True)
     assert subject.shape.kv_heads == ((4, 4) if family in ("gpt2", "pythia", "opt") else (2, 2))
+
+
+@pytest.mark.parametrize("metric", ["logit_diff", "loss"])
+@pytest.mark.parametrize("family", FAMILIES + MORE)
+def test_shortcuts_change_no_value(family, metric):
+    subject, task = bind(tiny(family)), tokens_task(n_prompts=3, metric=metric)
+    assert subject.shortcuts.one_row or family in ("opt", "mixtral")
+    assert subject.shortcuts.narrow or family in ("opt", "mixtral")
+    expression = "a*.h*, m1, a1@p-1, a1.h1@p0" + ("" if family == "mixtral" else ", m*.n*")
+    fast = values(subject, task, expression, "resample")
+    subject.shortcuts = Shortcuts()
+    assert (fast - values(subject, task, expression, "resample")).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES + MORE)
+def test_nnsight_gives_the_same_responses(family):
+    from nnsight import NNsight
+
+    model, task = tiny(family), tokens_task()
+    expression = "a*.h*, m1, a1@p-1" + ("" if family == "mixtral" else ", m0.n*")
+    subject = bind(NNsight(model))
+    assert subject.provenance["backend"] == "nnsight"
+    plain = values(bind(model), task, expression, "mean")
+    assert (plain - values(subject, task, expression, "mean")).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("family", MORE)
+def test_bridges_of_more_families_agree_or_are_refused(family):
+    model, task = tiny(family), tokens_task()
+    try:
+        subject = bind(bridge_of(model))
+    except ModelError as error:
+        pytest.skip(f"TransformerLens does not give {family} usable hooks: {str(error)[:200]}")
+    plain = values(bind(model), task, "a*.h*, m1", "mean")
+    assert (plain - values(subject, task, "a*.h*, m1", "mean")).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("kind", ["mean", "zero", "resample"])

@@ -28,7 +28,7 @@ def cli_run(capsys, monkeypatch):
 def test_demo_prints_what_exhaustive_enumeration_says(cli_run, tmp_path):
     code, out, _ = cli_run("demo", "--out", tmp_path)
     assert code == 0
-    found, truth = sm.load_run(tmp_path), sm.open_card("induction-2l").true_spectrum()
+    found, truth = sm.load_run(tmp_path), sm.true_spectrum(sm.open_card("induction-2l"))
     noise = found.spectrum.stderr
     compared = 0
     for (members, value), error in zip(found.spectrum.terms(), noise.tolist(), strict=True):
@@ -46,7 +46,7 @@ def test_demo_finds_the_published_synergy(cli_run, tmp_path):
     cli_run("demo", "--out", tmp_path, "--quiet")
     pairs = sm.load_run(tmp_path).interactions().query("order == 2").head(6)
     strongest = {frozenset(names): kind for names, kind in zip(pairs["components"], pairs["kind"], strict=True)}
-    published = {frozenset(i["components"]): i["kind"] for i in sm.open_card("induction-2l").published["interactions"]}
+    published = {frozenset(names): kind for names, kind in sm.open_card("induction-2l").published.interactions}
     shared = strongest.keys() & published.keys()
     assert shared
     assert all(strongest[pair] == published[pair] == "synergy" for pair in shared)

@@ -11,7 +11,7 @@ from spex_mech import planted
 from spex_mech.discovery import decode
 from spex_mech.errors import ComponentError, DecodeError, DesignError, FormatError, ResponseError
 
-SHAPE = {"n_layers": 2, "n_heads": 4, "d_mlp": 2}
+SHAPE = {"layout": planted.Layout(n_layers=2, n_heads=4, d_mlp=2)}
 AND = ("a0.h1", "a1.h0", "m0.n1")
 
 
@@ -55,8 +55,8 @@ def test_exactly_the_planted_sets_with_their_signs(kind, budget):
     assert all(abs(got[s] - want[s]) < 1e-3 for s in want)
     (row,) = joint(found).values()
     assert set(row.components) == set(names)
-    assert row.kind == ("synergy" if kind == "conjunction" else "redundancy")
-    assert (row.knockout > 0) == (kind == "conjunction")
+    assert row.kind == ("redundancy" if kind == "backup" else "synergy")
+    assert (row.knockout > 0) == (kind != "backup")
 
 
 def test_a_sample_predicts_masks_it_has_not_seen(conjunction):

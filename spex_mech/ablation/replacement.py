@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spex_mech.ablation.batching import default_rows
 from spex_mech.ablation.recipe import Recipe, compile_recipe
 from spex_mech.ablation.subject import Edit, Site, Subject
 from spex_mech.components import ComponentSet
@@ -47,27 +48,39 @@ class Replacement:
             "sha256": digest.hexdigest() if self.references else None,
         }
 
-    def edits(self, keep: Bool[Tensor, "row component"], prompt: Int[Tensor, " row"], length: int) -> dict[Site, Edit]:
-        """One edit a touched site for a batch: row b is prompt ``prompt[b]`` under mask ``keep[b]``."""
-        return {
-            site: self._edit(site, self.recipe.keep_parts(site, keep, length), prompt) for site in self.recipe.sites
-        }
+    def edits(
+        self,
+        keep: Bool[Tensor, "row component"],
+        prompt: Int[Tensor, " row"],
+        length: int,
+        only: Mapping[Site, int] | None = None,
+    ) -> dict[Site, Edit]:
+        """One edit a touched site for a batch: row b is prompt ``prompt[b]`` under mask ``keep[b]``.
 
-    def _edit(self, site: Site, kept: Bool[Tensor, "row pos part"], prompt: Tensor) -> Edit:
+        `only` names sites that see a single position, and which.
+        """
+        return {s: self._edit(s, keep, prompt, length, (only or {}).get(s)) for s in self.recipe.sites}
+
+    def _edit(self, site: Site, keep: Tensor, prompt: Tensor, length: int, only: int | None) -> Edit:
+        kept = _at(self.recipe.keep_parts(site, keep, length), only)[..., None]
         reference = self.references.get(site)
+        if reference is not None:
+            reference = reference if len(reference) == 1 else reference[prompt.to(reference.device)]
+            reference = _at(reference if reference.shape[1] == 1 else reference[:, :length], only)
+            reference = rearrange(reference, "row pos (part width) -> row pos part width", part=site.parts)
 
         def edit(x: Tensor) -> Tensor:
             parts = rearrange(x, "row pos (part width) -> row pos part width", part=site.parts)
-            other: Tensor | float = 0.0
-            if reference is not None:
-                rows = reference if len(reference) == 1 else reference[prompt.to(reference.device)]
-                rows = rows[:, : x.shape[1]] if rows.shape[1] > 1 else rows
-                rows = rows.to(x.device, x.dtype)
-                other = rearrange(rows, "row pos (part width) -> row pos part width", part=site.parts)
+            other = 0.0 if reference is None else reference.to(x.device, x.dtype)
             # where, not a product: what is replaced may be infinite or NaN
-            return rearrange(torch.where(kept[..., None], parts, other), "row pos part width -> row pos (part width)")
+            return rearrange(torch.where(kept, parts, other), "row pos part width -> row pos (part width)")
 
         return edit
+
+
+def _at(x: Tensor, position: int | None) -> Tensor:
+    """One position of ``[row, pos, …]``; all of them, or what is the same at all, as it is."""
+    return x if position is None or x.shape[1] == 1 else x[:, position : position + 1]
 
 
 def fit_replacement(
@@ -127,7 +140,7 @@ def _resolve_per(per: str | None, task: Task, prompts: Prompts) -> str:
 def _means(subject: Subject, prompts: Prompts, sites: tuple[Site, ...], per: str) -> dict[Site, Tensor]:
     sums: dict[Site, Tensor] = {}
     count = 0
-    for rows in _batches(prompts):
+    for rows in _batches(subject, prompts):
         for site, values in collect(subject, prompts, rows, sites).items():
             total = values.double().sum((0,) if per == "position" else (0, 1))
             sums[site] = sums.get(site, torch.zeros_like(total)) + total
@@ -145,7 +158,7 @@ def _resample(subject: Subject, task: Task, recipe: Recipe, seed: int) -> Replac
         )
     longest = int(task.prompts.lengths.max())
     store = {s: torch.zeros(len(prompts), longest, s.parts * s.width, device=subject.device) for s in recipe.sites}
-    for rows in _batches(prompts):
+    for rows in _batches(subject, prompts):
         for site, values in collect(subject, prompts, rows, recipe.sites).items():
             store[site][rows.to(subject.device), : values.shape[1]] = values.float()
     references = {site: values[partners.to(subject.device)] for site, values in store.items()}
@@ -181,9 +194,10 @@ def collect(subject: Subject, prompts: Prompts, rows: Tensor, sites: tuple[Site,
 
     length = int(prompts.lengths[rows[0]])
     tokens = prompts.tokens[rows, :length].to(subject.device)
-    subject.forward(tokens, {site: watch(site) for site in sites}, torch.zeros(len(rows), dtype=torch.long))
+    subject.forward(tokens, {site: watch(site) for site in sites}, None)  # None: no site may be narrowed
     return seen
 
 
-def _batches(prompts: Prompts) -> list[Tensor]:
-    return [part for rows in prompts.by_length().values() for part in rows.split(ROWS)]
+def _batches(subject: Subject, prompts: Prompts) -> list[Tensor]:
+    groups = prompts.by_length().items()
+    return [part for length, rows in groups for part in rows.split(min(ROWS, default_rows(subject, length)))]

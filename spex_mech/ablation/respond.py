@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spex_mech.ablation.batching import default_rows, in_halves
 from spex_mech.ablation.replacement import Replacement
-from spex_mech.ablation.subject import Subject
+from spex_mech.ablation.subject import Subject, common_position, shortcuts_of
 from spex_mech.components import ComponentSet
 from spex_mech.metrics import Metric, Scored, resolve
 from spex_mech.responses import refuse_non_finite
@@ -60,25 +60,28 @@ class _Bench:
     def measure(self, keep: Bool[Tensor, "mask component"], batch_rows: int | None) -> Float[Tensor, "mask prompt"]:
         values = torch.empty(len(keep), len(self.task))
         for length, prompts in self.task.prompts.by_length().items():
-            total = len(keep) * len(prompts)
-
-            def run(start: int, stop: int, prompts: Tensor = prompts, length: int = length) -> Tensor:
-                row = torch.arange(start, stop)
-                which = prompts[row % len(prompts)]
-                return self._rows(keep[(row // len(prompts)).to(keep.device)], which, length)
-
             rows = batch_rows or default_rows(self.subject, length)
-            values[:, prompts] = in_halves(run, total, rows).reshape(len(keep), len(prompts))
+            # with a shared trunk a batch is one prompt under many masks; without, all prompts of one length
+            for group in prompts.split(1) if shortcuts_of(self.subject).one_row else [prompts]:
+                values[:, group] = self._group(keep, group, length, rows)
         return values
 
-    def _rows(
-        self, keep: Bool[Tensor, "row component"], prompt: Int[Tensor, " row"], length: int
-    ) -> Float[Tensor, " row"]:
-        device, task = self.subject.device, self.task
-        tokens = task.prompts.tokens[prompt, :length].to(device)
+    def _group(self, keep: Tensor, prompts: Tensor, length: int, rows: int) -> Float[Tensor, "mask prompt"]:
+        def run(start: int, stop: int) -> Tensor:
+            row = torch.arange(start, stop)
+            return self._rows(keep[(row // len(prompts)).to(keep.device)], prompts[row % len(prompts)], length)
+
+        return in_halves(run, len(keep) * len(prompts), rows).reshape(len(keep), len(prompts))
+
+    def _rows(self, keep: Tensor, prompt: Int[Tensor, " row"], length: int) -> Float[Tensor, " row"]:
+        device, task, shortcuts = self.subject.device, self.task, shortcuts_of(self.subject)
         positions = None if self.metric.all_positions else task.positions[prompt]
-        edits = self.replacement.edits(keep, prompt, length)
-        logits = self.subject.forward(tokens, edits, positions).float()
+        position = common_position(positions)
+        only = {} if position is None else dict.fromkeys(shortcuts.narrow, position)
+        edits = self.replacement.edits(keep, prompt, length, only)
+        tokens = task.prompts.tokens[prompt, :length].to(device)
+        shared = shortcuts.one_row and bool(edits)
+        logits = self.subject.forward(tokens[:1] if shared else tokens, edits, positions).float()
         with torch.inference_mode():
             scored = Scored(
                 logits,

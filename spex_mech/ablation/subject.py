@@ -34,6 +34,20 @@ class Site:
         return f"layer {self.layer} {self.kind}"
 
 
+@dataclass(frozen=True)
+class Shortcuts:
+    """What a backend may leave out without changing a result; each is switched on only where binding saw it hold.
+
+    - `one_row`: tokens of one row may meet edits of many rows. All that comes before the first edited site is then
+      computed once for all masks, and the edit's broadcast makes the rows.
+    - `narrow`: the sites that see only the scored position when all rows are scored at the same one, since no other
+      position of theirs can reach a logit that is read.
+    """
+
+    one_row: bool = False
+    narrow: frozenset[Site] = frozenset()
+
+
 @runtime_checkable
 class Subject(Protocol):
     """A bound model. Sites are listed in the order in which a forward pass meets them."""
@@ -53,7 +67,7 @@ class Subject(Protocol):
     def forward(
         self, tokens: Int[Tensor, "row pos"], edits: Mapping[Site, Edit], positions: Int[Tensor, " row"] | None
     ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
-        """Logits with every site's tensor replaced by its edit's result.
+        """Logits with every site's tensor replaced by its edit's result. A backend may offer `shortcuts`.
 
         Rows are independent: row b is one prompt under one mask. No row is padded (the caller groups prompts by
         length). With `positions`, only the logits
@@ -61,3 +75,19 @@ class Subject(Protocol):
         behind, also when an edit raises.
         """
         ...
+
+
+def shortcuts_of(subject: Subject) -> Shortcuts:
+    """The shortcuts a subject offers; none where it does not say."""
+    return getattr(subject, "shortcuts", Shortcuts())
+
+
+def common_position(positions: Int[Tensor, " row"] | None) -> int | None:
+    """The scored position, where all rows share it.
+
+    >>> common_position(torch.tensor([4, 4]))
+    4
+    """
+    if positions is None or not len(positions) or bool((positions != positions[0]).any()):
+        return None
+    return int(positions[0])

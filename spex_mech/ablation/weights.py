@@ -18,7 +18,7 @@ def describe_weights(model: nn.Module) -> dict[str, Any]:
         "dtype": "/".join(dtypes),
         "attention": str(getattr(config, "_attn_implementation", None)),
         "weights_sha256": hash_weights(model),
-        "versions": {name: _version(name) for name in ("torch", "transformers", "transformer-lens")},
+        "versions": {name: _version(name) for name in ("torch", "transformers", "transformer-lens", "nnsight")},
     }
 
 
