@@ -104,7 +104,7 @@ def test_fewer_bits_find_smaller_sets_and_ignore_the_rest():
     sets = random_sets(200, 2, 50, 2)
     bits = parities(code, torch.nn.functional.pad(sets, (0, 2), value=-1))
     bits[:, 16:] = ~bits[:, 16:]  # everything beyond the first two blocks is wrong
-    assert torch.equal(code.decode(bits, t=2)[0], sets)
+    assert torch.equal(code.decode_every_length(bits)[0][1, :, :2], sets)
     assert not code.decode(bits)[1].all()
 
 
@@ -120,3 +120,13 @@ def test_a_position_that_was_shortened_away_is_never_named():
 def test_the_field_holds_every_position(n, m):
     assert field_degree(n) == m
     assert (1 << m) - 1 >= n
+
+
+def test_groups_share_a_decoder_and_keep_their_own_positions():
+    orders = torch.stack([torch.randperm(63, generator=torch.Generator().manual_seed(g))[:40] for g in range(3)])
+    codes = Bch.at(6, 3, orders)
+    sets = random_sets(40, 3, 60, 5)
+    group = torch.arange(60) % 3
+    bits = torch.stack([parities(Bch.at(6, 3, orders[g]), sets[i : i + 1])[0] for i, g in enumerate(group.tolist())])
+    assert torch.equal(codes.decode(bits, group)[0], sets)
+    assert not torch.equal(codes.decode(bits)[0], sets)

@@ -29,77 +29,100 @@ def field_degree(length: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Bch:
-    """A BCH code correcting `t` errors, shortened to the positions ``exponents`` (all different, below 2^m - 1).
+    """BCH codes correcting `t` errors, shortened to n positions; one code a group, which differ in their exponents.
 
     Attributes:
-        exponents: e_i for each position i.
+        exponents: e_i for each position i of each group, all different within a group and below 2^m - 1.
         where: the position of each exponent, -1 where the code is shortened.
     """
 
     field: Field
     t: int
-    exponents: Int[Tensor, " position"]
-    where: Int[Tensor, " exponent"]
+    exponents: Int[Tensor, "group position"]
+    where: Int[Tensor, "group exponent"]
 
     @classmethod
-    def at(cls, m: int, t: int, exponents: Int[Tensor, " position"]) -> "Bch":
-        """The code over GF(2^m) at these exponents, on their device."""
-        where = torch.full(((1 << m) - 1,), -1, dtype=torch.long, device=exponents.device)
-        where[exponents] = torch.arange(len(exponents), device=exponents.device)
-        return cls(field(m, exponents.device), t, exponents, where)
+    def at(cls, m: int, t: int, exponents: Int[Tensor, "group position"]) -> "Bch":
+        """The codes over GF(2^m) at these exponents (or one code, at ``[position]`` exponents), on their device."""
+        exponents = exponents.reshape(-1, exponents.shape[-1])
+        groups, n = exponents.shape
+        where = torch.full((groups, (1 << m) - 1), -1, dtype=torch.long, device=exponents.device)
+        positions = torch.arange(n, device=exponents.device).expand(groups, -1)
+        return cls(field(m, exponents.device), t, exponents, where.scatter(1, exponents, positions))
 
     @property
     def parity_bits(self) -> int:
         """m · t."""
         return self.field.m * self.t
 
-    def parity_check(self) -> Bool[Tensor, "parity position"]:
+    def parity_check(self, group: int = 0) -> Bool[Tensor, "parity position"]:
         """The rows H: bit ``k m + l`` of column i is bit l of α^{(2k+1) e_i}."""
         odd = 2 * torch.arange(self.t, device=self.exponents.device) + 1
-        power = self.field.exp[(odd[:, None] * self.exponents) % self.field.order]
+        power = self.field.exp[(odd[:, None] * self.exponents[group]) % self.field.order]
         places = torch.arange(self.field.m, device=self.exponents.device)
         return ((power[:, None, :] >> places[:, None]) & 1).flatten(0, 1).bool()
 
     def decode(
-        self, parity: Bool[Tensor, "row parity"], t: int | None = None
+        self, parity: Bool[Tensor, "row parity"], group: Int[Tensor, " row"] | None = None
     ) -> tuple[Int[Tensor, "row slot"], Bool[Tensor, " row"]]:
-        """The sets of at most `t` positions with these parity bits, and whether there is one.
+        """The sets of at most t positions with these parity bits (of group 0, or of each row's), and if there is one.
 
-        Rows are ascending positions padded with -1; a row without a set holds -1 only. With ``t`` below the code's
-        own, only the first m·t bits are read and sets of at most t positions are found: fewer bits to trust.
+        Rows are ascending positions padded with -1; a row without a set holds -1 only.
 
         >>> code = Bch.at(4, 2, torch.arange(15))
         >>> code.decode(code.parity_check().T[[3]] ^ code.parity_check().T[[9]])[0].tolist()
         [[3, 9]]
         """
-        t = self.t if t is None else t
-        places = torch.arange(self.field.m, device=parity.device)
-        odd = (parity[:, : self.field.m * t].unflatten(1, (t, self.field.m)).long() << places).sum(-1)
-        polynomial, degree = locator(self.field, odd)
-        members = torch.full((len(parity), t), -1, dtype=torch.long, device=parity.device)
-        found = degree == 0
-        for size in range(1, t + 1):
-            rows = (degree == size).nonzero()[:, 0]
-            roots, whole = self._roots(polynomial[rows, :size])
-            members[rows[whole], :size] = roots[whole]
-            found[rows[whole]] = True
-        return members, found
+        members, known = self.decode_every_length(parity, group)
+        return members[-1], known[-1]
 
-    def _roots(self, polynomial: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_every_length(
+        self, parity: Bool[Tensor, "row parity"], group: Int[Tensor, " row"] | None = None
+    ) -> tuple[Int[Tensor, "length row slot"], Bool[Tensor, "length row"]]:
+        """The same for the first m, 2m, … tm parity bits: entry k is what k + 1 blocks of bits alone say.
+
+        Sets of at most k + 1 positions need no more, and errors in the blocks behind do not matter to them.
+        """
+        rows = len(parity)
+        group = torch.zeros(rows, dtype=torch.long, device=parity.device) if group is None else group
+        places = torch.arange(self.field.m, device=parity.device)
+        odd = (parity.unflatten(1, (self.t, self.field.m)).long() << places).sum(-1)
+        polynomials, degree = locators(self.field, odd)
+        members = torch.full((self.t * rows, self.t), -1, dtype=torch.long, device=parity.device)
+        known = (degree == 0).flatten()
+        for size in range(1, self.t + 1):
+            chosen = (degree.flatten() == size).nonzero()[:, 0]
+            roots, whole = self._positions(polynomials.flatten(0, 1)[chosen, :size], group[chosen % rows])
+            members[chosen, :size] = torch.where(whole[:, None], roots, -1)
+            known[chosen] = whole
+        return members.unflatten(0, (self.t, rows)), known.reshape(self.t, rows)
+
+    def _positions(self, polynomials: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
         """Positions whose locators are the roots of ``z^L + c_1 z^(L-1) + … + c_L``, and whether there are L."""
-        if polynomial.shape[1] > 4:
-            return search(self.field, polynomial, self.exponents)
-        elements, whole = roots(self.field, polynomial)
+        if polynomials.shape[1] > 4:
+            return self._searched(polynomials, group)
+        elements, whole = roots(self.field, polynomials)
         logs = self.field.log[elements.clamp(min=1)]
-        positions = torch.where(elements > 0, self.where[logs], -1).sort(1).values
+        positions = torch.where(elements > 0, self.where[group[:, None], logs], -1).sort(1).values
         return positions, whole & (positions >= 0).all(1)
 
+    def _searched(self, polynomials: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+        positions = torch.full_like(polynomials, -1)
+        whole = torch.zeros(len(polynomials), dtype=torch.bool, device=polynomials.device)
+        for number, exponents in enumerate(self.exponents):
+            rows = (group == number).nonzero()[:, 0]
+            positions[rows], whole[rows] = search(self.field, polynomials[rows], exponents)
+        return positions, whole
 
-def locator(field: Field, odd: Int[Tensor, "row k"]) -> tuple[Int[Tensor, "row term"], Int[Tensor, " row"]]:
+
+def locators(
+    field: Field, odd: Int[Tensor, "row k"]
+) -> tuple[Int[Tensor, "length row term"], Int[Tensor, "length row"]]:
     """Odd power sums ``S_1, S_3, …`` → the coefficients ``c_1 … c_t`` of the locator polynomial and its degree.
 
-    ``Λ(x) = Π (1 - X_i x) = 1 + c_1 x + … + c_L x^L``; degree -1 where no polynomial of degree at most t fits.
-    In characteristic 2 every second discrepancy is zero, so t steps do.
+    ``Λ(x) = Π (1 - X_i x) = 1 + c_1 x + … + c_L x^L``, for the first sum alone, the first two, … all t of them; degree
+    -1 where no polynomial of degree at most the number of sums fits. In characteristic 2 every second discrepancy is
+    zero, so t steps of the recursion do, and the state after each is the answer to so many sums.
     """
     rows, t = odd.shape
     sums = _all_sums(field, odd)
@@ -108,22 +131,29 @@ def locator(field: Field, odd: Int[Tensor, "row k"]) -> tuple[Int[Tensor, "row t
     current[:, 0] = 1
     before[:, 1] = 1
     length = torch.zeros(rows, dtype=torch.long, device=odd.device)
+    polynomials, degrees = [], []
     for k in range(t):
         r = 2 * k
-        terms = range(min(r, t) + 1)
+        span = min(r, t)
+        products = field.times(current[:, 1 : span + 1], sums[:, r - span : r].flip(1))
         gap = sums[:, r].clone()
-        for i in terms[1:]:
-            gap ^= field.times(current[:, i], sums[:, r - i])
+        for term in products.unbind(1):
+            gap ^= term
         longer = (gap != 0) & (2 * length <= r)
         updated = current ^ field.times(gap[:, None], before)
         scaled = field.times(field.inverse(gap)[:, None], current)
         before = torch.nn.functional.pad(torch.where(longer[:, None], scaled, before)[:, :-2], (2, 0))
         length = torch.where(longer, r + 1 - length, length)
         current = updated
-    top = current.gather(1, length.clamp(max=t + 1)[:, None])[:, 0]
-    exact = (length <= t) & (top != 0)
-    highest = ((current != 0).long() * torch.arange(t + 2, device=odd.device)).amax(1)
-    return current[:, 1 : t + 1], torch.where(exact & (highest == length), length, -1)
+        polynomials.append(current[:, 1 : t + 1])
+        degrees.append(torch.where((length <= k + 1) & (_degree(current) == length), length, -1))
+    return torch.stack(polynomials), torch.stack(degrees)
+
+
+def _degree(polynomials: Tensor) -> Tensor:
+    """The place of the last coefficient that is not zero."""
+    places = torch.arange(polynomials.shape[1], device=polynomials.device)
+    return ((polynomials != 0).long() * places).amax(1)
 
 
 def _all_sums(field: Field, odd: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ all bins (the transform is orthogonal), where each set meets only those that sha
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.walsh import gf2
@@ -26,16 +26,16 @@ class Bins:
 
     Attributes:
         values: U, float64, in the unit of the responses.
-        words: the delay bits of every player, packed, one table a group.
+        words: for every player and group its packed delay bits, and in a last word its hash.
         keys: a random number a player; the sum (exclusive or) over a set names it.
+        bch: what reads the signs; None where the code is so short that the signs are the set.
     """
 
     code: Code
     values: Float[Tensor, "bin delay output"]
-    words: Int[Tensor, "group player word"]
-    hashes: Int[Tensor, "group player"]
+    words: Int[Tensor, "player group word"]
     keys: Int[Tensor, "player one"]
-    bch: tuple[Bch, ...]
+    bch: Bch | None
 
     @classmethod
     def of(cls, code: Code, values: Float[Tensor, "mask output"]) -> "Bins":
@@ -43,12 +43,12 @@ class Bins:
         device, coded = values.device, values[: code.size].double()
         sliced = coded.reshape(code.groups, code.delays, code.bins, -1).permute(0, 1, 3, 2)
         bins = walsh_hadamard(sliced.contiguous()) / code.bins
-        words = torch.stack([gf2.pack(code.delay_bits(group).T) for group in range(code.groups)])
+        delays = torch.stack([gf2.pack(code.delay_bits(group).T) for group in range(code.groups)], 1)
+        words = torch.cat([delays, code.hashes.T[:, :, None]], 2)
         keys = uniform_bits(code.seed, torch.zeros(1, dtype=torch.long), code.n).T
-        plain = spells_plainly(code.n, code.degree)
-        bch = () if plain else tuple(code.bch(group, device) for group in range(code.groups))
+        bch = None if spells_plainly(code.n, code.degree) else code.bch(device)
         arranged = bins.permute(0, 3, 1, 2).reshape(code.groups * code.bins, code.delays, -1)
-        return cls(code, arranged.contiguous(), words.to(device), code.hashes.to(device), keys.to(device), bch)
+        return cls(code, arranged.contiguous(), words.to(device), keys.to(device), bch)
 
     @property
     def outputs(self) -> int:
@@ -56,35 +56,43 @@ class Bins:
 
     @property
     def rows(self) -> int:
-        """Masks that speak of one set: all of them, through one bin of every group."""
+        """Bin values that speak of one set: one bin of every group, all delays."""
         return self.code.groups * self.code.delays
 
-    def signs(self, group: int, members: Int[Tensor, "set slot"], dtype: torch.dtype = torch.float64) -> Tensor:
-        """``(-1)^{<d_{c,p}, S>}`` as ``[set, delay]``."""
-        return gf2.signs(gf2.sum_rows(self.words[group], members), self.code.delays, dtype)
+    def spell(
+        self, members: Int[Tensor, "set slot"], dtype: torch.dtype = torch.float64
+    ) -> tuple[Float[Tensor, "set group delay"], Int[Tensor, "set group"]]:
+        """What each set puts into the bins: ``(-1)^{<d_{c,p}, S>}``, and the bin it falls into, in every group."""
+        summed = gf2.sum_rows(self.words.flatten(1), members).unflatten(1, self.words.shape[1:])
+        groups = torch.arange(self.code.groups, device=members.device)
+        signs = gf2.signs(summed[..., :-1], self.code.delays, dtype)
+        return signs, groups * self.code.bins + summed[..., -1]
 
-    def where(self, group: int, members: Int[Tensor, "set slot"]) -> Int[Tensor, " set"]:
-        """The bin each set falls into in one group, counted over all groups."""
-        return group * self.code.bins + gf2.sum_rows(self.hashes[group][:, None], members)[:, 0]
+    def home(self, where: Int[Tensor, " set"], members: Int[Tensor, "set slot"]) -> Bool[Tensor, " set"]:
+        """Whether each set falls into the bin beside it."""
+        group, hashed = where // self.code.bins, torch.zeros_like(where)
+        for column in members.unbind(1):
+            hashed ^= torch.where(column >= 0, self.words[column.clamp(min=0), group, -1], 0)
+        return hashed == where % self.code.bins
 
     def names(self, members: Int[Tensor, "set slot"]) -> Int[Tensor, " set"]:
         """A number that is equal for equal sets and, but for one pair in 2^53, different for different ones."""
         return gf2.sum_rows(self.keys, members)[:, 0]
 
     def solve(
-        self, members: Int[Tensor, "set slot"], delays: Tensor | None = None
+        self, members: Int[Tensor, "set slot"], delays: Float[Tensor, "group delay"] | None = None
     ) -> tuple[Float[Tensor, "set output"], Float[Tensor, "set set"]]:
         """Least squares on these sets over all coded masks: coefficients and ``(ΦᵀΦ)⁻¹``.
 
-        `delays`, one weight a group and delay, leaves masks out (0) of the fit.
+        `delays` are weights; 0 leaves the masks of a group and delay out of the fit.
         """
+        signs, where = self.spell(members)
+        weighted = signs if delays is None else signs * delays
         gram = torch.zeros(len(members), len(members), dtype=torch.float64, device=members.device)
-        moment = torch.zeros(len(members), self.outputs, dtype=torch.float64, device=members.device)
         for group in range(self.code.groups):
-            signs, where = self.signs(group, members), self.where(group, members)
-            weighted = signs if delays is None else signs * delays[group]
-            gram += (weighted @ signs.T) * (where[:, None] == where)
-            moment += torch.einsum("kr,kro->ko", weighted, self.values[where])
+            meet = where[:, group, None] == where[:, group]
+            gram += (weighted[:, group] @ signs[:, group].T).masked_fill_(~meet, 0)
+        moment = (weighted.flatten(1)[:, None] @ self.values[where].flatten(1, 2))[:, 0]
         factor = torch.linalg.cholesky(gram + _RIDGE * self.rows * torch.eye(len(gram), device=gram.device))
         inverse = torch.cholesky_inverse(factor) / self.code.bins
         return torch.cholesky_solve(moment, factor), inverse
@@ -93,11 +101,10 @@ class Bins:
         self, members: Int[Tensor, "set slot"], coefficients: Float[Tensor, "set output"]
     ) -> Float[Tensor, "bin delay output"]:
         """What the bins hold beside these sets."""
+        signs, where = self.spell(members)
+        part = -signs.flatten(0, 1)[:, :, None] * coefficients.repeat_interleave(self.code.groups, 0)[:, None]
         left = self.values.clone()
-        for group in range(self.code.groups):
-            part = -self.signs(group, members)[:, :, None] * coefficients[:, None]
-            left.index_put_((self.where(group, members),), part, accumulate=True)  # sorted, so the same every time
-        return left
+        return left.index_put_((where.flatten(),), part, accumulate=True)  # sorted, so the same every time
 
 
 def distinct(bins: Bins, members: Int[Tensor, "set slot"], known: Int[Tensor, " name"]) -> Int[Tensor, "set slot"]:

@@ -19,39 +19,28 @@ _ELEMENTS = 1 << 24  # of one block of scores: 64 MB
 
 
 def decode_signs(
-    bins: Bins, soft: Float[Tensor, "bin delay"], where: Int[Tensor, " bin"], flips: int
+    bins: Bins, soft: Float[Tensor, "row delay"], where: Int[Tensor, " row"], flips: int
 ) -> Int[Tensor, "set slot"]:
-    """Sets spelled by the signs of these bins' soft vectors and hashing into them; some may be there twice.
+    """Sets spelled by the signs of soft vectors and hashing into their bins `where`; some may be there twice.
 
     `flips` least reliable signs are flipped, none, one or two at a time. Every length of the code up to its own is
     tried: a set of one component needs only the first block of parity signs to be right.
     """
-    width, found = bins.code.degree, []
-    for group in range(bins.code.groups):
-        inside = where // bins.code.bins == group
-        numbers, vectors = where[inside], soft[inside]
-        if not len(numbers):
-            continue
-        for degree in range(1, width + 1) if bins.bch else (width,):
-            members, owner = _decode_group(bins, group, vectors, degree, flips)
-            home = bins.where(group, members) == numbers[owner]
-            found.append(torch.nn.functional.pad(members[home], (0, width - members.shape[1]), value=-1))
-    return torch.cat(found) if found else torch.zeros(0, width, dtype=torch.long, device=soft.device)
-
-
-def _decode_group(bins: Bins, group: int, soft: Tensor, degree: int, flips: int) -> tuple[Tensor, Tensor]:
-    """Sets of at most `degree` and the row of the soft vector that spells each."""
-    spelled = bins.bch[group].field.m * degree if bins.bch else bins.code.parity_rows
+    spelled = bins.code.parity_rows
     read = soft[:, : 1 + spelled]
-    weakest = read.abs().topk(min(flips, read.shape[1]), dim=1, largest=False).indices
+    weakest = read.abs().topk(min(flips, 1 + spelled), dim=1, largest=False).indices
     patterns = _patterns(weakest.shape[1], soft.device)
-    flipped = (read < 0)[:, None].expand(-1, len(patterns), -1).clone()
-    flipped.scatter_(2, weakest[:, None].expand(-1, len(patterns), -1), patterns[None] ^ flipped.gather(
-        2, weakest[:, None].expand(-1, len(patterns), -1)))  # fmt: skip
-    parity = (flipped[..., 1:] ^ flipped[..., :1]).flatten(0, 1)
-    owner = torch.arange(len(soft), device=soft.device).repeat_interleave(len(patterns))
-    members, known = bins.bch[group].decode(parity, degree) if bins.bch else _plain(parity, degree)
-    return members[known], owner[known]
+    doubt = torch.zeros(len(read), len(patterns), 1 + spelled, dtype=torch.bool, device=soft.device)
+    doubt.scatter_(2, weakest[:, None].expand(-1, len(patterns), -1), patterns.expand(len(read), -1, -1))
+    signs = ((read < 0)[:, None] ^ doubt).flatten(0, 1)
+    parity, owner = signs[:, 1:] ^ signs[:, :1], where.repeat_interleave(len(patterns))
+    if bins.bch is None:
+        members, known = _plain(parity, bins.code.degree)
+    else:
+        every, known = bins.bch.decode_every_length(parity, owner // bins.code.bins)
+        members, known, owner = every.flatten(0, 1), known.flatten(), owner.repeat(bins.code.degree)
+    members, owner = members[known], owner[known]
+    return members[bins.home(owner, members)]
 
 
 def _patterns(flips: int, device: torch.device) -> Tensor:
@@ -85,33 +74,31 @@ def match(
     Cost: ``groups × left × right × delays`` multiply-adds in float32.
     """
     found = []
+    spelled_left, spelled_right = bins.spell(left, torch.float32), bins.spell(right, torch.float32)
     for group in range(bins.code.groups):
         mine = soft[group * bins.code.bins : (group + 1) * bins.code.bins].float()
-        pairs = _match_group(bins, group, mine, left, right, top, ascending)
+        a, b = _Buckets.of(*spelled_left, group, bins.code.bins), _Buckets.of(*spelled_right, group, bins.code.bins)
+        last = left.amax(1).float() if ascending else torch.full((len(left),), -1.0, device=left.device)
+        first = torch.where(right < 0, bins.code.n, right).amin(1).float() if ascending else last.new_zeros(len(right))
+        pairs = _match_buckets(mine, a, b, last[a.table], first[b.table], top)
         found.append(torch.cat([left[pairs[:, 0]], right[pairs[:, 1]]], 1))
     members, fits = tidy(torch.cat(found), bins.code.degree)
     return members[fits]
 
 
-def _match_group(
-    bins: Bins, group: int, soft: Tensor, left: Tensor, right: Tensor, top: int, ascending: bool
-) -> Tensor:
-    """(left, right) row numbers of the best joins, all bins of a group together."""
-    a, b = _Buckets.of(bins, group, left), _Buckets.of(bins, group, right)
-    count, found = bins.code.bins, []
-    last = left.amax(1) if ascending else None
-    first = torch.where(right < 0, bins.code.n, right).amin(1)
-    size = count * max(a.table.shape[1] * b.table.shape[1], a.signs[0].numel() + b.signs[0].numel())
-    for chunk in torch.arange(count, device=soft.device).split(max(1, _ELEMENTS // size)):
-        partner = torch.arange(count, device=soft.device) ^ chunk[:, None]
+def _match_buckets(soft: Tensor, a: "_Buckets", b: "_Buckets", last: Tensor, first: Tensor, top: int) -> Tensor:
+    """(left, right) row numbers of the best joins of every bin, where ``last < first``."""
+    count, found = len(soft), []
+    width = b.table.shape[1]
+    numbers = torch.arange(count, device=soft.device)
+    size = count * max(a.table.shape[1] * width, (a.table.shape[1] + width) * soft.shape[1])
+    for chunk in numbers.split(max(1, _ELEMENTS // size)):
+        partner = numbers ^ chunk[:, None]
         scores = (a.signs * soft[chunk][:, None, None]) @ b.signs[partner].mT
-        scores = scores.abs_()
-        if last is not None:
-            scores *= last[a.table][:, :, None] < first[b.table[partner]][:, :, None]
+        scores.abs_().mul_(last[:, :, None] < first[partner][:, :, None])
         best = scores.flatten(1).topk(min(top, scores[0].numel()), dim=1)
         bucket, inner = best.indices // scores[0, 0].numel(), best.indices % scores[0, 0].numel()
-        row = a.table[bucket, inner // scores.shape[3]]
-        column = b.table[partner.gather(1, bucket), inner % scores.shape[3]]
+        row, column = a.table[bucket, inner // width], b.table[partner.gather(1, bucket), inner % width]
         found.append(torch.stack([row, column], -1)[best.values > 0])
     return torch.cat(found)
 
@@ -123,15 +110,15 @@ class _Buckets:
         self.table, self.signs = table, signs
 
     @classmethod
-    def of(cls, bins: Bins, group: int, members: Tensor) -> "_Buckets":
-        hashed = bins.where(group, members) - group * bins.code.bins
+    def of(cls, signs: Tensor, where: Tensor, group: int, bins: int) -> "_Buckets":
+        hashed = where[:, group] - group * bins
         order = hashed.argsort(stable=True)
-        sizes = hashed.bincount(minlength=bins.code.bins)
+        sizes = hashed.bincount(minlength=bins)
         place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[hashed[order]]
-        table = torch.zeros(bins.code.bins, int(sizes.max()), dtype=torch.long, device=order.device)
+        table = torch.zeros(bins, int(sizes.max()), dtype=torch.long, device=order.device)
         table[hashed[order], place] = order
         filled = torch.arange(table.shape[1], device=order.device) < sizes[:, None]
-        return cls(table, bins.signs(group, members, torch.float32)[table] * filled[..., None])
+        return cls(table, signs[:, group][table] * filled[..., None])
 
 
 def up_to_pairs(n: int, order: int, device: torch.device) -> Int[Tensor, "set slot"]:

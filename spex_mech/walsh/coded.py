@@ -117,9 +117,9 @@ class Code:
         shuffled = [self._uniform(_SHUFFLE, group, 0, order).argsort(stable=True) for group in range(self.groups)]
         return torch.stack([exponents[: self.n] for exponents in shuffled])
 
-    def bch(self, group: int, device: torch.device | str = "cpu") -> Bch:
-        """The code that spells sets in the delays of one group."""
-        return Bch.at(field_degree(self.n), self.degree, self.exponents[group].to(device))
+    def bch(self, device: torch.device | str = "cpu") -> Bch:
+        """The codes that spell sets in the delays, one a group."""
+        return Bch.at(field_degree(self.n), self.degree, self.exponents.to(device))
 
     @cached_property
     def offsets(self) -> Bool[Tensor, "group player"]:
@@ -139,7 +139,7 @@ class Code:
         """The parity check of the BCH code; where the players are so few that it is longer, the players themselves."""
         if spells_plainly(self.n, self.degree):
             return torch.eye(self.n, dtype=torch.bool)
-        return self.bch(group).parity_check()
+        return self.bch().parity_check(group)
 
     @cached_property
     def _delays(self) -> Bool[Tensor, "group delay player"]:

@@ -5,8 +5,8 @@ groups and all outputs, accepts those that no rival in any of their bins outweig
 all sets at once. So a bin that holds several sets is a small joint problem, and an error of an early round does not
 spread: at the end, sets that the fit on all masks does not support are taken out again, and the search goes on.
 
-A set of k among n players has to outweigh ``log C(n, k) + log t + log 1/ε`` nats, so that among all sets that could have
-been proposed ``ε`` false ones are accepted on average.
+A set of k among n players has to outweigh ``log C(n, k) + log t + log 1/ε`` nats, so that among all sets that
+could have been proposed ``ε`` false ones are accepted on average.
 """
 
 import math
@@ -23,6 +23,7 @@ ROUNDING = 2.0**-20  # of the largest |value|: what a forward pass in float32 le
 _QUARTILE = -0.6745  # of the standard normal
 _TOP = 8  # matches looked at per bin and soft vector
 _VECTORS = 2  # soft vectors per bin where there are several outputs
+_ELEMENTS = 1 << 23  # bin values gathered at a time: 64 MB
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,23 @@ class Peeled:
 
 def peel(bins: Bins, options: Peeling) -> Peeled:
     """All sets that the bins give away. The empty set is always there."""
-    device, width = bins.values.device, bins.code.degree
-    members = torch.full((1, width), -1, dtype=torch.long, device=device)
-    found, thorough, banned = _fit(bins, members, 0), False, members[:0]
+    found = _fit(bins, torch.full((1, bins.code.degree), -1, dtype=torch.long, device=bins.values.device), 0)
+    banned = pool = found.members[:0]
     for number in range(1, options.rounds + 1):
-        fresh = _accepted(bins, found, banned, options, thorough=thorough)
+        fresh, pool = _accepted(bins, found, pool, options)
+        for thorough in (False, True):
+            if not len(fresh):
+                proposed = _proposed(bins, found, options, thorough=thorough)
+                pool = distinct(bins, proposed, bins.names(torch.cat([found.members, banned])))
+                fresh, pool = _accepted(bins, found, pool, options)
         if len(fresh):
-            found, thorough = _fit(bins, torch.cat([found.members, fresh]), number), False
-        elif not thorough:
-            thorough = True
-        else:
-            supported = found.members[_supported(bins, found, options)]
-            if len(supported) == len(found.members):
-                break
-            banned = torch.cat([banned, found.members[~_supported(bins, found, options)]])
-            found, thorough = _fit(bins, supported, number), False
+            found = _fit(bins, torch.cat([found.members, fresh]), number)
+            continue
+        supported = _supported(bins, found, options)
+        if supported.all():
+            break
+        banned = torch.cat([banned, found.members[~supported]])
+        found = _fit(bins, found.members[supported], number)
     return found
 
 
@@ -91,24 +94,21 @@ def _floor(bins: Bins) -> float:
     return max((ROUNDING * largest) ** 2 / bins.code.bins, 1e-300)
 
 
-def _accepted(bins: Bins, found: Peeled, banned: Tensor, options: Peeling, *, thorough: bool) -> Tensor:
-    """Sets to add: new ones that are likely enough, and likelier than any rival in each of their bins."""
-    noise = noise_variance(bins, found)
-    candidates = _proposed(bins, found, noise, options, thorough=thorough)
-    candidates = distinct(bins, candidates, bins.names(torch.cat([found.members, banned])))
-    if not len(candidates):
-        return candidates
-    gain, price = evidence(bins, found.residual, noise, candidates, options)
+def _accepted(bins: Bins, found: Peeled, pool: Tensor, options: Peeling) -> tuple[Tensor, Tensor]:
+    """Sets to add, and those to keep in mind: accepted is what is likelier than any rival in each of its bins."""
+    gain, price, where = evidence(bins, found.residual, noise_variance(bins, found), pool, options)
     likely = gain > price
-    candidates, gain = candidates[likely], (gain - price)[likely]
+    candidates, gain = pool[likely], (gain - price)[likely]
     best = torch.zeros(len(bins.values), dtype=gain.dtype, device=gain.device)
-    wheres = [bins.where(group, candidates) for group in range(bins.code.groups)]
-    for where in wheres:
-        best.scatter_reduce_(0, where, gain, "amax")
-    return candidates[torch.stack([gain >= best[where] for where in wheres]).all(0)]
+    where = where[likely]
+    best.scatter_reduce_(0, where.flatten(), gain.repeat_interleave(bins.code.groups), "amax")
+    accepted = candidates[(gain[:, None] >= best[where]).all(1)]
+    return accepted, pool[~torch.isin(bins.names(pool), bins.names(accepted))]
 
 
-def _proposed(bins: Bins, found: Peeled, noise: Tensor, options: Peeling, *, thorough: bool) -> Tensor:
+def _proposed(bins: Bins, found: Peeled, options: Peeling, *, thorough: bool) -> Tensor:
+    """Sets that the bins' residuals suggest: by their signs; if need be, with doubts and against all small sets."""
+    noise = noise_variance(bins, found)
     energy = (found.residual.square() / noise).sum((1, 2))
     expected = bins.code.delays * bins.outputs
     where = (energy > expected + math.sqrt(2 * expected)).nonzero()[:, 0]
@@ -156,8 +156,8 @@ def soft_vectors(
 
 def evidence(
     bins: Bins, residual: Tensor, noise: Float[Tensor, " output"], candidates: Tensor, options: Peeling
-) -> tuple[Float[Tensor, " set"], Float[Tensor, " set"]]:
-    """Log-likelihood ratio of each set being in its bins against not, and the price it has to pay.
+) -> tuple[Float[Tensor, " set"], Float[Tensor, " set"], Int[Tensor, "set group"]]:
+    """Log-likelihood ratio of each set being in its bins against not, the price it has to pay, and its bins.
 
     In each group the set's bin holds energy E over R delays; with a common amplitude a (the groups' own, weighted by
     the inverse variance of the rest of their bins) it holds E'. The ratio is ``Σ_c R/2 log E / E'``, the variances
@@ -167,22 +167,22 @@ def evidence(
     delays, outputs = bins.code.delays, bins.outputs
     energy = residual.square().sum(1)
     gains = torch.zeros(len(candidates), outputs, dtype=torch.float64, device=residual.device)
-    for rows in torch.arange(len(candidates), device=residual.device).split(max(1, (1 << 23) // (delays * outputs))):
-        sums, before = [], []
-        for group in range(bins.code.groups):
-            where = bins.where(group, candidates[rows])
-            sums.append(torch.einsum("kr,kro->ko", bins.signs(group, candidates[rows]), residual[where]))
-            before.append(energy[where])
-        total, own = torch.stack(before), torch.stack(sums)
-        least = delays * noise * 0.1
+    wheres = torch.zeros(len(candidates), bins.code.groups, dtype=torch.long, device=residual.device)
+    least = delays * noise * 0.1
+    step = max(1, _ELEMENTS // (bins.rows * outputs))
+    for start in range(0, len(candidates), step):
+        signs, where = bins.spell(candidates[start : start + step])
+        own = (signs[:, :, None] @ residual[where])[:, :, 0]
+        total = energy[where]
         weight = 1 / (total - own.square() / delays).clamp(min=least)
-        amplitude = (own * weight).sum(0) / (delays * weight.sum(0))
+        amplitude = (own * weight).sum(1, keepdim=True) / (delays * weight.sum(1, keepdim=True))
         after = total - 2 * amplitude * own + delays * amplitude.square()
-        gains[rows] = (delays / 2 * (total.clamp(min=least) / after.clamp(min=least)).log()).sum(0)
+        gains[start : start + step] = (delays / 2 * (total.clamp(min=least) / after.clamp(min=least)).log()).sum(1)
+        wheres[start : start + step] = where
     price = _price(bins, candidates, options)
     pooled = gains.sum(1) - outputs / 2 - (outputs * price).sqrt() if outputs > 1 else gains[:, 0]
     alone = gains.amax(1) - math.log(outputs)
-    return torch.maximum(pooled, alone), price
+    return torch.maximum(pooled, alone), price, wheres
 
 
 def _price(bins: Bins, members: Tensor, options: Peeling) -> Float[Tensor, " set"]:
