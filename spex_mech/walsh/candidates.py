@@ -61,46 +61,49 @@ def _plain(parity: Tensor, degree: int) -> tuple[Tensor, Tensor]:
 
 def match(
     bins: Bins,
-    soft: Float[Tensor, "bin delay"],
+    soft: Float[Tensor, "row delay"],
+    where: Int[Tensor, " row"],
     left: Int[Tensor, "set slot"],
     right: Int[Tensor, "set slot"],
     top: int,
     *,
     ascending: bool = False,
 ) -> Int[Tensor, "set slot"]:
-    """For every bin the `top` joins of a left and a right set whose signs correlate best with its soft vector.
+    """For every soft vector the `top` joins of a left and a right set with signs like its own that fall into its bin.
 
     The join is the symmetric difference; `ascending` takes only those whose left members come before the right ones.
-    Cost: ``groups × left × right × delays`` multiply-adds in float32.
+    Cost: at most ``groups × left × right × delays`` multiply-adds in float32, less where `where` leaves bins out.
     """
     found = []
     spelled_left, spelled_right = bins.spell(left, torch.float32), bins.spell(right, torch.float32)
     for group in range(bins.code.groups):
-        mine = soft[group * bins.code.bins : (group + 1) * bins.code.bins].float()
+        inside = where // bins.code.bins == group
         a, b = _Buckets.of(*spelled_left, group, bins.code.bins), _Buckets.of(*spelled_right, group, bins.code.bins)
         last = left.amax(1).float() if ascending else torch.full((len(left),), -1.0, device=left.device)
         first = torch.where(right < 0, bins.code.n, right).amin(1).float() if ascending else last.new_zeros(len(right))
-        pairs = _match_buckets(mine, a, b, last[a.table], first[b.table], top)
+        pairs = _match_buckets(
+            soft[inside].float(), where[inside] % bins.code.bins, a, b, last[a.table], first[b.table], top
+        )
         found.append(torch.cat([left[pairs[:, 0]], right[pairs[:, 1]]], 1))
     members, fits = tidy(torch.cat(found), bins.code.degree)
     return members[fits]
 
 
-def _match_buckets(soft: Tensor, a: "_Buckets", b: "_Buckets", last: Tensor, first: Tensor, top: int) -> Tensor:
+def _match_buckets(
+    soft: Tensor, where: Tensor, a: "_Buckets", b: "_Buckets", last: Tensor, first: Tensor, top: int
+) -> Tensor:
     """(left, right) row numbers of the best joins of every bin, where ``last < first``."""
-    count, found = len(soft), []
-    width = b.table.shape[1]
-    numbers = torch.arange(count, device=soft.device)
-    size = count * max(a.table.shape[1] * width, (a.table.shape[1] + width) * soft.shape[1])
-    for chunk in numbers.split(max(1, _ELEMENTS // size)):
-        partner = numbers ^ chunk[:, None]
+    (count, height), width, found = a.table.shape, b.table.shape[1], []
+    size = count * max(height * width, (height + width) * soft.shape[1])
+    for chunk in torch.arange(len(soft), device=soft.device).split(max(1, _ELEMENTS // size)):
+        partner = torch.arange(count, device=soft.device) ^ where[chunk][:, None]
         scores = (a.signs * soft[chunk][:, None, None]) @ b.signs[partner].mT
-        scores.abs_().mul_(last[:, :, None] < first[partner][:, :, None])
+        scores.abs_().mul_(last[..., None] < first[partner][:, :, None])
         best = scores.flatten(1).topk(min(top, scores[0].numel()), dim=1)
         bucket, inner = best.indices // scores[0, 0].numel(), best.indices % scores[0, 0].numel()
         row, column = a.table[bucket, inner // width], b.table[partner.gather(1, bucket), inner % width]
         found.append(torch.stack([row, column], -1)[best.values > 0])
-    return torch.cat(found)
+    return torch.cat(found) if found else where.new_zeros(0, 2)
 
 
 class _Buckets:

@@ -21,8 +21,9 @@ from spex_mech.walsh.candidates import decode_signs, match, up_to_pairs
 
 ROUNDING = 2.0**-20  # of the largest |value|: what a forward pass in float32 leaves of its 24 bits
 _QUARTILE = -0.6745  # of the standard normal
-_TOP = 8  # matches looked at per bin and soft vector
+_TOP = 16  # matches looked at per bin and soft vector
 _VECTORS = 2  # soft vectors per bin where there are several outputs
+_QUICK = 5e7  # multiply-adds of a matching that is tried in every round
 _ELEMENTS = 1 << 23  # bin values gathered at a time: 64 MB
 
 
@@ -55,9 +56,9 @@ def peel(bins: Bins, options: Peeling) -> Peeled:
     banned = pool = found.members[:0]
     for number in range(1, options.rounds + 1):
         fresh, pool = _accepted(bins, found, pool, options)
-        for thorough in (False, True):
+        for level in range(3):
             if not len(fresh):
-                proposed = _proposed(bins, found, options, thorough=thorough)
+                proposed = _proposed(bins, found, options, level)
                 pool = distinct(bins, proposed, bins.names(torch.cat([found.members, banned])))
                 fresh, pool = _accepted(bins, found, pool, options)
         if len(fresh):
@@ -106,33 +107,41 @@ def _accepted(bins: Bins, found: Peeled, pool: Tensor, options: Peeling) -> tupl
     return accepted, pool[~torch.isin(bins.names(pool), bins.names(accepted))]
 
 
-def _proposed(bins: Bins, found: Peeled, options: Peeling, *, thorough: bool) -> Tensor:
-    """Sets that the bins' residuals suggest: by their signs; if need be, with doubts and against all small sets."""
+def _proposed(bins: Bins, found: Peeled, options: Peeling, level: int) -> Tensor:
+    """Sets that the bins' residuals suggest, with more effort at each level.
+
+    0: the signs as they are, what differs by one player from a set found, and all small sets if that is quick; 1: the
+    signs with doubts; 2: all small sets, up to the order that is affordable. Bins at noise level are left out.
+    """
     noise = noise_variance(bins, found)
     energy = (found.residual.square() / noise).sum((1, 2))
     expected = bins.code.delays * bins.outputs
-    where = (energy > expected + math.sqrt(2 * expected)).nonzero()[:, 0]
-    proposals = []
+    where = (energy > expected + 0.5 * math.sqrt(2 * expected)).nonzero()[:, 0]
+    effort = options.matching if level == 2 else min(options.matching, _QUICK)
+    halves = _halves(bins, effort)
+    near = found.members[1:] if len(found.members) * bins.code.n * bins.rows <= effort else found.members[:0]
+    singles = up_to_pairs(bins.code.n, 1, near.device)
+    proposals = [near[:0]]
     for soft in soft_vectors(found.residual, noise):
-        proposals.append(decode_signs(bins, soft[where], where, options.flips if thorough else 0))
-        if thorough:
-            proposals += _matched(bins, soft, options)
-        near = found.members[1:]
-        if 0 < len(near) * bins.code.n * bins.rows < options.matching:
-            proposals.append(match(bins, soft, near, up_to_pairs(bins.code.n, 1, near.device), _TOP))
+        if level == 1 or (level == 0 and sum(halves) < 3):
+            proposals.append(decode_signs(bins, soft[where], where, level * options.flips))
+        if halves[0] and level != 1:
+            left, right = (up_to_pairs(bins.code.n, half, near.device) for half in halves)
+            right = torch.cat([torch.full_like(right[:1], -1), right])
+            proposals.append(match(bins, soft[where], where, left, right, _TOP << (2 * level), ascending=True))
+        if len(near) and level != 1:
+            proposals.append(match(bins, soft[where], where, near, singles, _TOP))
     return torch.cat(proposals)
 
 
-def _matched(bins: Bins, soft: Tensor, options: Peeling) -> list[Tensor]:
-    """The best of all sets of up to four, three, two or one players: the largest order that may be tried whole."""
-    n, device = bins.code.n, soft.device
-    lists = {1: n, 2: n * (n + 1) // 2}
+def _halves(bins: Bins, effort: float) -> tuple[int, int]:
+    """Orders of the largest two lists of all sets whose joins may all be tried for this many multiply-adds."""
+    n, degree = bins.code.n, max(2, bins.code.degree)
+    count = {0: 0, 1: n, 2: n * (n + 1) // 2}
     for left, right in ((2, 2), (2, 1), (1, 1)):
-        if left + right <= max(2, bins.code.degree) and lists[left] * lists[right] * bins.rows <= options.matching:
-            first, second = up_to_pairs(n, left, device), up_to_pairs(n, right, device)
-            second = torch.cat([torch.full_like(second[:1], -1), second])
-            return [match(bins, soft, first, second, 2 * _TOP, ascending=True)]
-    return []
+        if left + right <= degree and count[left] * count[right] * bins.rows <= effort:
+            return left, right
+    return 0, 0
 
 
 def soft_vectors(

@@ -1,0 +1,248 @@
+"""SPEX: a sparse polynomial from coded masks. Bins → candidates → peeling → refit, and what it is worth.
+
+Sets are located by the evidence of all outputs together, as they share their support; the coefficients are then those
+of a least-squares fit on all coded masks, with standard errors. The fair-coin masks that the design adds to the code
+are held out: nothing is fitted to or chosen by them.
+
+Source: SPEX, Kang et al. 2025 (arXiv 2502.13870). Beyond it: likelihood ratios over all groups in place of a share of
+the energy, a noise level from the data, exact matching of all small sets, a joint fit in every round in place of
+subtraction one by one, pooled outputs, and the refit.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from spex_mech.errors import DecodeError, ResponseError
+from spex_mech.walsh.bins import Bins
+from spex_mech.walsh.decoding import Decoded, Outcome, Samples, judge, r_squared
+from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.peeling import Peeled, Peeling, noise_variance, peel, residual_variance
+from spex_mech.walsh.spectrum import Basis, Spectrum
+
+DIRECTIONS = 32  # of the outputs' space that sets are located in
+_FOLDS = 5
+_FEWEST_HELD_OUT = 16  # below that R² of held-out masks is chance
+_CHECKED = 1 << 24  # keep bits compared with the design's own
+
+Function = Callable[[Bool[Tensor, "mask component"]], Tensor]
+
+
+@dataclass(frozen=True)
+class Spex:
+    """SPEX over coded masks (`MaskDesign.coded`).
+
+    Attributes:
+        flips: how many of the least reliable signs of a bin are doubted when it is decoded; 0 is hard decoding.
+        matching: multiply-adds that matching one bin vector against all small sets may cost; 0 turns matching off.
+        false_sets: expected number of sets reported that are none, by chance.
+        rounds: peeling stops after so many.
+        per_output: coefficients ``[set, output]`` rather than those of the mean over outputs.
+    """
+
+    flips: int = 8
+    matching: float = 2e9
+    false_sets: float = 0.02
+    rounds: int = 200
+    per_output: bool = False
+
+    @property
+    def name(self) -> str:
+        return "spex"
+
+    def decode(self, samples: Samples, *, seed: int) -> Decoded:
+        """The polynomial behind coded samples, in the Walsh basis; `seed` only deals masks to the folds of a
+        cross-validation.
+
+        ``stats`` has, beside what every decoder reports, ``heldout`` (which masks ``heldout_r2`` is of), ``left`` (what
+        was not explained, in words), ``share_left``, ``bins_left``, ``noise``, ``rounds``, ``sets`` and ``capacity``.
+
+        Raises `DecodeError` where the samples' design is not coded, or its masks are not the ones given.
+        """
+        design = _coded_design(samples)
+        return _decode(self, design, samples.values, samples.keep[design.code.size :], seed)  # type: ignore[union-attr]
+
+
+def decode_function(
+    function: Function,
+    n: int,
+    degree: int = 4,
+    budget: int | None = None,
+    *,
+    seed: int = 0,
+    decoder: Spex = Spex(),
+    device: torch.device | str = "cpu",
+    chunk: int = 4096,
+) -> Decoded:
+    """SPEX on a function that is cheap to ask: the polynomial of a proxy, with as many masks as it takes.
+
+    Masks are drawn on `device`, `chunk` at a time, and forgotten when they have been asked.
+
+    Args:
+        function: ``keep [mask, component]`` → values ``[mask]`` or ``[mask, output]``, on the same device.
+        degree, budget, seed: of `MaskDesign.coded`.
+
+    Raises `ResponseError` where the function returns anything but one finite row of numbers a mask.
+
+    >>> found = decode_function(lambda keep: (keep[:, 3] & keep[:, 5]).double(), 20)
+    >>> [(s, round(c, 9)) for s, c in found.spectrum.terms()]
+    [((), 0.25), ((3,), 0.25), ((3, 5), 0.25), ((5,), 0.25)]
+    """
+    design = MaskDesign.coded(n, degree, budget, seed)
+    assert design.code is not None
+    values = torch.cat([_asked(function, keep, start) for start, keep in design.chunks(chunk, device)])
+    return _decode(decoder, design, values, design.keep(design.code.size, device=device), seed)
+
+
+def _asked(function: Function, keep: Tensor, start: int) -> Tensor:
+    values = function(keep)
+    if values.ndim not in (1, 2) or len(values) != len(keep) or not values.is_floating_point():
+        raise ResponseError(
+            f"the function gave {tuple(values.shape)} of {values.dtype} for masks {tuple(keep.shape)}; it must give "
+            "floating-point values [mask] or [mask, output]."
+        )
+    if not values.isfinite().all():
+        raise ResponseError(
+            f"the function's values are not finite for some of masks {start:,} to {start + len(keep):,}."
+        )
+    return values.reshape(len(values), -1)
+
+
+def _coded_design(samples: Samples) -> MaskDesign:
+    design = samples.design
+    if design is None or design.code is None:
+        kind = "no known design" if design is None else f"a {design.kind} design"
+        raise DecodeError(
+            f"SPEX decodes coded masks, and these {len(samples.keep):,} come from {kind}. Draw them with "
+            "MaskDesign.coded (keep='coded'), or use the joint or proxyspex decoder, which take any masks."
+        )
+    if len(samples.keep) != design.n_masks or samples.n != design.n:
+        raise DecodeError(
+            f"the coded design has {design.n_masks:,} masks of {design.n:,} components, all of which SPEX needs in "
+            f"their order; there are {len(samples.keep):,} of {samples.n:,}. Measure the rest, or use the joint or "
+            "proxyspex decoder."
+        )
+    step = max(1, samples.keep.numel() // _CHECKED)
+    for start in range(0, design.n_masks, 1024 * step):
+        stop = min(start + 1024, design.n_masks)
+        if not torch.equal(design.keep(start, stop), samples.keep[start:stop].cpu()):
+            raise DecodeError(
+                f"masks {start:,} to {stop:,} are not those of the coded design they are said to come from: in another "
+                "order, or of another seed. Give the samples as they were drawn."
+            )
+    return design
+
+
+def _decode(options: Spex, design: MaskDesign, values: Tensor, heldout: Tensor, seed: int) -> Decoded:
+    """Everything after the masks are known to be right; `heldout` are the keep bits behind the coded ones."""
+    started, code = time.perf_counter(), design.code
+    assert code is not None
+    bins = Bins.of(code, values)
+    located = replace(bins, values=bins.values @ _directions(bins.values))
+    peeling = Peeling(options.flips, options.matching, options.false_sets, options.rounds)
+    found = peel(located, peeling)
+    mean = replace(bins, values=bins.values.mean(2, keepdim=True))
+    if bins.outputs > 1 and not options.per_output:
+        found = _seen_in_mean(mean, found, options)
+    spectrum = _spectrum(design, bins if options.per_output else mean, found)
+    check = _check(design, mean, spectrum.mean_output(), found, values, heldout, seed)
+    stats = {**check, **_left(located, mean, found, values), "rounds": found.rounds, "capacity": code.capacity}
+    outcome = judge(spectrum, stats["heldout_r2"])
+    if outcome is not Outcome.RECOVERED and 2 * stats["sets"] > code.capacity:
+        outcome = Outcome.BUDGET_TOO_SMALL
+    return Decoded(spectrum, outcome, {**stats, "seconds": time.perf_counter() - started})
+
+
+def _directions(values: Float[Tensor, "bin delay output"]) -> Float[Tensor, "output direction"]:
+    """Orthonormal directions in which outputs are pooled: their mean, then where they vary most.
+
+    A rotation leaves independent noise as it is; beyond `DIRECTIONS` outputs the directions of least variance go.
+    """
+    outputs = values.shape[2]
+    mean = torch.full((outputs, 1), outputs**-0.5, dtype=values.dtype, device=values.device)
+    if outputs == 1:
+        return mean
+    rest = values.flatten(0, 1)
+    rest = rest - (rest @ mean) @ mean.T
+    axes = torch.linalg.eigh(rest.T @ rest).eigenvectors.flip(1)[:, : outputs - 1]
+    return torch.cat([mean, axes[:, : DIRECTIONS - 1]], 1)
+
+
+def _seen_in_mean(mean: Bins, found: Peeled, options: Spex) -> Peeled:
+    """The sets that the mean over outputs has; others were found where outputs differ, and are zero on average."""
+    coefficients, inverse = mean.solve(found.members)
+    fitted = replace(found, coefficients=coefficients, residual=mean.residual(found.members, coefficients))
+    z2 = coefficients[:, 0].square() / (residual_variance(mean, fitted) * inverse.diagonal())
+    seen = (z2 / 2 > math.log(len(z2) / options.false_sets)) | (found.members < 0).all(1)
+    return replace(found, members=found.members[seen])
+
+
+def _spectrum(design: MaskDesign, bins: Bins, found: Peeled) -> Spectrum:
+    coefficients, inverse = bins.solve(found.members)
+    fitted = replace(found, coefficients=coefficients, residual=bins.residual(found.members, coefficients))
+    stderr = (residual_variance(bins, fitted) * inverse.diagonal()[:, None]).sqrt()
+    members = _components(design, found.members.cpu())
+    shape = (slice(None), 0) if bins.outputs == 1 else (slice(None),)
+    return Spectrum(design.n, members, coefficients[shape].cpu(), Basis(), stderr[shape].cpu()).sorted()
+
+
+def _components(design: MaskDesign, members: Int[Tensor, "set slot"]) -> Int[Tensor, "set slot"]:
+    """Players' numbers as components' numbers."""
+    members = members[:, : int((members >= 0).sum(1).max())]
+    if design.candidates is None:
+        return members
+    return torch.where(members >= 0, torch.tensor(design.candidates)[members.clamp(min=0)], -1)
+
+
+def _check(
+    design: MaskDesign, mean: Bins, spectrum: Spectrum, found: Peeled, values: Tensor, heldout: Tensor, seed: int
+) -> dict[str, Any]:
+    """R² of the mean on the masks behind the code; where there are none, cross-validated."""
+    coded = mean.code.size
+    if len(heldout) >= _FEWEST_HELD_OUT:
+        truth = values[coded:].double().mean(1)
+        r2, source, count = r_squared(truth, spectrum.evaluate(heldout)), "fair-coin masks outside the code", len(truth)
+    else:
+        r2, count = _cross_validated(mean, found, values[:coded].double().mean(1), seed), 0
+        source = "cross-validated over delays; the sets were chosen on all masks"
+    return {"heldout_r2": r2, "heldout": source, "masks_fitted": coded, "masks_heldout": count}
+
+
+def _cross_validated(mean: Bins, found: Peeled, truth: Tensor, seed: int) -> float:
+    """R² of predictions for the masks of left-out delays, coefficients fitted without them."""
+    code = mean.code
+    order = torch.randperm(code.groups * code.delays, generator=torch.Generator().manual_seed(seed))
+    fold = (order % _FOLDS).reshape(code.groups, code.delays).to(truth.device)
+    wrong = torch.zeros((), dtype=torch.float64, device=truth.device)
+    for number in range(_FOLDS):
+        out = (fold == number).repeat_interleave(code.bins, 0)
+        coefficients, _ = mean.solve(found.members, (fold != number).double())
+        wrong += (mean.residual(found.members, coefficients)[..., 0].square() * out).sum() * code.bins
+    spread = float((truth - truth.mean()).square().sum())
+    return 1 - float(wrong) / spread if spread > 0 else float("nan")
+
+
+def _left(located: Bins, mean: Bins, found: Peeled, values: Tensor) -> dict[str, Any]:
+    """What the sets do not explain: the share of the variance, and the bins that hold more than noise."""
+    sets = len(found.members) - 1
+    coefficients, _ = located.solve(found.members)
+    residual = located.residual(found.members, coefficients)
+    fitted = replace(found, coefficients=coefficients, residual=residual)
+    noise = noise_variance(located, fitted)
+    expected = located.code.delays * located.outputs
+    energy = (residual.square() / noise).sum((1, 2))
+    crowded = int((energy > expected + 4 * math.sqrt(2 * expected)).sum())
+    own, _ = mean.solve(found.members)
+    wrong = float(mean.residual(found.members, own).square().sum()) * mean.code.bins
+    truth = values[: mean.code.size].double().mean(1)
+    spread = float((truth - truth.mean()).square().sum())
+    share = wrong / spread if spread > 0 else 0.0
+    text = f"{share:.1%} of the variance is left, {crowded} of {len(energy):,} bins still hold more than noise"
+    level = float((noise[0] * mean.code.bins / values.shape[1]).sqrt())
+    return {"sets": sets, "share_left": share, "bins_left": crowded, "left": text, "noise": level}
