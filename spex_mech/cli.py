@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 Out = Annotated[Path, typer.Option("--out", help="Run folder; the same call on the same folder resumes.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the masks, the held-out split and resampling.")]
-DecoderName = Annotated[str, typer.Option("--decoder", help="auto, proxyspex, linear or exact.")]
+DecoderName = Annotated[str, typer.Option("--decoder", help="auto, proxyspex, spex, linear or exact.")]
 Device = Annotated[str | None, typer.Option("--device", help="Where the model lives: cpu, cuda, cuda:1 …")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; only errors.")]
 
@@ -62,7 +62,7 @@ def discover(
     prompts: Annotated[Path | None, typer.Option(help="Prompts (jsonl); a card brings its own.")] = None,
     components: Annotated[str | None, typer.Option(help='Such as "a*.h*, m3.n*"; default: the card\'s.')] = None,
     budget: Annotated[int, typer.Option(help="Number of masks; rows = masks × prompts.")] = 1024,
-    keep: Annotated[str, typer.Option(help="Keep-probability, or several with commas: 0.5,0.9.")] = "0.5",
+    keep: Annotated[str, typer.Option(help="Keep-probability, or several with commas (0.5,0.9), or coded.")] = "0.5",
     decoder: DecoderName = "auto",
     replacement: Annotated[str | None, typer.Option(help="mean, zero or resample; default: the card's.")] = None,
     seed: Seed = 0,

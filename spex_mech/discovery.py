@@ -23,9 +23,10 @@ from spex_mech.walsh.design import MAX_COMPLETE, MaskDesign
 from spex_mech.walsh.exact import Exact
 from spex_mech.walsh.linear import Linear
 from spex_mech.walsh.proxy import ProxySpex
+from spex_mech.walsh.spex import Spex
 
 Keep = float | Sequence[float] | str
-DECODERS: dict[str, type[Decoder]] = {"exact": Exact, "linear": Linear, "proxyspex": ProxySpex}
+DECODERS: dict[str, type[Decoder]] = {"exact": Exact, "linear": Linear, "proxyspex": ProxySpex, "spex": Spex}
 CHUNK = 256  # masks handed to the engine at a time; it batches within
 
 
@@ -53,9 +54,10 @@ def discover(
         components: a `ComponentSet`, or an expression for `select`; default: all heads and MLP layers.
         budget: number of masks; the forward rows are ``budget × prompts``. Where all 2^n masks fit into it, they are
             all measured (with `decoder` "auto" or "exact").
-        keep: the keep-probability of the masks, or several of them (strata in equal shares).
+        keep: the keep-probability of the masks, several of them (strata in equal shares), or "coded" (SPEX's masks).
         replacement: what an ablated component is replaced by: "mean", "zero" or "resample".
-        decoder: "auto" (exact where all masks fit the budget, else proxyspex), "proxyspex", "linear" or "exact".
+        decoder: "auto" (exact where all masks fit the budget, spex for coded masks, else proxyspex), "proxyspex",
+            "spex", "linear" or "exact".
         seed: of the masks, the held-out split, and resampling.
         out: run folder. Responses are on disk before they are decoded; the same call on the same folder runs no
             forward pass again; a folder of another experiment is refused, saying what differs.
@@ -75,7 +77,7 @@ def discover(
     chosen = choose_components(subject, components)
     task = task.check(subject.shape)
     design = choose_design(len(chosen), budget, keep, decoder, seed)
-    choose_decoder(decoder, design)  # a budget the decoder cannot use is refused before it is spent
+    choose_decoder(decoder, design, design.n_masks)  # a budget the decoder cannot use is refused before it is spent
     reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
     record = plain(
         {
@@ -109,7 +111,7 @@ def decode(
     if out is not None:
         store(responses, Path(out))
     design = design_of(responses)
-    solver = choose_decoder(decoder, design)
+    solver = choose_decoder(decoder, design, len(responses))
     decoded = solver.decode(Samples(responses.keep, responses.values, design), seed=seed)
     record = describe_run(responses, solver, decoded.stats, seed)
     record["seconds"] = {**(seconds or {}), "decode": float(decoded.stats["seconds"])}
@@ -131,28 +133,43 @@ def choose_components(subject: Subject, components: ComponentSet | str | None) -
 
 def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> MaskDesign:
     """The masks that a budget and a keep-probability ask for; all 2^n of them where they fit and nothing forbids it."""
-    if n <= MAX_COMPLETE and (decoder == "exact" or (decoder == "auto" and 1 << n <= budget)):
+    if n <= MAX_COMPLETE and (decoder == "exact" or (decoder == "auto" and keep != "coded" and 1 << n <= budget)):
         if 1 << n > budget:
             raise DesignError(
                 f"decoder 'exact' needs all 2^{n} = {1 << n:,} masks of {n} components; the budget is {budget:,}. "
-                "Raise it, take fewer components or groups of them, or use decoder 'proxyspex', which needs no "
-                "full set."
+                "Raise it, take fewer components or groups of them, or use decoder 'proxyspex', which needs no full set."
             )
         return MaskDesign.complete(n)
+    if keep == "coded" or decoder == "spex":
+        if keep not in ("coded", 0.5):
+            raise DesignError(
+                f"decoder 'spex' reads coded masks, which are fair coins; keep={keep!r} cannot be had with it."
+            )
+        return MaskDesign.coded(n, budget=budget, seed=seed)
     if isinstance(keep, str):
-        raise DesignError(f"keep={keep!r} is not a keep-probability; give a number such as 0.9, or several.")
+        raise DesignError(f"keep={keep!r} is not a keep-probability; give a number such as 0.9, several, or 'coded'.")
     if isinstance(keep, float | int):
         return MaskDesign.bernoulli(n, budget, keep, seed)
     return MaskDesign.stratified(n, budget, keep, seed)
 
 
-def choose_decoder(name: str, design: MaskDesign | None) -> Decoder:
-    """A decoder by name; "auto" takes the exact one for complete designs, else ProxySPEX."""
+def choose_decoder(name: str, design: MaskDesign | None, masks: int) -> Decoder:
+    """A decoder by name; "auto" takes exact for all masks, spex for coded ones, proxyspex for the rest.
+
+    Raises `DecodeError`: no such decoder, or fewer masks than it can use.
+    """
     if name == "auto":
-        name = "exact" if design is not None and design.kind == "complete" else "proxyspex"
+        name = {"complete": "exact", "coded": "spex"}.get("" if design is None else design.kind, "proxyspex")
     if name not in DECODERS:
         raise DecodeError(f"there is no decoder {name!r}; the decoders are auto, {', '.join(sorted(DECODERS))}.")
-    return DECODERS[name]()
+    solver = DECODERS[name]()
+    least = getattr(solver, "least_masks", 1)
+    if masks < least:
+        raise DecodeError(
+            f"decoder {name!r} was given {masks:,} masks; it needs at least {least:,} to hold some out and "
+            "cross-validate on the rest. Raise the budget."
+        )
+    return solver
 
 
 def design_of(responses: Responses) -> MaskDesign | None:

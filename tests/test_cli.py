@@ -77,6 +77,7 @@ def test_doctor_binds_and_lists_sites(cli_run):
         (("discover", "planted-and", "--components", "q7"), ("q7", "not a component name")),
         (("discover", "planted-and", "--budget", "3"), ("masks",)),
         (("discover", "planted-and", "--keep", "1.5", "--budget", "100"), ("between 0 and 1",)),
+        (("discover", "planted-and", "--keep", "often", "--budget", "100"), ("often", "coded")),
         (("discover", "planted-and", "--decoder", "magic"), ("magic", "proxyspex")),
         (("discover", "planted-and", "--replacement", "magic"), ("magic", "resample")),
         (("discover", "no-such-card"), ("no-such-card", "induction-2l", "--prompts")),

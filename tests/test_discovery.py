@@ -67,6 +67,13 @@ def test_a_sample_predicts_masks_it_has_not_seen(conjunction):
     assert torch.allclose(found.predict(keep).double(), expected, atol=1e-3)
 
 
+def test_coded_masks_are_decoded_by_spex(conjunction):
+    found = run(conjunction, keep="coded", budget=2000)
+    assert found.record["decoder"]["name"] == "spex"
+    truth = planted.truth(conjunction, found.components)
+    assert {s for s, _ in found.spectrum.terms() if s} == {s for s, c in truth.terms() if s and abs(c) > 1e-9}
+
+
 def test_same_seed_same_bits_other_seed_other_masks(conjunction):
     one, two, other = run(conjunction, budget=300), run(conjunction, budget=300), run(conjunction, budget=300, seed=1)
     assert torch.equal(one.responses.values, two.responses.values)
@@ -76,13 +83,23 @@ def test_same_seed_same_bits_other_seed_other_masks(conjunction):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("budget", 200), ("keep", 0.8), ("keep", [0.5, 0.9]), ("decoder", "linear"), ("seed", 3), ("replacement", "zero")],
+    [
+        ("budget", 200),
+        ("keep", 0.8),
+        ("keep", [0.5, 0.9]),
+        ("decoder", "linear"),
+        ("keep", "coded"),
+        ("seed", 3),
+        ("replacement", "zero"),
+    ],
 )
 def test_every_option_acts(conjunction, option, value):
-    plain, changed = run(conjunction, budget=300), run(conjunction, **{"budget": 300, option: value})
+    plain, changed = run(conjunction, budget=900), run(conjunction, **{"budget": 900, option: value})
     assert plain.record != changed.record
     if option == "replacement":
         assert changed.record["replacement"]["kind"] == "zero"
+    elif value == "coded":
+        assert changed.record["decoder"]["name"] == "spex"
     elif option == "decoder":
         assert changed.spectrum.orders.max() == 1
     else:
@@ -151,8 +168,12 @@ def test_mistakes_are_told_before_anything_is_spent(conjunction, monkeypatch):
         run(conjunction, keep=1.5, budget=100)
     with pytest.raises(DesignError, match="not a keep-probability"):
         run(conjunction, keep="often", budget=100)
-    with pytest.raises(DecodeError, match="masks"):
+    with pytest.raises(DecodeError, match="4 masks"):
         run(conjunction, budget=4)
+    with pytest.raises(DesignError, match="fair coins"):
+        run(conjunction, decoder="spex", keep=0.9)
+    with pytest.raises(DesignError):
+        run(conjunction, decoder="spex", budget=50)
 
 
 def test_nan_responses_name_the_mask(conjunction):
