@@ -75,6 +75,23 @@ class Bins:
             hashed ^= torch.where(column >= 0, self.words[column.clamp(min=0), group, -1], 0)
         return hashed == where % self.code.bins
 
+    def correlate(
+        self,
+        signs: Float[Tensor, "set group delay"],
+        where: Int[Tensor, "set group"],
+        values: Float[Tensor, "bin delay output"],
+    ) -> Float[Tensor, "set group output"]:
+        """``Σ_p signs_p values_p`` of every set in its own bin of every group."""
+        if values.shape[2] == 1:
+            return (signs[:, :, None] @ values[where])[:, :, 0]
+        table, filled = buckets(where.flatten(), len(values))
+        products = (
+            signs.flatten(0, 1)[table] * filled[..., None]
+        ) @ values  # one product a bin, nothing gathered twice
+        out = products.new_zeros(where.numel(), values.shape[2])
+        out[table[filled]] = products[filled]
+        return out.unflatten(0, where.shape)
+
     def names(self, members: Int[Tensor, "set slot"]) -> Int[Tensor, " set"]:
         """A number that is equal for equal sets and, but for one pair in 2^53, different for different ones."""
         return gf2.sum_rows(self.keys, members)[:, 0]
@@ -105,6 +122,21 @@ class Bins:
         part = -signs.flatten(0, 1)[:, :, None] * coefficients.repeat_interleave(self.code.groups, 0)[:, None]
         left = self.values.clone()
         return left.index_put_((where.flatten(),), part, accumulate=True)  # sorted, so the same every time
+
+
+def buckets(where: Int[Tensor, " row"], count: int) -> tuple[Int[Tensor, "bucket place"], Bool[Tensor, "bucket place"]]:
+    """Row numbers sorted into `count` buckets of equal width, and which places are filled.
+
+    >>> buckets(torch.tensor([1, 0, 1]), 2)[0].tolist()
+    [[1, 0], [0, 2]]
+    """
+    order = where.argsort(stable=True)
+    sizes = where.bincount(minlength=count)
+    place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[where[order]]
+    width = int(sizes.max()) if count else 0
+    table = torch.zeros(count, width, dtype=torch.long, device=order.device)
+    table[where[order], place] = order
+    return table, torch.arange(width, device=order.device) < sizes[:, None]
 
 
 def distinct(bins: Bins, members: Int[Tensor, "set slot"], known: Int[Tensor, " name"]) -> Int[Tensor, "set slot"]:

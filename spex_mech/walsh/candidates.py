@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spex_mech.walsh.bins import Bins, tidy
+from spex_mech.walsh.bins import Bins, buckets, tidy
 
 _ELEMENTS = 1 << 24  # of one block of scores: 64 MB
 
@@ -78,7 +78,7 @@ def match(
     spelled_left, spelled_right = bins.spell(left, torch.float32), bins.spell(right, torch.float32)
     for group in range(bins.code.groups):
         inside = where // bins.code.bins == group
-        a, b = _Buckets.of(*spelled_left, group, bins.code.bins), _Buckets.of(*spelled_right, group, bins.code.bins)
+        a, b = _Buckets(*spelled_left, group, bins.code.bins), _Buckets(*spelled_right, group, bins.code.bins)
         last = left.amax(1).float() if ascending else torch.full((len(left),), -1.0, device=left.device)
         first = torch.where(right < 0, bins.code.n, right).amin(1).float() if ascending else last.new_zeros(len(right))
         pairs = _match_buckets(
@@ -99,8 +99,8 @@ def _match_buckets(
         partner = torch.arange(count, device=soft.device) ^ where[chunk][:, None]
         scores = (a.signs * soft[chunk][:, None, None]) @ b.signs[partner].mT
         scores.abs_().mul_(last[..., None] < first[partner][:, :, None])
-        best = scores.flatten(1).topk(min(top, scores[0].numel()), dim=1)
-        bucket, inner = best.indices // scores[0, 0].numel(), best.indices % scores[0, 0].numel()
+        best = scores.flatten(1).topk(min(top, count * height * width), dim=1)
+        bucket, inner = best.indices // (height * width), best.indices % (height * width)
         row, column = a.table[bucket, inner // width], b.table[partner.gather(1, bucket), inner % width]
         found.append(torch.stack([row, column], -1)[best.values > 0])
     return torch.cat(found) if found else where.new_zeros(0, 2)
@@ -109,19 +109,9 @@ def _match_buckets(
 class _Buckets:
     """Sets sorted by hash: ``table [bucket, place]`` of row numbers, and their signs, 0 where a bucket is short."""
 
-    def __init__(self, table: Tensor, signs: Tensor) -> None:
-        self.table, self.signs = table, signs
-
-    @classmethod
-    def of(cls, signs: Tensor, where: Tensor, group: int, bins: int) -> "_Buckets":
-        hashed = where[:, group] - group * bins
-        order = hashed.argsort(stable=True)
-        sizes = hashed.bincount(minlength=bins)
-        place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[hashed[order]]
-        table = torch.zeros(bins, int(sizes.max()), dtype=torch.long, device=order.device)
-        table[hashed[order], place] = order
-        filled = torch.arange(table.shape[1], device=order.device) < sizes[:, None]
-        return cls(table, signs[:, group][table] * filled[..., None])
+    def __init__(self, signs: Tensor, where: Tensor, group: int, bins: int) -> None:
+        self.table, filled = buckets(where[:, group] - group * bins, bins)
+        self.signs = signs[:, group][self.table] * filled[..., None]
 
 
 def up_to_pairs(n: int, order: int, device: torch.device) -> Int[Tensor, "set slot"]:

@@ -31,6 +31,7 @@ from spex_mech.walsh.hashing import uniform_bits
 GROUPS = 3
 MIN_BITS = 3  # fewer bins than 8 a group hold one set each, and hardly that
 HELD_OUT = 0.1  # share of a budget that stays out of the code, where the code leaves it
+_CHUNK = 1 << 22  # coins tossed at a time: 32 MB
 _OFFSET, _SHUFFLE, _HASH, _BINS, _DELAYS, _COINS, _STREAMS = range(7)
 
 
@@ -160,10 +161,15 @@ class Code:
         ablated = lower.index_select(0, (group << low) + (number & ((1 << low) - 1)))
         ablated ^= upper.index_select(0, (group << (self.bits - low)) + (number >> low))
         ablated ^= self._delays.to(rows.device).flatten(0, 1).index_select(0, delay)
-        beyond = (rows >= self.size).nonzero()[:, 0]
-        if len(beyond):
-            ablated[beyond] = uniform_bits(self._stream(_COINS, 0, 0), rows[beyond], self.n) % 2 == 1
+        for beyond in (rows >= self.size).nonzero()[:, 0].split(max(1, _CHUNK // self.n)):
+            ablated[beyond] = self._coins(rows[beyond])
         return ablated.logical_not_()
+
+    def _coins(self, rows: Tensor) -> Tensor:
+        """Fair coins, 32 of them from each number drawn."""
+        drawn = uniform_bits(self._stream(_COINS, 0, 0), rows, -(-self.n // 32))
+        places = torch.arange(32, device=rows.device)
+        return ((drawn[:, :, None] >> places) & 1).flatten(1)[:, : self.n] == 1
 
     def to_dict(self) -> dict[str, Any]:
         """The integers."""

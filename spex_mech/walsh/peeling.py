@@ -181,7 +181,7 @@ def evidence(
     step = max(1, _ELEMENTS // (bins.rows * outputs))
     for start in range(0, len(candidates), step):
         signs, where = bins.spell(candidates[start : start + step])
-        own = (signs[:, :, None] @ residual[where])[:, :, 0]
+        own = bins.correlate(signs, where, residual)
         total = energy[where]
         weight = 1 / (total - own.square() / delays).clamp(min=least)
         amplitude = (own * weight).sum(1, keepdim=True) / (delays * weight.sum(1, keepdim=True))

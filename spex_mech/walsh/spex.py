@@ -28,8 +28,9 @@ from spex_mech.walsh.spectrum import Basis, Spectrum
 
 DIRECTIONS = 32  # of the outputs' space that sets are located in
 _FOLDS = 5
+_CROWDED = 0.1  # share of bins that hold more than noise, from which the budget is called too small
 _FEWEST_HELD_OUT = 16  # below that R² of held-out masks is chance
-_CHECKED = 1 << 24  # keep bits compared with the design's own
+_BITS = 1 << 24  # keep bits drawn, or compared with the design's own, at a time
 
 Function = Callable[[Bool[Tensor, "mask component"]], Tensor]
 
@@ -78,11 +79,12 @@ def decode_function(
     seed: int = 0,
     decoder: Spex = Spex(),
     device: torch.device | str = "cpu",
-    chunk: int = 4096,
+    chunk: int | None = None,
 ) -> Decoded:
     """SPEX on a function that is cheap to ask: the polynomial of a proxy, with as many masks as it takes.
 
-    Masks are drawn on `device`, `chunk` at a time, and forgotten when they have been asked.
+    Masks are drawn on `device`, `chunk` at a time (16 million bits by default), and forgotten when they have been
+    asked.
 
     Args:
         function: ``keep [mask, component]`` → values ``[mask]`` or ``[mask, output]``, on the same device.
@@ -96,6 +98,7 @@ def decode_function(
     """
     design = MaskDesign.coded(n, degree, budget, seed)
     assert design.code is not None
+    chunk = max(1, _BITS // n) if chunk is None else chunk
     values = torch.cat([_asked(function, keep, start) for start, keep in design.chunks(chunk, device)])
     return _decode(decoder, design, values, design.keep(design.code.size, device=device), seed)
 
@@ -128,7 +131,7 @@ def _coded_design(samples: Samples) -> MaskDesign:
             f"their order; there are {len(samples.keep):,} of {samples.n:,}. Measure the rest, or use the joint or "
             "proxyspex decoder."
         )
-    step = max(1, samples.keep.numel() // _CHECKED)
+    step = max(1, samples.keep.numel() // _BITS)
     for start in range(0, design.n_masks, 1024 * step):
         stop = min(start + 1024, design.n_masks)
         if not torch.equal(design.keep(start, stop), samples.keep[start:stop].cpu()):
@@ -151,10 +154,11 @@ def _decode(options: Spex, design: MaskDesign, values: Tensor, heldout: Tensor, 
     if bins.outputs > 1 and not options.per_output:
         found = _seen_in_mean(mean, found, options)
     spectrum = _spectrum(design, bins if options.per_output else mean, found)
-    check = _check(design, mean, spectrum.mean_output(), found, values, heldout, seed)
+    check = _check(bins if options.per_output else mean, spectrum, found, values, heldout, seed)
     stats = {**check, **_left(located, mean, found, values), "rounds": found.rounds, "capacity": code.capacity}
     outcome = judge(spectrum, stats["heldout_r2"])
-    if outcome is not Outcome.RECOVERED and 2 * stats["sets"] > code.capacity:
+    crowded = stats["sets"] > code.capacity or stats["bins_left"] > _CROWDED * len(bins.values)
+    if outcome is not Outcome.RECOVERED and crowded:
         outcome = Outcome.BUDGET_TOO_SMALL
     return Decoded(spectrum, outcome, {**stats, "seconds": time.perf_counter() - started})
 
@@ -201,30 +205,33 @@ def _components(design: MaskDesign, members: Int[Tensor, "set slot"]) -> Int[Ten
 
 
 def _check(
-    design: MaskDesign, mean: Bins, spectrum: Spectrum, found: Peeled, values: Tensor, heldout: Tensor, seed: int
+    fitted: Bins, spectrum: Spectrum, found: Peeled, values: Tensor, heldout: Tensor, seed: int
 ) -> dict[str, Any]:
-    """R² of the mean on the masks behind the code; where there are none, cross-validated."""
-    coded = mean.code.size
+    """R² on the masks behind the code, of the mean or of all outputs; where there are none, cross-validated."""
+    coded = fitted.code.size
+    values = values.double() if fitted.outputs == values.shape[1] else values.double().mean(1, keepdim=True)
     if len(heldout) >= _FEWEST_HELD_OUT:
-        truth = values[coded:].double().mean(1)
-        r2, source, count = r_squared(truth, spectrum.evaluate(heldout)), "fair-coin masks outside the code", len(truth)
+        truth, predicted = values[coded:], spectrum.evaluate(heldout).reshape(len(heldout), -1)
+        centre = truth.mean(0)
+        r2 = r_squared((truth - centre).flatten(), (predicted - centre).flatten())
+        source, count = "fair-coin masks outside the code", len(truth)
     else:
-        r2, count = _cross_validated(mean, found, values[:coded].double().mean(1), seed), 0
+        r2, count = _cross_validated(fitted, found, values[:coded], seed), 0
         source = "cross-validated over delays; the sets were chosen on all masks"
     return {"heldout_r2": r2, "heldout": source, "masks_fitted": coded, "masks_heldout": count}
 
 
-def _cross_validated(mean: Bins, found: Peeled, truth: Tensor, seed: int) -> float:
+def _cross_validated(fitted: Bins, found: Peeled, truth: Tensor, seed: int) -> float:
     """R² of predictions for the masks of left-out delays, coefficients fitted without them."""
-    code = mean.code
+    code = fitted.code
     order = torch.randperm(code.groups * code.delays, generator=torch.Generator().manual_seed(seed))
     fold = (order % _FOLDS).reshape(code.groups, code.delays).to(truth.device)
     wrong = torch.zeros((), dtype=torch.float64, device=truth.device)
     for number in range(_FOLDS):
-        out = (fold == number).repeat_interleave(code.bins, 0)
-        coefficients, _ = mean.solve(found.members, (fold != number).double())
-        wrong += (mean.residual(found.members, coefficients)[..., 0].square() * out).sum() * code.bins
-    spread = float((truth - truth.mean()).square().sum())
+        out = (fold == number).repeat_interleave(code.bins, 0)[..., None]
+        coefficients, _ = fitted.solve(found.members, (fold != number).double())
+        wrong += (fitted.residual(found.members, coefficients).square() * out).sum() * code.bins
+    spread = float((truth - truth.mean(0)).square().sum())
     return 1 - float(wrong) / spread if spread > 0 else float("nan")
 
 

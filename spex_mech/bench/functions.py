@@ -1,0 +1,117 @@
+"""Planted functions: Boolean functions whose spectrum is known, for benches and tests of decoders.
+
+All have unit variance under fair-coin masks and no constant term, so that noise is told in units of the signal.
+
+- ``random``: sets drawn uniformly, orders 1 to `degree` in equal shares, coefficients ±[½, 1½] before scaling. No set
+  has to have a subset that matters: what trees and greedy searches cannot see.
+- ``hierarchical``: a sum of ANDs of 1 to `degree` components with weights ±[½, 1½]; every subset of an AND matters.
+- ``tanh``: a saturating read-out of a standardised sum of 25 ANDs, ``tanh(1.5 z)``; its spectrum has a long tail.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from spex_mech.errors import DesignError
+from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.spectrum import Spectrum
+
+Kind = Literal["random", "hierarchical", "tanh"]
+_LOOKED_AT = 1 << 14  # masks that the scale of a tanh function is taken from
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """A function of keep bits and, where it is sparse, its true spectrum. Call it, or `noisy` for responses."""
+
+    spectrum: Spectrum
+    link: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
+        values = self.spectrum.evaluate(keep)
+        return values if self.link is None else self.link(values)
+
+    def noisy(self, keep: Bool[Tensor, "mask component"], noise: float, seed: int) -> Float[Tensor, " mask"]:
+        """The values plus Gaussian noise of this standard deviation, drawn on the CPU."""
+        drawn = torch.randn(len(keep), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        return self(keep) + noise * drawn.to(keep.device)
+
+    @property
+    def sets(self) -> set[tuple[int, ...]]:
+        """The true sets, without the empty one."""
+        return {s for s in self.spectrum.sets if s}
+
+
+def planted_function(kind: Kind, n: int, *, sets: int = 40, degree: int = 4, seed: int = 0) -> Planted:
+    """A planted function of n components; `sets` is the number of sets (random) or of ANDs (the others).
+
+    >>> function = planted_function("random", 20, sets=5, seed=1)
+    >>> len(function.sets), round(sum(function.spectrum.energy_by_order().values()), 6)
+    (5, 1.0)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "random":
+        return Planted(_scaled(n, _random_terms(n, sets, degree, generator)))
+    if kind == "hierarchical":
+        return Planted(_scaled(n, _and_terms(n, sets, degree, generator)))
+    if kind == "tanh":
+        return _tanh(_scaled(n, _and_terms(n, sets, degree, generator)), seed)
+    raise DesignError(f"there is no planted function {kind!r}; there are random, hierarchical and tanh.")
+
+
+def support_f1(truth: set[tuple[int, ...]], found: set[tuple[int, ...]]) -> float:
+    """Harmonic mean of precision and recall of found sets, the empty set aside.
+
+    >>> support_f1({(0,), (1, 2)}, {(0,), ()})
+    0.6666666666666666
+    """
+    truth, found = truth - {()}, found - {()}
+    return 2 * len(truth & found) / max(1, len(truth) + len(found))
+
+
+def _random_terms(n: int, sets: int, degree: int, generator: torch.Generator) -> dict[tuple[int, ...], float]:
+    terms: dict[tuple[int, ...], float] = {}
+    while len(terms) < sets:
+        terms.setdefault(_draw(n, 1 + len(terms) % degree, generator), _weight(generator))
+    return terms
+
+
+def _and_terms(n: int, ands: int, degree: int, generator: torch.Generator) -> dict[tuple[int, ...], float]:
+    """A product of k keep bits is 2^-k times the sum of all subsets of its components."""
+    terms: dict[tuple[int, ...], float] = {}
+    for _ in range(ands):
+        order = int(torch.randint(1, degree + 1, (1,), generator=generator))
+        members, weight = _draw(n, order, generator), _weight(generator)
+        for size in range(1, order + 1):
+            for subset in combinations(members, size):
+                terms[subset] = terms.get(subset, 0.0) + weight
+    return terms
+
+
+def _draw(n: int, order: int, generator: torch.Generator) -> tuple[int, ...]:
+    chosen: set[int] = set()
+    while len(chosen) < order:
+        chosen.add(int(torch.randint(n, (1,), generator=generator)))
+    return tuple(sorted(chosen))
+
+
+def _weight(generator: torch.Generator) -> float:
+    size, sign = torch.rand(2, generator=generator).tolist()
+    return (0.5 + size) * (1 if sign < 0.5 else -1)
+
+
+def _scaled(n: int, terms: dict[tuple[int, ...], float]) -> Spectrum:
+    size = math.sqrt(sum(weight**2 for weight in terms.values()))
+    return Spectrum.from_terms(n, {members: weight / size for members, weight in terms.items()})
+
+
+def _tanh(inner: Spectrum, seed: int) -> Planted:
+    values = torch.tanh(1.5 * inner.evaluate(MaskDesign.bernoulli(inner.n, _LOOKED_AT, seed=seed).keep()))
+    centre, size = values.mean(), values.std()
+    return Planted(inner, lambda z: (torch.tanh(1.5 * z) - centre) / size)
