@@ -239,9 +239,9 @@ def plan(n: int, degree: int, budget: int | None, seed: int) -> Code:
 
 def _problems(n: int, degree: int) -> list[str]:
     problems = []
-    if not 2 <= n < 1 << MAX_DEGREE:
+    if not 3 <= n < 1 << MAX_DEGREE:
         problems.append(
-            f"{n:,} components; codes are over 2 to {(1 << MAX_DEGREE) - 1:,}, or over groups of components"
+            f"{n:,} components; codes are over 3 to {(1 << MAX_DEGREE) - 1:,}, or over groups of components"
         )
     if not 1 <= degree <= max(n, 1):
         problems.append(f"degree {degree}; sets have 1 to {max(n, 1):,} components here")
