@@ -28,18 +28,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no t
 
 def main() -> None:
     """Entry point: 0 on success, 2 for a user's mistake (one message, no traceback), 1 for ours."""
-    import click
-
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        app()
     except SpexMechError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        Console(stderr=True).print("stopped; what was measured is in the run folder.")
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; what was saved is in the run folder.")
         sys.exit(130)
 
 

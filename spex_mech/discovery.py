@@ -142,9 +142,7 @@ def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> M
         return MaskDesign.complete(n)
     if keep == "coded" or decoder == "spex":
         if keep not in ("coded", 0.5):
-            raise DesignError(
-                f"decoder 'spex' reads coded masks, which are fair coins; keep={keep!r} cannot be had with it."
-            )
+            raise DesignError(f"decoder 'spex' reads coded masks, which are fair coins; keep={keep!r} cannot be.")
         return MaskDesign.coded(n, budget=budget, seed=seed)
     if isinstance(keep, str):
         raise DesignError(f"keep={keep!r} is not a keep-probability; give a number such as 0.9, several, or 'coded'.")

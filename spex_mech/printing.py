@@ -86,7 +86,8 @@ def _print_strongest(frame: pd.DataFrame, unit: str, console: Console) -> None:
     joint = frame[frame["order"] > 1].head(1)
     for row in joint.to_dict("records"):
         console.print(
-            f"Strongest joint effect: [bold]{escape(' × '.join(row['components']))}[/], {row['coefficient']:+.2f} {unit} "
+            f"Strongest joint effect: [bold]{escape(' × '.join(row['components']))}[/], {row['coefficient']:+.2f} "
+            f"{unit} "
             f"({row['kind']}: {_MEANINGS[row['kind']]})."
         )
 
@@ -99,7 +100,7 @@ def print_truth(found: Discovery, card: str, console: Console) -> None:
     truth = true_spectrum(open_card(card))
     if truth is None:
         return
-    gaps = [abs(value - truth.get(s, 0.0)) for s, value in found.spectrum.terms() if s]
+    gaps = [abs(value - (truth.get(s) or 0.0)) for s, value in found.spectrum.terms() if s]
     console.print(
         f"Against all {1 << found.spectrum.n:,} masks (measured once, shipped with the card): "
         f"largest gap {max(gaps, default=0):.3f} {found.responses.unit} over {len(gaps)} coefficients."

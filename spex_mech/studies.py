@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.load import load_model
 from spex_mech.ablation.subject import Subject
@@ -15,7 +17,7 @@ from spex_mech.task import Task
 from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.exact import Exact
-from spex_mech.walsh.spectrum import Spectrum
+from spex_mech.walsh.spectrum import Spectrum, pad_sets
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,9 @@ def true_spectrum(card: Card) -> Spectrum | None:
         return None
     components = ComponentSet.of(card.truth.components)
     if card.truth.terms is not None:
-        terms = {tuple(components.indices(names)): value for names, value in card.truth.terms.items()}
-        return Spectrum.from_terms(len(components), terms)
+        sets = [components.indices(names) for names in card.truth.terms]
+        values = torch.tensor(list(card.truth.terms.values()), dtype=torch.float64)
+        return Spectrum(len(components), pad_sets(sets), values)
     samples = Samples(MaskDesign.complete(len(components)).keep(), card.truth.values)
     return Exact().decode(samples, seed=0).spectrum
 
