@@ -132,7 +132,7 @@ def choose_components(subject: Subject, components: ComponentSet | str | None) -
 
 
 def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> MaskDesign:
-    """The masks that a budget and a keep-probability ask for; all 2^n of them where they fit and nothing forbids it."""
+    """The masks that a budget and a keep-probability ask for; all 2^n where they fit and nothing forbids it."""
     if n <= MAX_COMPLETE and (decoder == "exact" or (decoder == "auto" and keep != "coded" and 1 << n <= budget)):
         if 1 << n > budget:
             raise DesignError(
@@ -142,7 +142,7 @@ def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> M
         return MaskDesign.complete(n)
     if keep == "coded" or decoder == "spex":
         if keep not in ("coded", 0.5):
-            raise DesignError(f"decoder 'spex' reads coded masks, which are fair coins; keep={keep!r} cannot be.")
+            raise DesignError(f"decoder 'spex' reads coded masks, which are fair coins; keep={keep!r} is not.")
         return MaskDesign.coded(n, budget=budget, seed=seed)
     if isinstance(keep, str):
         raise DesignError(f"keep={keep!r} is not a keep-probability; give a number such as 0.9, several, or 'coded'.")
