@@ -137,7 +137,7 @@ def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> M
         if 1 << n > budget:
             raise DesignError(
                 f"decoder 'exact' needs all 2^{n} = {1 << n:,} masks of {n} components; the budget is {budget:,}. "
-                "Raise it, take fewer components or groups of them, or use decoder 'proxyspex', which needs no full set."
+                "Raise it, take fewer components or groups, or use decoder 'proxyspex', which needs no full set."
             )
         return MaskDesign.complete(n)
     if keep == "coded" or decoder == "spex":
