@@ -11,7 +11,7 @@ All have unit variance under fair-coin masks and no constant term, so that noise
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, cycle
 from typing import Literal
 
 import torch
@@ -56,6 +56,11 @@ def planted_function(kind: Kind, n: int, *, sets: int = 40, degree: int = 4, see
     (5, 1.0)
     """
     generator = torch.Generator().manual_seed(seed)
+    room = sum(math.comb(n, order) for order in range(1, degree + 1))
+    if kind == "random" and sets > room:
+        raise DesignError(
+            f"{n} components have {room:,} sets of 1 to {degree}, and {sets:,} different ones were asked for."
+        )
     if kind == "random":
         return Planted(_scaled(n, _random_terms(n, sets, degree, generator)))
     if kind == "hierarchical":
@@ -77,8 +82,9 @@ def support_f1(truth: set[tuple[int, ...]], found: set[tuple[int, ...]]) -> floa
 
 def _random_terms(n: int, sets: int, degree: int, generator: torch.Generator) -> dict[tuple[int, ...], float]:
     terms: dict[tuple[int, ...], float] = {}
+    orders = cycle(range(1, degree + 1))
     while len(terms) < sets:
-        terms.setdefault(_draw(n, 1 + len(terms) % degree, generator), _weight(generator))
+        terms.setdefault(_draw(n, next(orders), generator), _weight(generator))
     return terms
 
 

@@ -10,7 +10,7 @@ could have been proposed ``ε`` false ones are accepted on average.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,8 @@ from spex_mech.walsh.candidates import decode_signs, match, up_to_pairs
 ROUNDING = 2.0**-20  # of the largest |value|: what a forward pass in float32 leaves of its 24 bits
 _QUARTILE = -0.6745  # of the standard normal
 _TOP = 16  # matches looked at per bin and soft vector
+_TRIALS = 6  # rounds of sets added on trial
+_SHORTER = 1.0  # nats by which a trial has to shorten the description
 _VECTORS = 2  # soft vectors per bin where there are several outputs
 _QUICK = 5e7  # multiply-adds of a matching that is tried in every round
 _ELEMENTS = 1 << 23  # bin values gathered at a time: 64 MB
@@ -51,10 +53,33 @@ class Peeled:
 
 
 def peel(bins: Bins, options: Peeling) -> Peeled:
-    """All sets that the bins give away. The empty set is always there."""
+    """All sets that the bins give away. The empty set is always there.
+
+    Where nothing more is likely enough by itself, the likeliest few are taken on trial: in bins that hold several sets
+    of equal size each pays only once the others are there. If peeling then goes on and the description gets shorter
+    (`_length`), the trial stands; else the state before it is the result.
+    """
     found = _fit(bins, torch.full((1, bins.code.degree), -1, dtype=torch.long, device=bins.values.device), 0)
+    best, shortest = found, math.inf
+    while True:
+        found, pool = _until_nothing_more(bins, found, options)
+        length = _length(bins, found, options)
+        if length >= shortest - _SHORTER:
+            return replace(best, rounds=found.rounds)
+        best, shortest = found, length
+        tried = _on_trial(bins, found, pool, options) if found.rounds < options.rounds else None
+        if tried is None:
+            return found
+        found = tried
+
+
+def _until_nothing_more(bins: Bins, found: Peeled, options: Peeling) -> tuple[Peeled, Tensor]:
+    """Rounds of adding what pays, then of taking out what the joint fit does not support, until neither changes.
+
+    Beside the result, the candidates that were looked at last.
+    """
     banned = pool = found.members[:0]
-    for number in range(1, options.rounds + 1):
+    while found.rounds < options.rounds:
         fresh, pool = _accepted(bins, found, pool, options)
         for level in range(3):
             if not len(fresh):
@@ -62,14 +87,37 @@ def peel(bins: Bins, options: Peeling) -> Peeled:
                 pool = distinct(bins, proposed, bins.names(torch.cat([found.members, banned])))
                 fresh, pool = _accepted(bins, found, pool, options)
         if len(fresh):
-            found = _fit(bins, torch.cat([found.members, fresh]), number)
+            found = _fit(bins, torch.cat([found.members, fresh]), found.rounds + 1)
             continue
         supported = _supported(bins, found, options)
         if supported.all():
             break
         banned = torch.cat([banned, found.members[~supported]])
-        found = _fit(bins, found.members[supported], number)
-    return found
+        found = _fit(bins, found.members[supported], found.rounds + 1)
+    return found, pool
+
+
+def _on_trial(bins: Bins, found: Peeled, pool: Tensor, options: Peeling) -> Peeled | None:
+    """A few of the likeliest sets added at any price, as soon as one that pays comes in sight; None if none does."""
+    for number in range(_TRIALS + 1):
+        fresh, rest = _accepted(bins, found, pool, options)
+        if len(fresh) and number:
+            return found
+        fresh, pool = _accepted(bins, found, rest, options, on_trial=True)
+        if not len(fresh):
+            return None
+        found = _fit(bins, torch.cat([found.members, fresh]), found.rounds + 1)
+    return None
+
+
+def _length(bins: Bins, found: Peeled, options: Peeling) -> float:
+    """Nats that describe the responses by these sets: ``Σ_o M/2 log σ_o² +`` the price of every set."""
+    variance = residual_variance(bins, found).clamp(min=bins.code.bins * _floor(bins))
+    masks = bins.rows * bins.code.bins
+    price = _price(bins, found.members, options)
+    if bins.outputs > 1:
+        price = price + bins.outputs / 2 + (bins.outputs * price).sqrt()
+    return masks / 2 * float(variance.log().sum()) + float(price.sum())
 
 
 def _fit(bins: Bins, members: Tensor, rounds: int) -> Peeled:
@@ -95,12 +143,14 @@ def _floor(bins: Bins) -> float:
     return max((ROUNDING * largest) ** 2 / bins.code.bins, 1e-300)
 
 
-def _accepted(bins: Bins, found: Peeled, pool: Tensor, options: Peeling) -> tuple[Tensor, Tensor]:
+def _accepted(
+    bins: Bins, found: Peeled, pool: Tensor, options: Peeling, *, on_trial: bool = False
+) -> tuple[Tensor, Tensor]:
     """Sets to add, and those to keep in mind: accepted is what is likelier than any rival in each of its bins."""
     gain, price, where = evidence(bins, found.residual, noise_variance(bins, found), pool, options)
-    likely = gain > price
+    likely = gain > (price.new_zeros(()) if on_trial else price)
     candidates, gain = pool[likely], (gain - price)[likely]
-    best = torch.zeros(len(bins.values), dtype=gain.dtype, device=gain.device)
+    best = torch.full((len(bins.values),), -math.inf, dtype=gain.dtype, device=gain.device)
     where = where[likely]
     best.scatter_reduce_(0, where.flatten(), gain.repeat_interleave(bins.code.groups), "amax")
     accepted = candidates[(gain[:, None] >= best[where]).all(1)]
