@@ -75,7 +75,7 @@ def _verdict(found: Discovery) -> str:
     masks, seconds = found.record["masks"], found.record["seconds"]
     timing = ", ".join(f"{stage} {took:.1f} s" for stage, took in seconds.items())
     if r2 is None:
-        return f"All {masks:,} masks measured: {outcome.meaning}. ({timing})"
+        return f"All {masks:,} masks measured; the polynomial is exact. ({timing})"
     held = found.decoded.stats["masks_heldout"]
     colour = "green" if r2 >= 0.9 else "yellow"
     advice = "" if r2 >= 0.9 else f" {outcome.meaning.capitalize()}; {outcome.remedy}."
