@@ -119,6 +119,32 @@ def doctor(
 
 
 @app.command()
+def bench(
+    what: Annotated[str, typer.Argument(metavar="ablation|decode", help="What to time.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every cell measured to this file.")] = None,
+    quick: Annotated[bool, typer.Option(help="Small sizes only: does it run, not how fast.")] = False,
+    peer_python: Annotated[
+        Path | None, typer.Option(help="decode: an interpreter that has shapiq to run beside.")
+    ] = None,
+) -> None:
+    """Measure the engine or the SPEX decoder against floors and neighbours, all in one run."""
+    from spex_mech.printing import print_bench
+
+    if what == "ablation":
+        from spex_mech.bench.ablation import run as run_ablation
+
+        result = run_ablation(device, quick)
+    elif what == "decode":
+        from spex_mech.bench.decode import run as run_decode
+
+        result = run_decode(device, quick, None if peer_python is None else str(peer_python))
+    else:
+        raise SpexMechError(f"there is no bench {what!r}; the benches are ablation and decode.")
+    print_bench(result, json_file, _console())
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)

@@ -1,15 +1,18 @@
 """What a person sees in the terminal: the question, the answer, the evidence. Tables fit 80 columns."""
 
+import json
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spex_mech.circuit.files import write_whole
 from spex_mech.runs import Discovery
 from spex_mech.studies import Study
 
@@ -140,3 +143,16 @@ def print_subject(subject: "Subject", console: Console) -> None:
     console.print(table)
     for key, value in sorted(subject.provenance.items()):
         console.print(f"  {escape(str(key))}: {escape(str(value))}", soft_wrap=True)
+
+
+def print_bench(result: Mapping[str, Any], path: Path | None, console: Console) -> None:
+    """The summary of a bench; all rows go to a file, where one is named."""
+    table = Table(title=", ".join(f"{k} {v}" for k, v in result["machine"].items()), title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in result["summary"].items():
+        table.add_row(name, "not measured" if value is None else f"{value:,.3g}")
+    console.print(table)
+    if path is not None:
+        write_whole(path, json.dumps(result, indent=1, default=str) + "\n")
+        console.print(f"every cell: {escape(str(path))}")

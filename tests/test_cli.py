@@ -70,6 +70,18 @@ def test_doctor_binds_and_lists_sites(cli_run):
     assert "torch" in out
 
 
+def test_bench_ablation_times_every_path(cli_run, tmp_path):
+    code, out, _ = cli_run("bench", "ablation", "--quick", "--json", tmp_path / "b.json")
+    assert code == 0
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert result.keys() == {"machine", "rows", "summary"}
+    assert all(value > 0 for value in result["summary"].values())
+    assert {"cost_vs_unhooked", "cost_vs_unhooked_last", "speedup_vs_tl_loop", "nnsight_vs_torch"} <= result[
+        "summary"
+    ].keys()
+    assert "cost_vs_unhooked" in out
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -82,11 +94,12 @@ def test_doctor_binds_and_lists_sites(cli_run):
         (("discover", "planted-and", "--replacement", "magic"), ("magic", "resample")),
         (("discover", "no-such-card"), ("no-such-card", "induction-2l", "--prompts")),
         (("decode", "nothing.safetensors"), ("nothing.safetensors",)),
+        (("bench", "everything"), ("everything", "ablation and decode")),
         (("discover",), ("Missing",)),
     ],
 )
 def test_mistakes_exit_2_with_one_message(cli_run, tmp_path, args, words):
-    code, out, err = cli_run(*args, "--out", tmp_path / "run")
+    code, out, err = cli_run(*args, *(() if args[0] == "bench" else ("--out", tmp_path / "run")))
     assert code == 2
     assert "Traceback" not in out + err
     assert all(word in err.replace("\n", " ") for word in words), err
