@@ -21,11 +21,12 @@ from spex_mech.walsh.candidates import decode_signs, match, up_to_pairs
 
 ROUNDING = 2.0**-20  # of the largest |value|: what a forward pass in float32 leaves of its 24 bits
 _QUARTILE = -0.6745  # of the standard normal
-_TOP = 16  # matches looked at per bin and soft vector
+_TOP = 8  # matches looked at per bin and soft vector
+_MATCHES = 1 << 13  # matches looked at in all bins together, where that is more
 _TRIALS = 6  # rounds of sets added on trial
 _SHORTER = 1.0  # nats by which a trial has to shorten the description
 _VECTORS = 2  # soft vectors per bin where there are several outputs
-_QUICK = 5e7  # multiply-adds of a matching that is tried in every round
+_QUICK = 6e7  # multiply-adds of a matching that is tried in every round
 _ELEMENTS = 1 << 23  # bin values gathered at a time: 64 MB
 
 
@@ -36,7 +37,7 @@ class Peeling:
     none; `rounds`: at most so many."""
 
     flips: int = 8
-    matching: float = 2e9
+    matching: float = 1e9
     false_sets: float = 0.02
     rounds: int = 200
 
@@ -169,6 +170,7 @@ def _proposed(bins: Bins, found: Peeled, options: Peeling, level: int) -> Tensor
     where = (energy > expected + 0.5 * math.sqrt(2 * expected)).nonzero()[:, 0]
     effort = options.matching if level == 2 else min(options.matching, _QUICK)
     halves = _halves(bins, effort)
+    top = max(_TOP, min(_TOP << (2 * level), _MATCHES // max(1, len(where))))
     near = found.members[1:] if len(found.members) * bins.code.n * bins.rows <= effort else found.members[:0]
     singles = up_to_pairs(bins.code.n, 1, near.device)
     proposals = [near[:0]]
@@ -178,7 +180,7 @@ def _proposed(bins: Bins, found: Peeled, options: Peeling, level: int) -> Tensor
         if halves[0] and level != 1:
             left, right = (up_to_pairs(bins.code.n, half, near.device) for half in halves)
             right = torch.cat([torch.full_like(right[:1], -1), right])
-            proposals.append(match(bins, soft[where], where, left, right, _TOP << (2 * level), ascending=True))
+            proposals.append(match(bins, soft[where], where, left, right, top, ascending=True))
         if len(near) and level != 1:
             proposals.append(match(bins, soft[where], where, near, singles, _TOP))
     return torch.cat(proposals)
@@ -187,9 +189,10 @@ def _proposed(bins: Bins, found: Peeled, options: Peeling, level: int) -> Tensor
 def _halves(bins: Bins, effort: float) -> tuple[int, int]:
     """Orders of the largest two lists of all sets whose joins may all be tried for this many multiply-adds."""
     n, degree = bins.code.n, max(2, bins.code.degree)
-    count = {0: 0, 1: n, 2: n * (n + 1) // 2}
+    count = {1: n, 2: n * (n + 1) // 2}
+    wide = {half: many + 3 * math.sqrt(many * bins.code.bins) for half, many in count.items()}  # buckets as full as any
     for left, right in ((2, 2), (2, 1), (1, 1)):
-        if left + right <= degree and count[left] * count[right] * bins.rows <= effort:
+        if left + right <= degree and wide[left] * wide[right] * bins.rows <= effort:
             return left, right
     return 0, 0
 

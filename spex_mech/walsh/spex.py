@@ -48,7 +48,7 @@ class Spex:
     """
 
     flips: int = 8
-    matching: float = 2e9
+    matching: float = 1e9
     false_sets: float = 0.02
     rounds: int = 200
     per_output: bool = False

@@ -1,0 +1,182 @@
+"""Cost and accuracy of decoding coded masks: planted functions of 64 to 36,864 components, beside shapiq's SPEX."""
+
+import resource
+import sys
+import time
+from statistics import median
+from typing import Any
+
+import torch
+
+from spex_mech.bench.functions import Kind, Planted, planted_function, support_f1
+from spex_mech.bench.peers import shapiq_spex
+from spex_mech.bench.timing import interleaved, machine, median_ratio
+from spex_mech.walsh.coded import parity_rows
+from spex_mech.walsh.decoding import Decoded, Samples, r_squared
+from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.spectrum import Spectrum
+from spex_mech.walsh.spex import Spex, decode_function
+from spex_mech.walsh.transform import walsh_hadamard
+
+Row = dict[str, Any]
+PUBLISHED = {"n": 64, "degree": 5, "budget": 1728, "noise": 0.2}  # what the neighbours were measured at
+_FRESH = 2000  # masks that R² is taken on, noise-free
+
+
+def run(device: str = "cpu", quick: bool = False, peer_python: str | None = None) -> dict[str, Any]:
+    """Decode planted functions and time it; `quick` keeps to the smallest, for tests.
+
+    Rows (``kind``): ``decode`` by n, function, noise; ``peer`` and ``ours`` on the same functions at n = 64 in 1,728
+    masks; ``outputs``, many at once against one; ``transform``, against a copy of the same bytes. The summary:
+
+    - speedup_vs_shapiq_soft: CPU seconds of shapiq's soft decoding, warm / ours, medians over random functions;
+      speedup_vs_shapiq_soft_first_call: of the first call in a process, with what it compiles, against our first.
+      None where shapiq and sparse-transform are not installed for `peer_python`.
+    - f1_min: our smallest support F1 at n = 64; f1_min_shapiq_soft: theirs.
+    - f1_largest, seconds_largest: at the largest n, with noise 0.1; peak_gib: memory of the whole run.
+    - outputs_cost: 64 outputs at once / one; transform_share_of_copy: bandwidth of the 2^20-point transform.
+    """
+    rows, summary = _against_shapiq(1 if quick else 10, device, peer_python)
+    large = _by_size(quick, device)
+    outputs, transform = _outputs(device, 8 if quick else 64), _transform(device, 12 if quick else 20)
+    noisy = [row for row in large if row["n"] == max(r["n"] for r in large) and row["noise"]]
+    summary |= {
+        "f1_largest": min(row["f1"] for row in noisy),
+        "seconds_largest": max(row["seconds"] for row in noisy),
+        "peak_gib": _peak_gib(device),
+        "outputs_cost": outputs["cost"],
+        "transform_share_of_copy": transform["share_of_copy"],
+    }
+    return {"machine": machine(device), "rows": [*rows, *large, outputs, transform], "summary": summary}
+
+
+def _against_shapiq(functions: int, device: str, python: str | None) -> tuple[list[Row], Row]:
+    """Both on one thread: work of this size does not need more, and threads that wait for each other are not work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _on_one_thread(functions, device, python)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _on_one_thread(functions: int, device: str, python: str | None) -> tuple[list[Row], Row]:
+    started = time.process_time()
+    published(planted_function("random", 64, seed=99), 99, device)
+    first = time.process_time() - started
+    planted: dict[Kind, list[Planted]] = {
+        "random": [planted_function("random", 64, seed=seed) for seed in range(functions)],
+        "hierarchical": [planted_function("hierarchical", 64, sets=5, seed=seed) for seed in range(functions)],
+    }
+    rows, summary = [], Row(speedup_vs_shapiq_soft=None, speedup_vs_shapiq_soft_first_call=None, f1_min=1.0)
+    for kind, members in planted.items():
+        ours = [published(function, seed, device) | {"function": kind} for seed, function in enumerate(members)]
+        report = shapiq_spex(members, PUBLISHED["degree"], PUBLISHED["budget"], PUBLISHED["noise"], python)  # type: ignore[arg-type]
+        theirs = [] if report is None else [_theirs(answer, members, kind) for answer in report["answers"]]
+        rows += ours + theirs
+        if kind == "random":
+            summary["f1_min"] = min(row["f1"] for row in ours)
+        if report is not None and kind == "random":
+            soft = [row for row in theirs if row["decoder"] == "shapiq soft"]
+            summary["f1_min_shapiq_soft"] = min(row["f1"] for row in soft)
+            own = median(row["cpu_s"] for row in ours)
+            summary["speedup_vs_shapiq_soft"] = median(row["cpu_s"] for row in soft) / own
+            summary["speedup_vs_shapiq_soft_first_call"] = report["first"]["soft"] / first
+            summary["peer_versions"] = report["versions"]
+    return rows, summary
+
+
+def published(function: Planted, seed: int, device: str) -> Row:
+    """Our decoding of one function in the neighbours' setting."""
+    degree, budget, noise = (PUBLISHED[key] for key in ("degree", "budget", "noise"))
+    design = MaskDesign.coded(64, int(degree), int(budget), seed)
+    keep = design.keep(device=device)
+    samples = Samples(keep, function.noisy(keep, noise, seed)[:, None].float(), design)
+    cpu, wall = time.process_time(), time.perf_counter()
+    decoded = Spex().decode(samples, seed=0)
+    row = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+    return {"kind": "ours", "decoder": "spex", "seed": seed, **PUBLISHED, **row, **_accuracy(function, decoded)}
+
+
+def _theirs(answer: Row, functions: list[Planted], kind: Kind) -> Row:
+    function = functions[answer["function"]]
+    f1 = support_f1(function.sets, {tuple(members) for members in answer["sets"]})
+    times = {"cpu_s": answer["cpu_s"], "wall_s": answer["wall_s"], "prepare_cpu_s": answer["prepare_cpu_s"]}
+    return {
+        "kind": "peer", "decoder": f"shapiq {answer['decoder']}", "function": kind, "seed": answer["function"],
+        **PUBLISHED, "f1": f1, "sets": len(answer["sets"]), **times,
+    }  # fmt: skip
+
+
+def _accuracy(function: Planted, decoded: Decoded) -> Row:
+    keep = MaskDesign.bernoulli(function.spectrum.n, _FRESH, seed=7).keep()
+    return {
+        "f1": support_f1(function.sets, set(decoded.spectrum.sets)),
+        "r2": r_squared(function(keep), decoded.spectrum.evaluate(keep)),
+        "sets": decoded.stats["sets"],
+        "outcome": decoded.outcome.name,
+    }
+
+
+def _by_size(quick: bool, device: str) -> list[Row]:
+    """Growth with n: 200 random sets in 3 × 256 bins, 5 ANDs in 3 × 16, and hierarchical tails behind a tanh."""
+    sizes = (64, 256) if quick else (64, 256, 1024, 4096, 36_864)
+    rows = []
+    for n in sizes:
+        for kind, sets, bits, noise in (
+            ("random", 200, 8, 0.0), ("random", 200, 8, 0.1), ("hierarchical", 5, 4, 0.2), ("tanh", 25, 6, 0.05),
+        ):  # fmt: skip
+            rows.append(_one_size(kind, n, sets, bits, noise, device))  # type: ignore[arg-type]
+    return rows
+
+
+def _one_size(kind: Kind, n: int, sets: int, bits: int, noise: float, device: str) -> Row:
+    function = planted_function(kind, n, sets=sets, seed=n)
+    budget = int(1.05 * 3 * (1 + parity_rows(n, 4)) * 2**bits)
+    asked, spent = iter(range(10**9)), time.perf_counter()
+    decoded = decode_function(
+        lambda keep: function.noisy(keep, noise, next(asked)), n, 4, budget, seed=1, device=device
+    )
+    spent = time.perf_counter() - spent
+    return {
+        "kind": "decode", "function": kind, "n": n, "planted": len(function.sets), "noise": noise, "masks": budget,
+        "seconds": decoded.stats["seconds"], "seconds_with_masks": spent, "peak_gib": _peak_gib(device),
+        **_accuracy(function, decoded),
+    }  # fmt: skip
+
+
+def _outputs(device: str, outputs: int) -> Row:
+    """Many outputs that share 40 sets, each with its own coefficients, at once and one alone."""
+    base = planted_function("random", 64, seed=0).spectrum
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(len(base), outputs, generator=generator, dtype=torch.float64)
+    design = MaskDesign.coded(64, 5, 1920)
+    keep = design.keep()
+    values = Spectrum(64, base.members, weights / weights.norm(dim=0)).evaluate(keep)
+    noisy = (values + 0.2 * torch.randn(values.shape, generator=generator, dtype=torch.float64)).float()
+    jobs = {
+        name: Samples(keep.to(device), chosen.to(device), design)
+        for name, chosen in (("one", noisy[:, :1]), ("all", noisy))
+    }
+    times = interleaved(
+        {name: lambda samples=samples: Spex(per_output=True).decode(samples, seed=0) for name, samples in jobs.items()},
+        3,
+        device,
+    )
+    return {"kind": "outputs", "outputs": outputs, "cost": median_ratio(times["all"], times["one"]), "seconds": times}
+
+
+def _transform(device: str, bits: int) -> Row:
+    """The transform of a batch of 2^bits points beside a copy of the same bytes."""
+    values = torch.randn(8, 1 << bits, device=device)
+    times = interleaved({"copy": values.clone, "transform": lambda: walsh_hadamard(values)}, 10, device)
+    share = median_ratio(times["copy"], times["transform"])
+    return {"kind": "transform", "points": 1 << bits, "batch": 8, "share_of_copy": share, "seconds": times}
+
+
+def _peak_gib(device: str) -> float:
+    """Most memory held so far: by the process, or on the GPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
