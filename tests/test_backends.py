@@ -58,6 +58,16 @@ def test_nnsight_gives_the_same_responses(family):
     assert (plain - values(subject, task, expression, "mean")).abs().max() <= 1e-5
 
 
+def test_a_model_that_nnsight_wraps_too_stays_wrapped():
+    from nnsight import NNsight
+
+    model, task = tiny("gpt2"), tokens_task()
+    wrapped = bind(NNsight(model))
+    plain = values(bind(model), task, "a*.h*, m1", "mean")
+    assert "forward" in vars(model.transformer.h[0].mlp.act)
+    assert (plain - values(wrapped, task, "a*.h*, m1", "mean")).abs().max() <= 1e-5
+
+
 @pytest.mark.parametrize("family", MORE)
 def test_bridges_of_more_families_agree_or_are_refused(family):
     model, task = tiny(family), tokens_task()

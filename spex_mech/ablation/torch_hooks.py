@@ -111,13 +111,17 @@ def hooked(edits: list[tuple[Place, Edit]], rows: int) -> Iterator[list[Any]]:
 
 @contextmanager
 def fused(activations: list[nn.Module]) -> Iterator[None]:
-    """torch's one-pass tanh GELU in place of the same formula written out, for the length of a with-block."""
+    """torch's one-pass tanh GELU in place of the same formula written out, for the length of a with-block.
+
+    A module whose `forward` somebody else has replaced (nnsight does) is left alone.
+    """
+    free = [module for module in activations if "forward" not in vars(module)]
     try:
-        for module in activations:
+        for module in free:
             module.forward = _gelu  # an instance attribute hides the class's method
         yield
     finally:
-        for module in activations:
+        for module in free:
             del module.forward
 
 

@@ -112,7 +112,7 @@ def _jobs(
         "unhooked_last": unhooked(logits_to_keep=1),
         "tl_loop": lambda: [loop(tokens[:1]) for _ in range(8)],
         "tl_loop_16": lambda: [loop(tokens) for _ in range(2)],
-        "nnsight": engine(bind(NNsight(model))),
+        "nnsight": engine(bind(NNsight(copy.deepcopy(model)))),
     }
     counts = {
         "engine": masks * PROMPTS,
