@@ -34,7 +34,7 @@ def test_spex_is_a_decoder():
     assert Spex().name == "spex"
 
 
-@pytest.mark.parametrize("seeds", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seeds", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_planted_functions_come_back(seeds):
     """n = 40, 8 sets of at most 4, the smallest design: exact for every seed without noise, for 99 % at noise 0.1."""
     exact = {0.0: 0, 0.1: 0}
@@ -90,15 +90,15 @@ def test_gates_as_enumeration_has_them(budget):
 
 
 def test_noise_alone_gives_nothing():
-    """60 draws of pure noise: no set at all."""
+    """24 draws of pure noise: no set at all."""
     false = 0
-    for seed in range(60):
+    for seed in range(24):
         design = MaskDesign.coded((12, 64, 200)[seed % 3], 4, None if seed % 2 else 1900, seed=seed)
         values = 5 + torch.randn(design.n_masks, 1, generator=torch.Generator().manual_seed(seed))
         decoded = Spex().decode(Samples(design.keep(), values, design), seed=0)
         false += len(decoded.spectrum) - 1
         assert len(decoded.spectrum) > 1 or decoded.outcome is Outcome.NOTHING_FOUND
-    assert false <= 3
+    assert false <= 1
 
 
 @pytest.mark.parametrize("value", [0.0, 7.5])
@@ -134,13 +134,28 @@ def test_what_is_held_out_is_used_for_nothing():
     assert clean.stats["heldout_r2"] > 0.9 > 0.1 > other.stats["heldout_r2"]
 
 
-def test_without_spare_masks_r2_is_cross_validated_and_says_so():
+def test_without_spare_masks_a_second_decoding_is_checked_and_says_so():
     function = planted_function("random", 64, sets=20, seed=1)
-    decoded = Spex().decode(samples_of(function, 64, 1728, degree=5, noise=0.5, seed=1), seed=0)
-    assert decoded.stats["masks_heldout"] == 0
-    assert "cross-validated" in decoded.stats["heldout"]
-    assert decoded.stats["heldout_r2"] == pytest.approx(0.8, abs=0.05)  # 1 / (1 + 0.25)
+    samples = samples_of(function, 64, 1728, degree=5, noise=0.5, seed=1)
+    decoded = Spex().decode(samples, seed=0)
+    assert samples.design.code.size == 1728
+    assert decoded.stats["masks_heldout"] == 7 * 48  # of 36 delays
+    assert "second decoding" in decoded.stats["heldout"]
+    assert decoded.stats["heldout_r2"] == pytest.approx(0.8, abs=0.06)  # 1 / (1 + 0.25)
     assert decoded.stats["heldout_r2"] < 1 - decoded.stats["share_left"]
+
+
+def test_the_second_decoding_never_sees_the_masks_it_is_checked_on():
+    """Noise alone on the last delays: its R² is gone, where a fit that saw them would keep some."""
+    function = planted_function("hierarchical", 30, sets=3, seed=1)
+    design = MaskDesign.coded(30, 4)
+    keep, code = design.keep(), design.code
+    values = function(keep).reshape(code.groups, code.delays, code.bins)
+    last = round(0.2 * code.delays)
+    values[:, -last:] = torch.randn(values[:, -last:].shape, generator=torch.Generator().manual_seed(0)).double()
+    decoded = Spex().decode(Samples(keep, values.reshape(-1, 1), design), seed=0)
+    assert decoded.stats["masks_heldout"] == last * code.groups * code.bins
+    assert decoded.stats["heldout_r2"] < 0
 
 
 def test_heldout_r2_is_that_of_fresh_masks():
@@ -220,8 +235,8 @@ def test_the_same_bits_every_time_and_for_every_chunk():
         assert other.spectrum.sets == runs[0].spectrum.sets
         assert torch.equal(other.spectrum.coefficients, runs[0].spectrum.coefficients)
     again = decode_function(function, 45, 4, 2000, seed=4, chunk=333)
-    assert {k: v for k, v in again.stats.items() if k != "seconds"} == {
-        k: v for k, v in runs[1].stats.items() if k != "seconds"
+    assert {k: v for k, v in again.stats.items() if "seconds" not in k} == {
+        k: v for k, v in runs[1].stats.items() if "seconds" not in k
     }
 
 
@@ -250,10 +265,10 @@ def test_every_option_acts():
     few = samples_of(hard, 300, smallest_budget(300, 4) * 2, noise=0.3, seed=1)
     found = {
         (flips, matching): f1(hard, Spex(flips=flips, matching=matching).decode(few, seed=0))
-        for flips, matching in [(0, 0), (8, 0), (8, 2e9)]
+        for flips, matching in [(0, 0), (8, 0), (8, 1e9)]
     }
-    assert found[0, 0] < found[8, 2e9]
-    assert found[0, 0] < found[8, 0] <= found[8, 2e9]
+    assert found[0, 0] < found[8, 1e9]
+    assert found[0, 0] < found[8, 0] <= found[8, 1e9]
 
 
 def test_matching_finds_the_best_of_all_sets():

@@ -5,7 +5,7 @@
 all bins (the transform is orthogonal), where each set meets only those that share a bin with it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,7 +28,7 @@ class Bins:
         values: U, float64, in the unit of the responses.
         words: for every player and group its packed delay bits, and in a last word its hash.
         keys: a random number a player; the sum (exclusive or) over a set names it.
-        bch: what reads the signs; None where the code is so short that the signs are the set.
+        bch: what reads the signs; None where they are the set itself, or too few to be read.
     """
 
     code: Code
@@ -55,9 +55,25 @@ class Bins:
         return self.values.shape[2]
 
     @property
+    def delays(self) -> int:
+        """Delays that are looked at: all of the code's, or its `first` ones."""
+        return self.values.shape[1]
+
+    @property
     def rows(self) -> int:
         """Bin values that speak of one set: one bin of every group, all delays."""
-        return self.code.groups * self.code.delays
+        return self.code.groups * self.delays
+
+    @property
+    def masks(self) -> int:
+        """Coded masks that are looked at."""
+        return self.rows * self.code.bins
+
+    def first(self, delays: int) -> "Bins":
+        """As if the code had only its first delays; where parity signs are cut off, shorter lengths are still read."""
+        blocks = 0 if self.bch is None else min(self.bch.t, (delays - 1) // self.bch.field.m)
+        bch = None if self.bch is None or not blocks else replace(self.bch, t=blocks)
+        return replace(self, values=self.values[:, :delays].contiguous(), bch=bch)
 
     def spell(
         self, members: Int[Tensor, "set slot"], dtype: torch.dtype = torch.float64
@@ -65,7 +81,7 @@ class Bins:
         """What each set puts into the bins: ``(-1)^{<d_{c,p}, S>}``, and the bin it falls into, in every group."""
         summed = gf2.sum_rows(self.words.flatten(1), members).unflatten(1, self.words.shape[1:])
         groups = torch.arange(self.code.groups, device=members.device)
-        signs = gf2.signs(summed[..., :-1], self.code.delays, dtype)
+        signs = gf2.signs(summed[..., :-1], self.delays, dtype)
         return signs, groups * self.code.bins + summed[..., -1]
 
     def home(self, where: Int[Tensor, " set"], members: Int[Tensor, "set slot"]) -> Bool[Tensor, " set"]:

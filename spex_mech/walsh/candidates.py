@@ -26,7 +26,10 @@ def decode_signs(
     `flips` least reliable signs are flipped, none, one or two at a time. Every length of the code up to its own is
     tried: a set of one component needs only the first block of parity signs to be right.
     """
-    spelled = bins.code.parity_rows
+    width = bins.code.degree
+    spelled = bins.code.parity_rows if bins.bch is None else bins.bch.parity_bits
+    if spelled >= bins.delays:
+        return torch.zeros(0, width, dtype=torch.long, device=soft.device)
     read = soft[:, : 1 + spelled]
     weakest = read.abs().topk(min(flips, 1 + spelled), dim=1, largest=False).indices
     patterns = _patterns(weakest.shape[1], soft.device)
@@ -38,9 +41,10 @@ def decode_signs(
         members, known = _plain(parity, bins.code.degree)
     else:
         every, known = bins.bch.decode_every_length(parity, owner // bins.code.bins)
-        members, known, owner = every.flatten(0, 1), known.flatten(), owner.repeat(bins.code.degree)
+        members, known, owner = every.flatten(0, 1), known.flatten(), owner.repeat(bins.bch.t)
     members, owner = members[known], owner[known]
-    return members[bins.home(owner, members)]
+    members = members[bins.home(owner, members)]
+    return torch.nn.functional.pad(members, (0, width - members.shape[1]), value=-1)
 
 
 def _patterns(flips: int, device: torch.device) -> Tensor:

@@ -60,7 +60,7 @@ def peel(bins: Bins, options: Peeling) -> Peeled:
     of equal size each pays only once the others are there. If peeling then goes on and the description gets shorter
     (`_length`), the trial stands; else the state before it is the result.
     """
-    found = _fit(bins, torch.full((1, bins.code.degree), -1, dtype=torch.long, device=bins.values.device), 0)
+    found = fit(bins, torch.full((1, bins.code.degree), -1, dtype=torch.long, device=bins.values.device), 0)
     best, shortest = found, math.inf
     while True:
         found, pool = _until_nothing_more(bins, found, options)
@@ -88,13 +88,13 @@ def _until_nothing_more(bins: Bins, found: Peeled, options: Peeling) -> tuple[Pe
                 pool = distinct(bins, proposed, bins.names(torch.cat([found.members, banned])))
                 fresh, pool = _accepted(bins, found, pool, options)
         if len(fresh):
-            found = _fit(bins, torch.cat([found.members, fresh]), found.rounds + 1)
+            found = fit(bins, torch.cat([found.members, fresh]), found.rounds + 1)
             continue
         supported = _supported(bins, found, options)
         if supported.all():
             break
         banned = torch.cat([banned, found.members[~supported]])
-        found = _fit(bins, found.members[supported], found.rounds + 1)
+        found = fit(bins, found.members[supported], found.rounds + 1)
     return found, pool
 
 
@@ -107,21 +107,21 @@ def _on_trial(bins: Bins, found: Peeled, pool: Tensor, options: Peeling) -> Peel
         fresh, pool = _accepted(bins, found, rest, options, on_trial=True)
         if not len(fresh):
             return None
-        found = _fit(bins, torch.cat([found.members, fresh]), found.rounds + 1)
+        found = fit(bins, torch.cat([found.members, fresh]), found.rounds + 1)
     return None
 
 
 def _length(bins: Bins, found: Peeled, options: Peeling) -> float:
     """Nats that describe the responses by these sets: ``Σ_o M/2 log σ_o² +`` the price of every set."""
     variance = residual_variance(bins, found).clamp(min=bins.code.bins * _floor(bins))
-    masks = bins.rows * bins.code.bins
     price = _price(bins, found.members, options)
     if bins.outputs > 1:
         price = price + bins.outputs / 2 + (bins.outputs * price).sqrt()
-    return masks / 2 * float(variance.log().sum()) + float(price.sum())
+    return bins.masks / 2 * float(variance.log().sum()) + float(price.sum())
 
 
-def _fit(bins: Bins, members: Tensor, rounds: int) -> Peeled:
+def fit(bins: Bins, members: Int[Tensor, "set slot"], rounds: int = 0) -> Peeled:
+    """Least squares of the bins on these sets."""
     coefficients, inverse = bins.solve(members)
     return Peeled(members, coefficients, inverse, bins.residual(members, coefficients), rounds)
 
@@ -132,9 +132,9 @@ def noise_variance(bins: Bins, found: Peeled) -> Float[Tensor, " output"]:
     The lower quartile of the bins' energies over that of χ²: robust against up to three quarters of bins that still
     hold sets. Never below the rounding of float32 responses.
     """
-    delays = bins.code.delays
+    delays = bins.delays
     quartile = (1 - 2 / (9 * delays) + _QUARTILE * math.sqrt(2 / (9 * delays))) ** 3  # Wilson and Hilferty's χ²
-    fitted = max(0.5, 1 - len(found.members) / (bins.rows * bins.code.bins))
+    fitted = max(0.5, 1 - len(found.members) / (bins.masks))
     energy = found.residual.square().mean(1).quantile(0.25, dim=0) / (quartile * fitted)
     return energy.clamp(min=_floor(bins))
 
@@ -148,7 +148,7 @@ def _accepted(
     bins: Bins, found: Peeled, pool: Tensor, options: Peeling, *, on_trial: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Sets to add, and those to keep in mind: accepted is what is likelier than any rival in each of its bins."""
-    gain, price, where = evidence(bins, found.residual, noise_variance(bins, found), pool, options)
+    gain, price, where = evidence(bins, found, noise_variance(bins, found), pool, options)
     likely = gain > (price.new_zeros(()) if on_trial else price)
     candidates, gain = pool[likely], (gain - price)[likely]
     best = torch.full((len(bins.values),), -math.inf, dtype=gain.dtype, device=gain.device)
@@ -166,7 +166,7 @@ def _proposed(bins: Bins, found: Peeled, options: Peeling, level: int) -> Tensor
     """
     noise = noise_variance(bins, found)
     energy = (found.residual.square() / noise).sum((1, 2))
-    expected = bins.code.delays * bins.outputs
+    expected = bins.delays * bins.outputs
     where = (energy > expected + 0.5 * math.sqrt(2 * expected)).nonzero()[:, 0]
     effort = options.matching if level == 2 else min(options.matching, _QUICK)
     halves = _halves(bins, effort)
@@ -217,7 +217,7 @@ def soft_vectors(
 
 
 def evidence(
-    bins: Bins, residual: Tensor, noise: Float[Tensor, " output"], candidates: Tensor, options: Peeling
+    bins: Bins, found: Peeled, noise: Float[Tensor, " output"], candidates: Tensor, options: Peeling
 ) -> tuple[Float[Tensor, " set"], Float[Tensor, " set"], Int[Tensor, "set group"]]:
     """Log-likelihood ratio of each set being in its bins against not, the price it has to pay, and its bins.
 
@@ -226,11 +226,12 @@ def evidence(
     being unknown and a bin's own, since what else is in a bin is its noise. Over several outputs the ratios add up,
     and the price with them (Laurent and Massart's bound for χ²); one output alone may pay, too.
     """
-    delays, outputs = bins.code.delays, bins.outputs
+    delays, outputs, residual, fitted = bins.delays, bins.outputs, found.residual, len(found.members)
     energy = residual.square().sum(1)
     gains = torch.zeros(len(candidates), outputs, dtype=torch.float64, device=residual.device)
     wheres = torch.zeros(len(candidates), bins.code.groups, dtype=torch.long, device=residual.device)
     least = delays * noise * 0.1
+    free = (delays - 1) * max(0.0, 1 - fitted / (bins.masks))
     step = max(1, _ELEMENTS // (bins.rows * outputs))
     for start in range(0, len(candidates), step):
         signs, where = bins.spell(candidates[start : start + step])
@@ -239,7 +240,7 @@ def evidence(
         weight = 1 / (total - own.square() / delays).clamp(min=least)
         amplitude = (own * weight).sum(1, keepdim=True) / (delays * weight.sum(1, keepdim=True))
         after = total - 2 * amplitude * own + delays * amplitude.square()
-        gains[start : start + step] = (delays / 2 * (total.clamp(min=least) / after.clamp(min=least)).log()).sum(1)
+        gains[start : start + step] = (free / 2 * (total.clamp(min=least) / after.clamp(min=least)).log()).sum(1)
         wheres[start : start + step] = where
     price = _price(bins, candidates, options)
     pooled = gains.sum(1) - outputs / 2 - (outputs * price).sqrt() if outputs > 1 else gains[:, 0]
@@ -267,5 +268,5 @@ def _supported(bins: Bins, found: Peeled, options: Peeling) -> Bool[Tensor, " se
 
 def residual_variance(bins: Bins, found: Peeled) -> Float[Tensor, " output"]:
     """Variance of one mask's response around the fit, an output: noise, and the sets that were not found."""
-    masks = bins.rows * bins.code.bins
-    return found.residual.square().sum((0, 1)) * bins.code.bins / max(1, masks - len(found.members))
+    free = max(1, bins.masks - len(found.members))
+    return found.residual.square().sum((0, 1)) * bins.code.bins / free

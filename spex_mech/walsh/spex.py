@@ -2,7 +2,8 @@
 
 Sets are located by the evidence of all outputs together, as they share their support; the coefficients are then those
 of a least-squares fit on all coded masks, with standard errors. The fair-coin masks that the design adds to the code
-are held out: nothing is fitted to or chosen by them.
+are held out: nothing is fitted to or chosen by them. Where there are none, a second decoding without the last delays is
+checked on those.
 
 Source: SPEX, Kang et al. 2025 (arXiv 2502.13870). Beyond it: likelihood ratios over all groups in place of a share of
 the energy, a noise level from the data, exact matching of all small sets, a joint fit in every round in place of
@@ -23,13 +24,13 @@ from spex_mech.errors import DecodeError, ResponseError
 from spex_mech.walsh.bins import Bins
 from spex_mech.walsh.decoding import Decoded, Outcome, Samples, judge, r_squared
 from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.peeling import Peeled, Peeling, noise_variance, peel, residual_variance
+from spex_mech.walsh.peeling import ROUNDING, Peeled, Peeling, fit, noise_variance, peel, residual_variance
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
 DIRECTIONS = 32  # of the outputs' space that sets are located in
-_FOLDS = 5
 _CROWDED = 0.1  # share of bins that hold more than noise, from which the budget is called too small
 _FEWEST_HELD_OUT = 16  # below that R² of held-out masks is chance
+_LEFT_OUT = 0.2  # share of delays that a second decoding does without
 _BITS = 1 << 24  # keep bits drawn, or compared with the design's own, at a time
 
 Function = Callable[[Bool[Tensor, "mask component"]], Tensor]
@@ -58,8 +59,7 @@ class Spex:
         return "spex"
 
     def decode(self, samples: Samples, *, seed: int) -> Decoded:
-        """The polynomial behind coded samples, in the Walsh basis; `seed` only deals masks to the folds of a
-        cross-validation.
+        """The polynomial behind coded samples, in the Walsh basis. Nothing in it is random: `seed` is not needed.
 
         ``stats`` has, beside what every decoder reports, ``heldout`` (which masks ``heldout_r2`` is of), ``left`` (what
         was not explained, in words), ``share_left``, ``bins_left``, ``noise``, ``rounds``, ``sets`` and ``capacity``.
@@ -67,7 +67,7 @@ class Spex:
         Raises `DecodeError` where the samples' design is not coded, or its masks are not the ones given.
         """
         design = _coded_design(samples)
-        return _decode(self, design, samples.values, samples.keep[design.code.size :], seed)  # type: ignore[union-attr]
+        return _decode(self, design, samples.values, samples.keep[design.code.size :])  # type: ignore[union-attr]
 
 
 def decode_function(
@@ -100,7 +100,7 @@ def decode_function(
     assert design.code is not None
     chunk = max(1, _BITS // n) if chunk is None else chunk
     values = torch.cat([_asked(function, keep, start) for start, keep in design.chunks(chunk, device)])
-    return _decode(decoder, design, values, design.keep(design.code.size, device=device), seed)
+    return _decode(decoder, design, values, design.keep(design.code.size, device=device))
 
 
 def _asked(function: Function, keep: Tensor, start: int) -> Tensor:
@@ -142,25 +142,42 @@ def _coded_design(samples: Samples) -> MaskDesign:
     return design
 
 
-def _decode(options: Spex, design: MaskDesign, values: Tensor, heldout: Tensor, seed: int) -> Decoded:
+def _decode(options: Spex, design: MaskDesign, values: Tensor, heldout: Tensor) -> Decoded:
     """Everything after the masks are known to be right; `heldout` are the keep bits behind the coded ones."""
     started, code = time.perf_counter(), design.code
     assert code is not None
     bins = Bins.of(code, values)
-    located = replace(bins, values=bins.values @ _directions(bins.values))
-    peeling = Peeling(options.flips, options.matching, options.false_sets, options.rounds)
-    found = peel(located, peeling)
-    mean = replace(bins, values=bins.values.mean(2, keepdim=True))
-    if bins.outputs > 1 and not options.per_output:
-        found = _seen_in_mean(mean, found, options)
-    spectrum = _spectrum(design, bins if options.per_output else mean, found)
-    check = _check(bins if options.per_output else mean, spectrum, found, values, heldout, seed)
-    stats = {**check, **_left(located, mean, found, values), "rounds": found.rounds, "capacity": code.capacity}
+    found = _located(bins, options)
+    answer = _answer(bins, options)
+    spectrum = _spectrum(design, answer, found)
+    checking = time.perf_counter()
+    if len(heldout) >= _FEWEST_HELD_OUT:
+        check = _on_fair_coins(answer, spectrum, values, heldout)
+    else:
+        check = _second_look(bins, options)
+    stats = {**check, **_left(bins, found), "rounds": found.rounds, "capacity": code.capacity}
     outcome = judge(spectrum, stats["heldout_r2"])
     crowded = stats["sets"] > code.capacity or stats["bins_left"] > _CROWDED * len(bins.values)
     if outcome is not Outcome.RECOVERED and crowded:
         outcome = Outcome.BUDGET_TOO_SMALL
-    return Decoded(spectrum, outcome, {**stats, "seconds": time.perf_counter() - started})
+    done = time.perf_counter()
+    return Decoded(spectrum, outcome, {**stats, "seconds": done - started, "seconds_checking": done - checking})
+
+
+def _located(bins: Bins, options: Spex) -> Peeled:
+    """The sets that all outputs together give away, less those that the function asked for does not have."""
+    pooled = replace(bins, values=bins.values @ _directions(bins.values))
+    found = peel(pooled, Peeling(options.flips, options.matching, options.false_sets, options.rounds))
+    return found if bins.outputs == 1 or options.per_output else _seen_in_mean(_mean(bins), found, options)
+
+
+def _answer(bins: Bins, options: Spex) -> Bins:
+    """What the coefficients are fitted to: every output, or their mean."""
+    return bins if options.per_output else _mean(bins)
+
+
+def _mean(bins: Bins) -> Bins:
+    return replace(bins, values=bins.values.mean(2, keepdim=True))
 
 
 def _directions(values: Float[Tensor, "bin delay output"]) -> Float[Tensor, "output direction"]:
@@ -180,20 +197,18 @@ def _directions(values: Float[Tensor, "bin delay output"]) -> Float[Tensor, "out
 
 def _seen_in_mean(mean: Bins, found: Peeled, options: Spex) -> Peeled:
     """The sets that the mean over outputs has; others were found where outputs differ, and are zero on average."""
-    coefficients, inverse = mean.solve(found.members)
-    fitted = replace(found, coefficients=coefficients, residual=mean.residual(found.members, coefficients))
-    z2 = coefficients[:, 0].square() / (residual_variance(mean, fitted) * inverse.diagonal())
+    fitted = fit(mean, found.members)
+    z2 = fitted.coefficients[:, 0].square() / (residual_variance(mean, fitted) * fitted.inverse.diagonal())
     seen = (z2 / 2 > math.log(len(z2) / options.false_sets)) | (found.members < 0).all(1)
     return replace(found, members=found.members[seen])
 
 
 def _spectrum(design: MaskDesign, bins: Bins, found: Peeled) -> Spectrum:
-    coefficients, inverse = bins.solve(found.members)
-    fitted = replace(found, coefficients=coefficients, residual=bins.residual(found.members, coefficients))
-    stderr = (residual_variance(bins, fitted) * inverse.diagonal()[:, None]).sqrt()
+    fitted = fit(bins, found.members)
+    stderr = (residual_variance(bins, fitted) * fitted.inverse.diagonal()[:, None]).sqrt()
     members = _components(design, found.members.cpu())
     shape = (slice(None), 0) if bins.outputs == 1 else (slice(None),)
-    return Spectrum(design.n, members, coefficients[shape].cpu(), Basis(), stderr[shape].cpu()).sorted()
+    return Spectrum(design.n, members, fitted.coefficients[shape].cpu(), Basis(), stderr[shape].cpu()).sorted()
 
 
 def _components(design: MaskDesign, members: Int[Tensor, "set slot"]) -> Int[Tensor, "set slot"]:
@@ -204,52 +219,49 @@ def _components(design: MaskDesign, members: Int[Tensor, "set slot"]) -> Int[Ten
     return torch.where(members >= 0, torch.tensor(design.candidates)[members.clamp(min=0)], -1)
 
 
-def _check(
-    fitted: Bins, spectrum: Spectrum, found: Peeled, values: Tensor, heldout: Tensor, seed: int
-) -> dict[str, Any]:
-    """R² on the masks behind the code, of the mean or of all outputs; where there are none, cross-validated."""
-    coded = fitted.code.size
-    values = values.double() if fitted.outputs == values.shape[1] else values.double().mean(1, keepdim=True)
-    if len(heldout) >= _FEWEST_HELD_OUT:
-        truth, predicted = values[coded:], spectrum.evaluate(heldout).reshape(len(heldout), -1)
-        centre = truth.mean(0)
-        r2 = r_squared((truth - centre).flatten(), (predicted - centre).flatten())
-        source, count = "fair-coin masks outside the code", len(truth)
-    else:
-        r2, count = _cross_validated(fitted, found, values[:coded], seed), 0
-        source = "cross-validated over delays; the sets were chosen on all masks"
-    return {"heldout_r2": r2, "heldout": source, "masks_fitted": coded, "masks_heldout": count}
+def _on_fair_coins(answer: Bins, spectrum: Spectrum, values: Tensor, heldout: Tensor) -> dict[str, Any]:
+    """R² on the masks behind the code, of the mean or of all outputs."""
+    coded, values = answer.code.size, values.double()
+    truth = values[coded:] if answer.outputs == values.shape[1] else values[coded:].mean(1, keepdim=True)
+    predicted = spectrum.evaluate(heldout).reshape(len(heldout), -1)
+    centre = truth.mean(0)
+    r2 = r_squared((truth - centre).flatten(), (predicted - centre).flatten())
+    source = "fair-coin masks outside the code"
+    return {"heldout_r2": r2, "heldout": source, "masks_fitted": coded, "masks_heldout": len(truth)}
 
 
-def _cross_validated(fitted: Bins, found: Peeled, truth: Tensor, seed: int) -> float:
-    """R² of predictions for the masks of left-out delays, coefficients fitted without them."""
-    code = fitted.code
-    order = torch.randperm(code.groups * code.delays, generator=torch.Generator().manual_seed(seed))
-    fold = (order % _FOLDS).reshape(code.groups, code.delays).to(truth.device)
-    wrong = torch.zeros((), dtype=torch.float64, device=truth.device)
-    for number in range(_FOLDS):
-        out = (fold == number).repeat_interleave(code.bins, 0)[..., None]
-        coefficients, _ = fitted.solve(found.members, (fold != number).double())
-        wrong += (fitted.residual(found.members, coefficients).square() * out).sum() * code.bins
-    spread = float((truth - truth.mean(0)).square().sum())
-    return 1 - float(wrong) / spread if spread > 0 else float("nan")
+def _second_look(bins: Bins, options: Spex) -> dict[str, Any]:
+    """R² of a second decoding, of the first delays alone, on the masks of the last ones, which it never saw.
+
+    Where the budget leaves nothing outside the code. The polynomial reported is that of all masks; this one knows less.
+    """
+    kept = bins.delays - max(1, round(_LEFT_OUT * bins.delays))
+    first = bins.first(kept)
+    members = _located(first, options).members
+    answer = _answer(bins, options)
+    missed = answer.residual(members, fit(_answer(first, options), members).coefficients)[:, kept:]
+    truth = answer.values[:, kept:].reshape(answer.code.groups, answer.code.bins, -1, answer.outputs)
+    masks = missed.shape[1] * answer.code.groups * answer.code.bins
+    mean = truth[:, 0].mean((0, 1))  # a mask's responses average to what its bin 0 holds
+    spread = float(truth.square().sum() * answer.code.bins - masks * mean.square().sum())
+    largest = masks * float((ROUNDING * answer.values.abs().amax()).square())
+    r2 = 1 - float(missed.square().sum()) * answer.code.bins / spread if spread > largest else float("nan")
+    source = f"masks of the last {bins.delays - kept} of {bins.delays} delays, by a second decoding without them"
+    return {"heldout_r2": r2, "heldout": source, "masks_fitted": answer.masks, "masks_heldout": masks}
 
 
-def _left(located: Bins, mean: Bins, found: Peeled, values: Tensor) -> dict[str, Any]:
-    """What the sets do not explain: the share of the variance, and the bins that hold more than noise."""
-    sets = len(found.members) - 1
-    coefficients, _ = located.solve(found.members)
-    residual = located.residual(found.members, coefficients)
-    fitted = replace(found, coefficients=coefficients, residual=residual)
-    noise = noise_variance(located, fitted)
-    expected = located.code.delays * located.outputs
-    energy = (residual.square() / noise).sum((1, 2))
+def _left(bins: Bins, found: Peeled) -> dict[str, Any]:
+    """What the sets do not explain: the share of the mean's variance, and the bins that hold more than noise."""
+    pooled, mean = replace(bins, values=bins.values @ _directions(bins.values)), _mean(bins)
+    fitted, own = fit(pooled, found.members), fit(mean, found.members)
+    noise = noise_variance(pooled, fitted)
+    expected = pooled.delays * pooled.outputs
+    energy = (fitted.residual.square() / noise).sum((1, 2))
     crowded = int((energy > expected + 4 * math.sqrt(2 * expected)).sum())
-    own, _ = mean.solve(found.members)
-    wrong = float(mean.residual(found.members, own).square().sum()) * mean.code.bins
-    truth = values[: mean.code.size].double().mean(1)
-    spread = float((truth - truth.mean()).square().sum())
-    share = wrong / spread if spread > 0 else 0.0
+    constant = fit(mean, found.members[(found.members < 0).all(1)])
+    spread = float(constant.residual.square().sum())
+    share = float(own.residual.square().sum()) / spread if spread > 0 else 0.0
     text = f"{share:.1%} of the variance is left, {crowded} of {len(energy):,} bins still hold more than noise"
-    level = float((noise[0] * mean.code.bins / values.shape[1]).sqrt())
+    level = float((noise_variance(mean, own)[0] * bins.code.bins).sqrt())
+    sets = len(found.members) - 1
     return {"sets": sets, "share_left": share, "bins_left": crowded, "left": text, "noise": level}
