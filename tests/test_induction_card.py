@@ -131,6 +131,10 @@ def test_training_again_gives_such_a_model(script):
 
 def test_a_short_training_is_repeatable_and_acts(script):
     one, same, other = script.train(0, 10, 5), script.train(0, 10, 5), script.train(3, 10, 5)
-    assert all(torch.allclose(one[name], same[name], atol=1e-5) for name in one)  # libraries may sum in another order
-    assert not torch.equal(one["embed.W_E"], other["embed.W_E"])
+    tokens = script.halves(50, torch.Generator().manual_seed(1))
+    logits = {name: script.forward(w, tokens).logits for name, w in (("one", one), ("same", same), ("other", other))}
+    # Not the weights: libraries may sum in another order, and Adam makes whole steps of the rounding errors that are
+    # all the gradient a key bias has (the softmax does not see it).
+    torch.testing.assert_close(logits["one"], logits["same"], rtol=0, atol=1e-3)
+    assert (logits["one"] - logits["other"]).abs().max() > 0.1
     assert not torch.equal(one["embed.W_E"], script.initial_weights(torch.Generator().manual_seed(0))["embed.W_E"])
