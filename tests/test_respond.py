@@ -148,12 +148,13 @@ def test_batches_that_do_not_fit_are_halved_and_order_is_kept(subject, monkeypat
     expected = measured(subject, task)
     calls, forward = [], type(subject).forward
 
-    def small(self, tokens, edits, positions):
-        rows = 0 if positions is None else len(positions)
+    def small(self, tokens, edits, positions, growth=None):
+        logits = forward(self, tokens, edits, positions, growth)
+        rows = 0 if positions is None else len(logits)
         calls.append(rows)
         if rows > 5:
             raise torch.OutOfMemoryError("CUDA out of memory (injected)")
-        return forward(self, tokens, edits, positions)
+        return logits
 
     monkeypatch.setattr(type(subject), "forward", small)
     assert (measured(subject, task) - expected).abs().max() <= 1e-5

@@ -39,6 +39,5 @@ def bind(model: Any) -> Subject:
 
 def _tested(subject: BridgeSubject | NNsightSubject | TorchSubject, n_ctx: int | None) -> Subject:
     self_test(subject, n_ctx)
-    if isinstance(subject, TorchSubject):
-        try_shortcuts(subject, n_ctx)
+    try_shortcuts(subject, n_ctx)
     return subject

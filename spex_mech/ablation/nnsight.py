@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spex_mech.ablation.sites import find_architecture, input_features
-from spex_mech.ablation.subject import Edit, Site
+from spex_mech.ablation.passage import cut_short
+from spex_mech.ablation.sites import find_architecture, input_features, possible_shortcuts
+from spex_mech.ablation.subject import Edit, Shortcuts, Site
 from spex_mech.ablation.weights import describe_weights
 from spex_mech.components import ModelShape
 
@@ -24,9 +25,10 @@ def is_nnsight(model: Any) -> bool:
 class NNsightSubject:
     """An `nnsight.NNsight` or `TransformersModel` around a causal language model that is in memory."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, shortcuts: Shortcuts = Shortcuts()) -> None:
         """Find the sites of the wrapped module; raises `ModelError` where there are none."""
         self.model = model
+        self.shortcuts = shortcuts
         inner: nn.Module = model._module.eval()
         self._inner = inner
         self._architecture = find_architecture(inner)
@@ -55,16 +57,25 @@ class NNsightSubject:
         """The weights that read a head or neuron site, as a writable view."""
         return input_features(self._places[site].module)
 
+    def possible_shortcuts(self) -> Shortcuts:
+        """What might be left out in a model of this form; binding tries it."""
+        return possible_shortcuts(self._architecture)
+
     def forward(
-        self, tokens: Int[Tensor, "row pos"], edits: Mapping[Site, Edit], positions: Int[Tensor, " row"] | None
+        self,
+        tokens: Int[Tensor, "row pos"],
+        edits: Mapping[Site, Edit],
+        positions: Int[Tensor, " row"] | None,
+        growth: Mapping[int, Int[Tensor, " row"]] | None = None,
     ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
-        """See `Subject.forward`. Sites are visited in forward order, as a trace demands."""
+        """See `Growing.forward`. Sites are visited in forward order, as a trace demands."""
         import nnsight
 
         placed = [(self._places[s].at, self._envoys[s], edits[s], len(tokens)) for s in self.sites if s in edits]
         wanted, which = (None, None) if positions is None else positions.unique(return_inverse=True)
         options = {} if wanted is None else {"logits_to_keep": wanted.to(tokens.device)}
-        with torch.inference_mode(), self.model.trace(tokens, use_cache=False, **options):
+        cuts = cut_short(self._architecture.passage, self.shortcuts, edits, positions, growth)
+        with cuts, torch.inference_mode(), self.model.trace(tokens, use_cache=False, **options):
             for at, envoy, edit, rows in placed:
                 if at == "input":
                     envoy.input = _apply(edit, envoy.input, rows)

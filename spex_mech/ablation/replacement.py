@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.ablation.batching import default_rows
 from spex_mech.ablation.recipe import Recipe, compile_recipe
+from spex_mech.ablation.row_edit import RowEdit
 from spex_mech.ablation.subject import Edit, Site, Subject
 from spex_mech.components import ComponentSet
 from spex_mech.errors import TaskError
@@ -50,32 +50,44 @@ class Replacement:
 
     def edits(
         self,
-        keep: Bool[Tensor, "row component"],
+        keep: Bool[Tensor, "mask component"],
         prompt: Int[Tensor, " row"],
         length: int,
         only: Mapping[Site, int] | None = None,
+        masks: Mapping[int, Int[Tensor, " row"]] | None = None,
     ) -> dict[Site, Edit]:
-        """One edit a touched site for a batch: row b is prompt ``prompt[b]`` under mask ``keep[b]``.
+        """One edit a touched site for a batch: row b is prompt ``prompt[b]`` under mask ``keep[b]`` (on the CPU).
 
-        `only` names sites that see a single position, and which.
+        `only` names sites that see a single position, and which. `masks` says, layer by layer, which mask each row
+        has, where masks share rows (`Prefixes.masks`); then `prompt` has one element, the prompt of all rows.
         """
-        return {s: self._edit(s, keep, prompt, length, (only or {}).get(s)) for s in self.recipe.sites}
+        found = dict[Site, Edit]()
+        for site in self.recipe.sites:
+            rows = keep if masks is None else keep[masks[site.layer]]
+            kept = _at(self.recipe.keep_parts(site, rows, length), (only or {}).get(site))
+            reference = self._reference(site, prompt, length, (only or {}).get(site))
+            if site.parts == 1 and kept.shape[1] == 1:
+                found[site] = RowEdit(kept[:, 0, 0], reference)
+            else:
+                found[site] = _part_edit(kept, reference, site.parts)
+        return found
 
-    def _edit(self, site: Site, keep: Tensor, prompt: Tensor, length: int, only: int | None) -> Edit:
-        kept = _at(self.recipe.keep_parts(site, keep, length), only)[..., None]
+    def _reference(self, site: Site, prompt: Tensor, length: int, only: int | None) -> Float[Tensor, "row pos feature"]:
         reference = self.references.get(site)
-        if reference is not None:
-            reference = reference if len(reference) == 1 else reference[prompt.to(reference.device)]
-            reference = _at(reference if reference.shape[1] == 1 else reference[:, :length], only)
-            reference = rearrange(reference, "row pos (part width) -> row pos part width", part=site.parts)
+        if reference is None:
+            return torch.zeros(1, 1, 1)
+        reference = reference if len(reference) == 1 else reference[prompt.to(reference.device)]
+        return _at(reference if reference.shape[1] == 1 else reference[:, :length], only)
 
-        def edit(x: Tensor) -> Tensor:
-            parts = rearrange(x, "row pos (part width) -> row pos part width", part=site.parts)
-            other = 0.0 if reference is None else reference.to(x.device, x.dtype)
-            # where, not a product: what is replaced may be infinite or NaN
-            return rearrange(torch.where(kept, parts, other), "row pos part width -> row pos (part width)")
 
-        return edit
+def _part_edit(kept: Bool[Tensor, "row pos part"], reference: Float[Tensor, "row pos feature"], parts: int) -> Edit:
+    def edit(x: Tensor) -> Tensor:
+        here = kept.to(x.device, non_blocking=True)[..., None]
+        other = reference.to(x.device, x.dtype).expand(-1, -1, x.shape[2])
+        # where, not a product: what is replaced may be infinite or NaN
+        return torch.where(here, x.unflatten(2, (parts, -1)), other.unflatten(2, (parts, -1))).flatten(2)
+
+    return edit
 
 
 def _at(x: Tensor, position: int | None) -> Tensor:

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.ablation.batching import default_rows, in_halves
+from spex_mech.ablation.prefixes import find_prefixes
 from spex_mech.ablation.replacement import Replacement
-from spex_mech.ablation.subject import Subject, common_position, shortcuts_of
+from spex_mech.ablation.subject import Site, Subject, common_position, shortcuts_of
 from spex_mech.components import ComponentSet
 from spex_mech.metrics import Metric, Scored, resolve
 from spex_mech.responses import refuse_non_finite
@@ -38,7 +40,7 @@ def respond(
     done: list[Tensor] = []
     offset = 0
     for keep in keep_chunks:
-        values = bench.measure(keep.to(subject.device), batch_rows)
+        values = bench.measure(keep.cpu(), batch_rows)
         refuse_non_finite(components, keep, values, offset)
         done.append(values)
         offset += len(keep)
@@ -59,32 +61,61 @@ class _Bench:
 
     def measure(self, keep: Bool[Tensor, "mask component"], batch_rows: int | None) -> Float[Tensor, "mask prompt"]:
         values = torch.empty(len(keep), len(self.task))
+        shared = shortcuts_of(self.subject).one_row and bool(self.replacement.recipe.sites)
         for length, prompts in self.task.prompts.by_length().items():
             rows = batch_rows or default_rows(self.subject, length)
-            # with a shared trunk a batch is one prompt under many masks; without, all prompts of one length
-            for group in prompts.split(1) if shortcuts_of(self.subject).one_row else [prompts]:
-                values[:, group] = self._group(keep, group, length, rows)
+            if shared:  # a batch is one prompt under many masks
+                for prompt in prompts.split(1):
+                    values[:, prompt] = self._one_prompt(keep, prompt, length, rows)[:, None]
+            else:  # all prompts of one length under some masks
+                values[:, prompts] = self._many_prompts(keep, prompts, length, rows)
         return values
 
-    def _group(self, keep: Tensor, prompts: Tensor, length: int, rows: int) -> Float[Tensor, "mask prompt"]:
+    def _many_prompts(self, keep: Tensor, prompts: Tensor, length: int, rows: int) -> Float[Tensor, "mask prompt"]:
         def run(start: int, stop: int) -> Tensor:
             row = torch.arange(start, stop)
-            return self._rows(keep[(row // len(prompts)).to(keep.device)], prompts[row % len(prompts)], length)
+            mask, prompt = row // len(prompts), prompts[row % len(prompts)]
+            edits = self.replacement.edits(keep[mask], prompt, length, self._only(prompt))
+            tokens = self.task.prompts.tokens[prompt, :length].to(self.subject.device)
+            return self._values(self.subject.forward(tokens, edits, self._positions(prompt)), prompt, tokens)
 
         return in_halves(run, len(keep) * len(prompts), rows).reshape(len(keep), len(prompts))
 
-    def _rows(self, keep: Tensor, prompt: Int[Tensor, " row"], length: int) -> Float[Tensor, " row"]:
-        device, task, shortcuts = self.subject.device, self.task, shortcuts_of(self.subject)
-        positions = None if self.metric.all_positions else task.positions[prompt]
-        position = common_position(positions)
-        only = {} if position is None else dict.fromkeys(shortcuts.narrow, position)
-        edits = self.replacement.edits(keep, prompt, length, only)
-        tokens = task.prompts.tokens[prompt, :length].to(device)
-        shared = shortcuts.one_row and bool(edits)
-        logits = self.subject.forward(tokens[:1] if shared else tokens, edits, positions).float()
+    def _one_prompt(self, keep: Tensor, prompt: Tensor, length: int, rows: int) -> Float[Tensor, " mask"]:
+        """One prompt under many masks; layers on which masks agree so far run once for all of them."""
+        grow = shortcuts_of(self.subject).grow
+        order = find_prefixes(self.replacement.recipe, keep).order if grow else torch.arange(len(keep))
+
+        def run(start: int, stop: int) -> Tensor:
+            masks = keep[order[start:stop]]
+            if grow:
+                found = find_prefixes(self.replacement.recipe, masks)
+                return self._rows(masks, prompt, length, found.masks, found.growth)[found.last]
+            return self._rows(masks, prompt, length, None, None)
+
+        values = torch.empty(len(keep))
+        values[order] = in_halves(run, len(keep), rows)
+        return values
+
+    def _rows(self, keep: Tensor, prompt: Tensor, length: int, masks: Any, growth: Any) -> Float[Tensor, " row"]:
+        edits = self.replacement.edits(keep, prompt, length, self._only(prompt), masks)
+        tokens = self.task.prompts.tokens[prompt, :length].to(self.subject.device)
+        more: dict[str, Any] = {"growth": growth} if growth else {}
+        logits = self.subject.forward(tokens, edits, self._positions(prompt), **more)
+        return self._values(logits, prompt.expand(len(logits)), tokens.expand(len(logits), -1))
+
+    def _positions(self, prompt: Tensor) -> Int[Tensor, " row"] | None:
+        return None if self.metric.all_positions else self.task.positions[prompt]
+
+    def _only(self, prompt: Tensor) -> dict[Site, int]:
+        position = common_position(self._positions(prompt))
+        return {} if position is None else dict.fromkeys(shortcuts_of(self.subject).narrow, position)
+
+    def _values(self, logits: Tensor, prompt: Int[Tensor, " row"], tokens: Tensor) -> Float[Tensor, " row"]:
+        device, task = self.subject.device, self.task
         with torch.inference_mode():
             scored = Scored(
-                logits,
+                logits.float(),
                 prompt.to(device),
                 task.answers[prompt].to(device),
                 task.distractors[prompt].to(device),

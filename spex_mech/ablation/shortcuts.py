@@ -5,17 +5,19 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
+from spex_mech.ablation.row_edit import RowEdit
 from spex_mech.ablation.self_test import made_up_tokens
-from spex_mech.ablation.subject import Edit, Shortcuts, Site, Subject
+from spex_mech.ablation.subject import Edit, Growing, Shortcuts, Site
 
-ROWS = 3
-TOLERANCE = 1e-5  # relative to the largest logit
+ROWS = 4  # masks 0 and 1 differ in the last layer only, so that their earlier layers can be shared
+TOLERANCE = 1e-5  # relative to the largest logit, float32
+COARSE = 0.02  # of half precision, whose own rounding is of that size
 
 
-class Hastening(Subject, Protocol):
+class Hastening(Growing, Protocol):
     """A subject that may take shortcuts."""
 
     shortcuts: Shortcuts
@@ -24,47 +26,74 @@ class Hastening(Subject, Protocol):
 
 
 def try_shortcuts(subject: Hastening, n_ctx: int | None = None) -> Shortcuts:
-    """Set and return the shortcuts that give the plain path's logits, up to 1e-5 of their size, under random edits."""
-    possible = subject.possible_shortcuts()
-    tokens = made_up_tokens(subject, n_ctx)[:1]
-    position = tokens.shape[1] - 1
-    kept = _random_parts(subject)
-    subject.shortcuts = Shortcuts()
-    whole = _edits(kept, frozenset(), position)
-    plain = subject.forward(tokens.expand(ROWS, -1), whole, torch.full((ROWS,), position))
-    held = Shortcuts()
-    for trial in (Shortcuts(one_row=possible.one_row), Shortcuts(narrow=possible.narrow)):
-        if trial != Shortcuts() and _agrees(subject, trial, tokens, kept, plain):
-            held = replace(held, one_row=held.one_row or trial.one_row, narrow=held.narrow | trial.narrow)
+    """Set and return the shortcuts that give the plain path's logits, up to 1e-5 of their size, under random edits.
+
+    They are added one by one, each on top of those that hold, so what is returned has been tried as a whole.
+    """
+    possible, held = subject.possible_shortcuts(), Shortcuts()
+    trial = _Trial(subject, made_up_tokens(subject, n_ctx)[:1])
+    if possible.one_row and trial.agrees(Shortcuts(one_row=True)):
+        held = Shortcuts(one_row=True)
+    for name in ("narrow", "last", "grow", "skip"):
+        wanted = replace(held, **{name: getattr(possible, name)})
+        if wanted != held and (held.one_row or name != "grow") and trial.agrees(wanted):
+            held = wanted
     subject.shortcuts = held
     return held
 
 
-def _agrees(subject: Hastening, trial: Shortcuts, tokens: Tensor, kept: Mapping[Site, Tensor], plain: Tensor) -> bool:
-    subject.shortcuts = trial
-    position = tokens.shape[1] - 1
-    rows: Int[Tensor, "row pos"] = tokens if trial.one_row else tokens.expand(ROWS, -1)
-    try:
-        fast = subject.forward(rows, _edits(kept, trial.narrow, position), torch.full((ROWS,), position))
-    except (RuntimeError, ValueError, IndexError, TypeError):  # the model's code does not broadcast: no shortcut
-        return False
-    scale = float(plain.float().abs().max()) or 1.0
-    return fast.shape == plain.shape and float((fast - plain).float().abs().max()) <= TOLERANCE * scale
+class _Trial:
+    """Random masks on one made-up prompt, and the logits that the plain path gives for them."""
 
+    def __init__(self, subject: Hastening, tokens: Int[Tensor, "row pos"]) -> None:
+        self.subject, self.tokens, self.position = subject, tokens, tokens.shape[1] - 1
+        generator = torch.Generator().manual_seed(0)
+        self.last = max(site.layer for site in subject.sites)
+        self.kept: dict[Site, Tensor] = {}
+        for site in subject.sites:
+            kept = torch.rand(ROWS, 1, site.parts, generator=generator) < 0.6
+            if site.kind == "mlp":  # some rows, and in every third layer none
+                kept = torch.tensor([True, True, False, True])[:, None, None] & (site.layer % 3 != 1)
+            self.kept[site] = kept if site.layer == self.last else kept[[0, 0, 2, 3]]
+        self.plain = {only: self._run(Shortcuts(), only) for only in ("all", "mlp")}
 
-def _random_parts(subject: Subject) -> dict[Site, Bool[Tensor, "row pos part"]]:
-    generator = torch.Generator().manual_seed(0)
-    return {s: (torch.rand(ROWS, 1, s.parts, generator=generator) < 0.6).to(subject.device) for s in subject.sites}
+    def agrees(self, trial: Shortcuts) -> bool:
+        """Whether the logits are those of the plain path, with every site edited and with the MLPs alone."""
+        return all(self._same(trial, only, plain) for only, plain in self.plain.items())
 
+    def _same(self, trial: Shortcuts, only: str, plain: Tensor) -> bool:
+        try:
+            fast = self._run(trial, only)
+        except (RuntimeError, ValueError, IndexError, TypeError):  # the model's code does not broadcast: no shortcut
+            return False
+        scale = float(plain.float().abs().max()) or 1.0
+        tolerance = TOLERANCE if plain.dtype in (torch.float32, torch.float64) else COARSE
+        return fast.shape == plain.shape and float((fast - plain).float().abs().max()) <= tolerance * scale
 
-def _edits(kept: Mapping[Site, Tensor], narrow: frozenset[Site], position: int) -> dict[Site, Edit]:
-    def of(site: Site) -> Edit:
+    def _run(self, trial: Shortcuts, only: str) -> Tensor:
+        self.subject.shortcuts = trial
+        sites = [site for site in self.subject.sites if only in ("all", site.kind)]
+        layers = sorted({site.layer for site in sites})
+        grow = trial.grow and len(layers) > 1 and layers[-1] == self.last
+        early = torch.tensor([0, 2, 3]) if grow else torch.arange(ROWS)
+        edits = {
+            site: self._edit(site, site in trial.narrow, torch.arange(ROWS) if site.layer == self.last else early)
+            for site in sites
+        }
+        growth: Mapping[int, Tensor] | None = {self.last: torch.tensor([0, 0, 1, 2])} if grow else None
+        rows = self.tokens if trial.one_row and sites else self.tokens.expand(ROWS, -1)
+        logits = self.subject.forward(rows, edits, torch.full((len(rows),), self.position), growth)
+        return logits.expand(ROWS, -1) if not sites else logits
+
+    def _edit(self, site: Site, narrow: bool, rows: Tensor) -> Edit:
+        """Replacements differ by position, so that a site that sees a wrong position is found out."""
+        where = torch.tensor([self.position]) if narrow else torch.arange(self.tokens.shape[1])
+        other, kept = 0.1 * where[None, :, None], self.kept[site][rows]
+        if site.kind == "mlp":
+            return RowEdit(kept[:, 0, 0], other)
+
         def edit(x: Tensor) -> Tensor:
-            # the other value differs by position, so that a site that sees a wrong position is found out
-            where = torch.arange(x.shape[1], device=x.device) if site not in narrow else torch.tensor([position])
-            other = 0.1 * where.to(x.device, x.dtype)[None, :, None]
-            return torch.where(kept[site].repeat_interleave(site.width, 2), x, other)
+            whole = kept.repeat_interleave(site.width, 2).to(x.device)
+            return torch.where(whole, x, other.to(x.device, x.dtype))
 
         return edit
-
-    return {site: of(site) for site in kept}

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spex_mech.ablation.subject import Site
+from spex_mech.ablation.passage import Passage
+from spex_mech.ablation.subject import Shortcuts, Site
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
 
@@ -32,11 +33,28 @@ class Place:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What walking a model found: its shape, its places in forward order, and its decoder blocks."""
+    """What walking a model found: its shape, its places in forward order, and where work can be left out."""
 
     shape: ModelShape
     places: tuple[Place, ...]
-    blocks: tuple[nn.Module, ...]
+    passage: Passage
+
+
+def possible_shortcuts(architecture: Architecture) -> Shortcuts:
+    """What might be left out of a forward pass; whether it may be is tried at binding.
+
+    The last block's MLP can be narrowed to the scored position where it is one module; its attention's output
+    projection with it, after the edit of its heads, which therefore see all positions.
+    """
+    last, passage = architecture.shape.n_layers - 1, architecture.passage
+    narrow = {p.site for p in architecture.places if p.site.layer == last and p.site.kind != "heads"}
+    whole = last in passage.mlps or not narrow
+    return Shortcuts(
+        one_row=True,
+        grow=len(passage.blocks) > 1,
+        skip=bool(passage.mlps),
+        narrow=frozenset(narrow if whole else ()),
+    )
 
 
 def find_architecture(model: nn.Module) -> Architecture:
@@ -67,7 +85,15 @@ def find_architecture(model: nn.Module) -> Architecture:
         neurons=tuple(counts.get(("neurons", layer), 0) for layer in layers),
         d_vocab=int(config.vocab_size),
     )
-    return Architecture(shape, tuple(places), tuple(blocks))
+    return Architecture(shape, tuple(places), _passage(blocks, places))
+
+
+def _passage(blocks: list[nn.Module], places: list[Place]) -> Passage:
+    found = {layer: _child(block, _MLP) for layer, block in enumerate(blocks)}
+    mlps = {layer: mlp for layer, mlp in found.items() if mlp is not None}
+    heads = [p.module for p in places if p.site.layer == len(blocks) - 1 and p.site.kind == "heads"]
+    ends = [*heads, *([mlps[len(blocks) - 1]] if len(blocks) - 1 in mlps else [])]
+    return Passage(tuple(blocks), mlps, tuple(ends))
 
 
 def input_features(projection: nn.Module) -> Float[Tensor, "feature out"]:

@@ -40,12 +40,19 @@ class Shortcuts:
 
     - `one_row`: tokens of one row may meet edits of many rows. All that comes before the first edited site is then
       computed once for all masks, and the edit's broadcast makes the rows.
+    - `grow`: rows may also be added at the entry of a later block, so that masks which agree on all earlier layers
+      share them (see `prefixes`).
+    - `skip`: MLPs run only on the rows in which they are kept.
     - `narrow`: the sites that see only the scored position when all rows are scored at the same one, since no other
       position of theirs can reach a logit that is read.
+    - `last`: the unembedding sees only the scored positions.
     """
 
     one_row: bool = False
+    grow: bool = False
+    skip: bool = False
     narrow: frozenset[Site] = frozenset()
+    last: bool = False
 
 
 @runtime_checkable
@@ -74,6 +81,20 @@ class Subject(Protocol):
         at that position of each row come back; with None, all of them. Runs without gradients and leaves no hook
         behind, also when an edit raises.
         """
+        ...
+
+
+class Growing(Subject, Protocol):
+    """A subject whose shortcuts say `grow`: rows may be added at the entry of a block."""
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        edits: Mapping[Site, Edit],
+        positions: Int[Tensor, " row"] | None,
+        growth: Mapping[int, Int[Tensor, " row"]] | None = None,
+    ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
+        """See `Subject.forward`; ``growth[layer]`` says which row before that block each row in it comes from."""
         ...
 
 

@@ -9,8 +9,9 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spex_mech.ablation.sites import Architecture, Place, find_architecture, input_features
-from spex_mech.ablation.subject import Edit, Shortcuts, Site, common_position
+from spex_mech.ablation.passage import cut_short
+from spex_mech.ablation.sites import Place, find_architecture, input_features, possible_shortcuts
+from spex_mech.ablation.subject import Edit, Shortcuts, Site
 from spex_mech.ablation.weights import describe_weights
 from spex_mech.components import ModelShape
 
@@ -48,53 +49,34 @@ class TorchSubject:
 
     def possible_shortcuts(self) -> Shortcuts:
         """What might be left out in a model of this form; binding tries it."""
-        last = self._architecture.shape.n_layers - 1
-        narrow = {site for site in self.sites if site.layer == last and site.kind != "heads"}
-        return Shortcuts(one_row=True, narrow=frozenset(narrow if _last_mlp(self._architecture) else ()))
+        return possible_shortcuts(self._architecture)
 
     def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
         """The weights that read a head or neuron site, as a writable view."""
         return input_features(self._places[site].module)
 
     def forward(
-        self, tokens: Int[Tensor, "row pos"], edits: Mapping[Site, Edit], positions: Int[Tensor, " row"] | None
+        self,
+        tokens: Int[Tensor, "row pos"],
+        edits: Mapping[Site, Edit],
+        positions: Int[Tensor, " row"] | None,
+        growth: Mapping[int, Int[Tensor, " row"]] | None = None,
     ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
-        """See `Subject.forward`; only the scored positions are unembedded."""
+        """See `Growing.forward`; only the scored positions are unembedded."""
         placed = [(self._places[site], edit) for site, edit in edits.items()]
-        with torch.inference_mode(), fused(self._activations), hooked(placed, len(tokens)) as handles:
+        cuts = cut_short(self._architecture.passage, self.shortcuts, edits, positions, growth)
+        with torch.inference_mode(), fused(self._activations), hooked(placed, len(tokens)), cuts:
             if positions is None:
                 return self.model(input_ids=tokens, use_cache=False).logits
-            position = common_position(positions)
-            if position is not None and self.shortcuts.narrow:
-                handles += self._narrow(position)
             wanted, which = positions.unique(return_inverse=True)
             logits = self.model(input_ids=tokens, use_cache=False, logits_to_keep=wanted.to(tokens.device)).logits
             rows = torch.arange(len(logits), device=logits.device)
             return logits[rows, which.to(logits.device)]
 
-    def _narrow(self, position: int) -> list[Any]:
-        """Hooks that let the last block's projections see one position; the residual stream broadcasts over it.
-
-        What stands at the other positions after that is meaningless, finite, and never read.
-        """
-
-        def one(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0][:, position : position + 1], *args[1:])
-
-        last = self._architecture.shape.n_layers - 1
-        heads = [p.module for p in self._places.values() if p.site.layer == last and p.site.kind == "heads"]
-        return [module.register_forward_pre_hook(one) for module in [*heads, _last_mlp(self._architecture)] if module]
-
-
-def _last_mlp(architecture: Architecture) -> nn.Module | None:
-    """The MLP module of the last block, if it is one that reads ``[row, pos, d_model]`` as its only input."""
-    block = architecture.blocks[-1]
-    return next((m for name, m in block.named_children() if name in ("mlp", "feed_forward", "ffn")), None)
-
 
 @contextmanager
-def hooked(edits: list[tuple[Place, Edit]], rows: int) -> Iterator[list[Any]]:
-    """Edits in force for the length of a with-block; yields the list of handles that will be removed at its end."""
+def hooked(edits: list[tuple[Place, Edit]], rows: int) -> Iterator[None]:
+    """Edits in force for the length of a with-block."""
     handles: list[Any] = []
     try:
         for place, edit in edits:
@@ -103,7 +85,7 @@ def hooked(edits: list[tuple[Place, Edit]], rows: int) -> Iterator[list[Any]]:
                 handles.append(place.module.register_forward_pre_hook(_on_input(whole)))
             else:
                 handles.append(place.module.register_forward_hook(_on_output(whole)))
-        yield handles
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from spex_mech.ablation.passage import Passage, cut_short
 from spex_mech.ablation.sites import input_features
-from spex_mech.ablation.subject import Edit, Site, SiteKind
+from spex_mech.ablation.subject import Edit, Shortcuts, Site, SiteKind
 from spex_mech.ablation.weights import describe_weights
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
@@ -30,10 +31,11 @@ def is_transformer_lens(model: Any) -> bool:
 class BridgeSubject:
     """A TransformerLens model; ablation edits hook_z, hook_post and hook_mlp_out, never hook_result."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, shortcuts: Shortcuts = Shortcuts()) -> None:
         """Read the shape from ``cfg`` and the sites from the hooks that exist; raises `ModelError` if there are
         none."""
         self.model = model.eval()
+        self.shortcuts = shortcuts
         sites = [site for layer in range(model.cfg.n_layers) for site in _layer_sites(model, layer)]
         if not sites:
             raise ModelError(
@@ -42,6 +44,8 @@ class BridgeSubject:
             )
         self._sites = tuple(sites)
         self._shape = _shape(model.cfg, self._sites)
+        self._passage = _passage(model)
+        self._options = {"use_cache": False} if hasattr(model, "enable_compatibility_mode") else {}
         self._provenance = {
             "backend": "transformer_lens",
             "weight_processing": _processing(model),
@@ -74,16 +78,33 @@ class BridgeSubject:
         weight = getattr(part, legacy)
         return weight.data.view(-1, weight.shape[-1])
 
+    def possible_shortcuts(self) -> Shortcuts:
+        """What might be left out in a model of this form; binding tries it.
+
+        A bridge's ``hook_z`` lies inside the output projection, so narrowing that narrows the heads as well.
+        """
+        last = len(self._passage.blocks) - 1
+        kinds = {"heads", "neurons", "mlp"} if _out_module(self._passage.blocks[-1]) else {"neurons", "mlp"}
+        narrow = {site for site in self._sites if site.layer == last and site.kind in kinds}
+        return Shortcuts(True, last > 0, bool(self._passage.mlps), frozenset(narrow), self._passage.final is not None)
+
     def forward(
-        self, tokens: Int[Tensor, "row pos"], edits: Mapping[Site, Edit], positions: Int[Tensor, " row"] | None
+        self,
+        tokens: Int[Tensor, "row pos"],
+        edits: Mapping[Site, Edit],
+        positions: Int[Tensor, " row"] | None,
+        growth: Mapping[int, Int[Tensor, " row"]] | None = None,
     ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
-        """See `Subject.forward`."""
+        """See `Growing.forward`."""
         hooks = [(hook_name(site), _as_hook(edit)) for site, edit in edits.items()]
-        with torch.inference_mode(), self.model.hooks(fwd_hooks=hooks):
-            logits = self.model(tokens)
+        cuts = cut_short(self._passage, self.shortcuts, edits, positions, growth)
+        with torch.inference_mode(), self.model.hooks(fwd_hooks=hooks), cuts:
+            logits = self.model(tokens, **self._options)
         if positions is None:
             return logits
-        return logits[torch.arange(len(tokens), device=logits.device), positions.to(logits.device)]
+        if self.shortcuts.last:
+            return logits[:, 0]
+        return logits[torch.arange(len(logits), device=logits.device), positions.to(logits.device)]
 
 
 def hook_name(site: Site) -> str:
@@ -103,6 +124,18 @@ def _as_hook(edit: Edit) -> Callable[..., Tensor]:
         return rearrange(edited, "row pos (head feature) -> row pos head feature", head=tensor.shape[2])
 
     return fn
+
+
+def _passage(model: Any) -> Passage:
+    blocks = tuple(model.blocks)
+    mlps = {layer: block.mlp for layer, block in enumerate(blocks) if hasattr(block, "mlp")}
+    ends = [_out_module(blocks[-1]), mlps.get(len(blocks) - 1)]
+    return Passage(blocks, mlps, tuple(m for m in ends if m is not None), getattr(model, "unembed", None))
+
+
+def _out_module(block: Any) -> nn.Module | None:
+    """The attention's output projection, where it is a module of its own (HookedTransformer has none)."""
+    return getattr(getattr(block, "attn", None), "o", None)
 
 
 def _layer_sites(model: Any, layer: int) -> list[Site]:
