@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spex_mech.ablation.batching import default_rows, in_halves
+from spex_mech.ablation.batching import default_rows, in_halves, rows_that_fit
+from spex_mech.ablation.memory import peak_bytes
 from spex_mech.ablation.prefixes import find_prefixes
 from spex_mech.ablation.replacement import Replacement
 from spex_mech.ablation.subject import Site, Subject, common_position, shortcuts_of
@@ -16,6 +18,8 @@ from spex_mech.components import ComponentSet
 from spex_mech.metrics import Metric, Scored, resolve
 from spex_mech.responses import refuse_non_finite
 from spex_mech.task import Task
+
+PROBE = 4  # masks whose peak memory says how many fit
 
 
 def respond(
@@ -31,16 +35,18 @@ def respond(
     """The metric of every prompt under every mask, float32 on the CPU, masks in the order given.
 
     A row of a batch is one prompt under one mask; prompts of one length share it with many masks, so nothing is padded.
-    Batches that do not fit into memory are halved. Values do not depend on `batch_rows` beyond float rounding.
+    Where the subject allows, layers on which masks agree run once for all of them. The size of a batch follows from
+    the measured memory of a few rows; batches that do not fit are halved. Values do not depend on `batch_rows` beyond
+    float rounding.
 
     Raises:
         ResponseError: a value is not finite (the mask and what it ablates are named), or one row does not fit.
     """
-    bench = _Bench(subject, task, resolve(task), replacement, _clean(subject, task))
+    bench = _Bench(subject, task, resolve(task), replacement, _clean(subject, task), batch_rows)
     done: list[Tensor] = []
     offset = 0
     for keep in keep_chunks:
-        values = bench.measure(keep.cpu(), batch_rows)
+        values = bench.measure(keep.cpu())
         refuse_non_finite(components, keep, values, offset)
         done.append(values)
         offset += len(keep)
@@ -58,18 +64,30 @@ class _Bench:
     metric: Metric
     replacement: Replacement
     clean: Tensor | None
+    batch_rows: int | None
 
-    def measure(self, keep: Bool[Tensor, "mask component"], batch_rows: int | None) -> Float[Tensor, "mask prompt"]:
+    def measure(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask prompt"]:
         values = torch.empty(len(keep), len(self.task))
-        shared = shortcuts_of(self.subject).one_row and bool(self.replacement.recipe.sites)
         for length, prompts in self.task.prompts.by_length().items():
-            rows = batch_rows or default_rows(self.subject, length)
-            if shared:  # a batch is one prompt under many masks
-                for prompt in prompts.split(1):
-                    values[:, prompt] = self._one_prompt(keep, prompt, length, rows)[:, None]
-            else:  # all prompts of one length under some masks
-                values[:, prompts] = self._many_prompts(keep, prompts, length, rows)
+            rows = self.batch_rows or self._rows_that_fit[length]
+            values[:, prompts] = self._measure(keep, prompts, length, rows)
         return values
+
+    @cached_property
+    def _rows_that_fit(self) -> dict[int, int]:
+        """Rows a batch for each prompt length, from the measured peak memory of a few rows."""
+        n = self.replacement.recipe.n
+        keep = (torch.rand(PROBE, n, generator=torch.Generator().manual_seed(0)) < 0.5).unique(dim=0)
+        found = {}
+        for length, prompts in self.task.prompts.by_length().items():
+            peak = peak_bytes(partial(self._measure, keep, prompts[:1], length, len(keep)))
+            found[length] = rows_that_fit(peak // len(keep), self.subject.device)
+        return found
+
+    def _measure(self, keep: Tensor, prompts: Tensor, length: int, rows: int) -> Float[Tensor, "mask prompt"]:
+        if shortcuts_of(self.subject).one_row and self.replacement.recipe.sites:  # one prompt under many masks
+            return torch.stack([self._one_prompt(keep, prompt, length, rows) for prompt in prompts.split(1)], 1)
+        return self._many_prompts(keep, prompts, length, rows)  # all prompts of one length under some masks
 
     def _many_prompts(self, keep: Tensor, prompts: Tensor, length: int, rows: int) -> Float[Tensor, "mask prompt"]:
         def run(start: int, stop: int) -> Tensor:
