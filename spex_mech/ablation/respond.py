@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spex_mech.ablation.batching import default_rows, in_halves, rows_that_fit
 from spex_mech.ablation.memory import peak_bytes
-from spex_mech.ablation.prefixes import find_prefixes
+from spex_mech.ablation.prefixes import Prefixes, find_prefixes
 from spex_mech.ablation.replacement import Replacement
 from spex_mech.ablation.subject import Site, Subject, common_position, shortcuts_of
 from spex_mech.components import ComponentSet
@@ -85,9 +85,24 @@ class _Bench:
         return found
 
     def _measure(self, keep: Tensor, prompts: Tensor, length: int, rows: int) -> Float[Tensor, "mask prompt"]:
-        if shortcuts_of(self.subject).one_row and self.replacement.recipe.sites:  # one prompt under many masks
-            return torch.stack([self._one_prompt(keep, prompt, length, rows) for prompt in prompts.split(1)], 1)
-        return self._many_prompts(keep, prompts, length, rows)  # all prompts of one length under some masks
+        shortcuts, recipe = shortcuts_of(self.subject), self.replacement.recipe
+        if not (shortcuts.one_row and recipe.sites):  # all prompts of one length under some masks
+            return self._many_prompts(keep, prompts, length, rows)
+        order = find_prefixes(recipe, keep).order if shortcuts.grow else torch.arange(len(keep))
+
+        @cache  # the same for all prompts
+        def batch(start: int, stop: int) -> tuple[Tensor, Prefixes | None]:
+            masks = keep[order[start:stop]]
+            return masks, find_prefixes(recipe, masks) if shortcuts.grow else None
+
+        values = torch.empty(len(keep), len(prompts))
+        for column, prompt in enumerate(prompts.split(1)):  # one prompt under many masks
+
+            def run(start: int, stop: int, prompt: Tensor = prompt) -> Tensor:
+                return self._one_prompt(*batch(start, stop), prompt, length)
+
+            values[order, column] = in_halves(run, len(keep), rows)
+        return values
 
     def _many_prompts(self, keep: Tensor, prompts: Tensor, length: int, rows: int) -> Float[Tensor, "mask prompt"]:
         def run(start: int, stop: int) -> Tensor:
@@ -99,28 +114,15 @@ class _Bench:
 
         return in_halves(run, len(keep) * len(prompts), rows).reshape(len(keep), len(prompts))
 
-    def _one_prompt(self, keep: Tensor, prompt: Tensor, length: int, rows: int) -> Float[Tensor, " mask"]:
+    def _one_prompt(self, keep: Tensor, shared: Prefixes | None, prompt: Tensor, length: int) -> Float[Tensor, " mask"]:
         """One prompt under many masks; layers on which masks agree so far run once for all of them."""
-        grow = shortcuts_of(self.subject).grow
-        order = find_prefixes(self.replacement.recipe, keep).order if grow else torch.arange(len(keep))
-
-        def run(start: int, stop: int) -> Tensor:
-            masks = keep[order[start:stop]]
-            if grow:
-                found = find_prefixes(self.replacement.recipe, masks)
-                return self._rows(masks, prompt, length, found.masks, found.growth)[found.last]
-            return self._rows(masks, prompt, length, None, None)
-
-        values = torch.empty(len(keep))
-        values[order] = in_halves(run, len(keep), rows)
-        return values
-
-    def _rows(self, keep: Tensor, prompt: Tensor, length: int, masks: Any, growth: Any) -> Float[Tensor, " row"]:
+        masks = None if shared is None else shared.masks
         edits = self.replacement.edits(keep, prompt, length, self._only(prompt), masks)
         tokens = self.task.prompts.tokens[prompt, :length].to(self.subject.device)
-        more: dict[str, Any] = {"growth": growth} if growth else {}
-        logits = self.subject.forward(tokens, edits, self._positions(prompt), **more)
-        return self._values(logits, prompt.expand(len(logits)), tokens.expand(len(logits), -1))
+        growth: dict[str, Any] = {"growth": shared.growth} if shared is not None and shared.growth else {}
+        logits = self.subject.forward(tokens, edits, self._positions(prompt), **growth)
+        values = self._values(logits, prompt.expand(len(logits)), tokens.expand(len(logits), -1))
+        return values if shared is None else values[shared.last]
 
     def _positions(self, prompt: Tensor) -> Int[Tensor, " row"] | None:
         return None if self.metric.all_positions else self.task.positions[prompt]
