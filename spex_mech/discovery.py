@@ -1,22 +1,25 @@
 """The spine: subject, task, components → masks → responses → polynomial → circuit. Each line calls one pass."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from spex_mech.ablation.binding import bind
+from spex_mech.ablation.journal import Journal, open_journal
+from spex_mech.ablation.measure import measure
 from spex_mech.ablation.replacement import fit_replacement
-from spex_mech.ablation.respond import respond
+from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
 from spex_mech.circuit.build import build_circuit
 from spex_mech.components import ComponentSet, select
 from spex_mech.errors import DecodeError, DesignError
 from spex_mech.metrics import resolve
 from spex_mech.progress import mask_progress
+from spex_mech.records import plain
 from spex_mech.responses import Responses
-from spex_mech.runs import RUN_SCHEMA, Discovery, plain, recall, store
+from spex_mech.runs import RUN_SCHEMA, Discovery, recall, store
 from spex_mech.task import Task
 from spex_mech.walsh.decoding import Decoder, Samples
 from spex_mech.walsh.design import MAX_COMPLETE, MaskDesign
@@ -88,13 +91,34 @@ def discover(
         }
     )
     started = time.perf_counter()
-    responses = recall(out, record)
+    responses, resumed = recall(out, record), design.n_masks
     if responses is None:
+        engine = Engine(subject, task, chosen, reference)
         with mask_progress(design.n_masks, "ablating", shown=progress) as tick:
-            chunks = (keep_rows for _, keep_rows in design.chunks(CHUNK))
-            values = respond(subject, task, chosen, chunks, reference, on_progress=tick)
-        responses = Responses(chosen, design.keep(), values, resolve(task).unit, record)
-    return decode(responses, decoder, seed, out, {"respond": time.perf_counter() - started})
+            responses, resumed = measure_once(engine, design, record, out, tick)
+    spent = {"seconds": {"respond": time.perf_counter() - started}, "resumed_masks": resumed}
+    return decode(responses, decoder, seed, out, spent)
+
+
+def measure_once(
+    engine: Engine, design: MaskDesign, record: Mapping[str, Any], out: str | Path | None, tick: Callable[[int], None]
+) -> tuple[Responses, int]:
+    """The responses of a design, and how many masks a run before this one had measured.
+
+    In a run folder they are journaled chunk by chunk, and at the end kept as one file.
+    """
+
+    def run(journal: Journal | None) -> Responses:
+        values = measure(engine, design.chunks(CHUNK), journal, tick)
+        return Responses(engine.components, design.keep(), values, resolve(engine.task).unit, record)
+
+    if out is None:
+        return run(None), 0
+    with open_journal(Path(out), record) as journal:
+        responses = recall(out, record) or run(journal)  # another process may have finished it meanwhile
+        store(responses, Path(out))
+        journal.discard()
+        return responses, journal.resumed
 
 
 def decode(
@@ -102,7 +126,7 @@ def decode(
     decoder: str = "auto",
     seed: int = 0,
     out: str | Path | None = None,
-    seconds: Mapping[str, float] | None = None,
+    spent: Mapping[str, Any] | None = None,
 ) -> Discovery:
     """Decode responses that were paid for before; the second half of `discover`, which needs no model.
 
@@ -114,7 +138,8 @@ def decode(
     solver = choose_decoder(decoder, design, len(responses))
     decoded = solver.decode(Samples(responses.keep, responses.values, design), seed=seed)
     record = describe_run(responses, solver, decoded.stats, seed)
-    record["seconds"] = {**(seconds or {}), "decode": float(decoded.stats["seconds"])}
+    record |= spent or {}
+    record["seconds"] = {**record.get("seconds", {}), "decode": float(decoded.stats["seconds"])}
     record["outcome"] = decoded.outcome.name
     evidence = {**decoded.stats, "decoder": solver.name, "outcome": decoded.outcome.name, **responses.provenance}
     circuit = build_circuit(decoded.spectrum, responses.components, unit=responses.unit, evidence=evidence)

@@ -77,6 +77,8 @@ def _verdict(found: Discovery) -> str:
     outcome, r2 = found.decoded.outcome, found.heldout_r2
     masks, seconds = found.record["masks"], found.record["seconds"]
     timing = ", ".join(f"{stage} {took:.1f} s" for stage, took in seconds.items())
+    if found.record.get("resumed_masks"):
+        timing += f"; {found.record['resumed_masks']:,} masks were on disk from before"
     if r2 is None:
         return f"All {masks:,} masks measured; the polynomial is exact. ({timing})"
     held = found.decoded.stats["masks_heldout"]

@@ -19,7 +19,8 @@ from spex_mech.circuit.codec import load_circuit
 from spex_mech.circuit.files import read_json, write_whole
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet
-from spex_mech.errors import FormatError, ResponseError
+from spex_mech.errors import FormatError
+from spex_mech.records import refuse_other
 from spex_mech.responses import Responses
 from spex_mech.walsh.decoding import Decoded, Outcome
 from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
@@ -145,42 +146,6 @@ def store(responses: Responses, out: Path) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     responses.save(path)
-
-
-def refuse_other(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise `ResponseError` naming what differs between the experiment in a folder and the one asked for."""
-    found = differences(there, here)
-    if found:
-        raise ResponseError(
-            f"{path} holds the responses of another experiment. It differs in {'; '.join(found[:4])}. "
-            "Choose another folder, or remove this one."
-        )
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted paths at which two records differ, with both values.
-
-    >>> differences({"task": {"metric": "kl"}}, {"task": {"metric": "prob"}})
-    ["task.metric ('kl' there, 'prob' here)"]
-    """
-    found = list[str]()
-    for key in sorted(one.keys() | other.keys()):
-        a, b = one.get(key), other.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key} ({_short(a)} there, {_short(b)} here)")
-    return found
-
-
-def plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as JSON will give it back (tuples become lists), so that a live one compares equal to a stored one."""
-    return json.loads(json.dumps(record, default=str))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def keep_of(components: ComponentSet, ablated: list[list[str]]) -> Bool[Tensor, "mask component"]:

@@ -126,7 +126,7 @@ def test_run_folder_reads_back_whole_and_costs_nothing_again(conjunction, tmp_pa
     def forbidden(*_args, **_kwargs):
         raise AssertionError("a forward pass was run again")
 
-    monkeypatch.setattr("spex_mech.discovery.respond", forbidden)
+    monkeypatch.setattr("spex_mech.ablation.respond.Engine.values", forbidden)
     resumed = run(conjunction, budget=300, out=tmp_path)
     assert torch.equal(resumed.spectrum.coefficients, first.spectrum.coefficients)
 
@@ -157,7 +157,7 @@ def test_mistakes_are_told_before_anything_is_spent(conjunction, monkeypatch):
     def forbidden(*_args, **_kwargs):
         raise AssertionError("a forward pass was run")
 
-    monkeypatch.setattr("spex_mech.discovery.respond", forbidden)
+    monkeypatch.setattr("spex_mech.ablation.respond.Engine.values", forbidden)
     with pytest.raises(ComponentError, match=r"a7\.h0"):
         run(conjunction, components="a7.h0")
     with pytest.raises(DesignError, match="4,096 masks"):

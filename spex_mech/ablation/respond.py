@@ -1,4 +1,4 @@
-"""`respond`: the pass from keep bits to values. Takes Booleans, never a design."""
+"""`Engine`, `respond`: the pass from keep bits to values. Takes Booleans, never a design."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -42,13 +42,12 @@ def respond(
     Raises:
         ResponseError: a value is not finite (the mask and what it ablates are named), or one row does not fit.
     """
-    bench = _Bench(subject, task, resolve(task), replacement, _clean(subject, task), batch_rows)
+    engine = Engine(subject, task, components, replacement, batch_rows)
     done: list[Tensor] = []
     offset = 0
     for keep in keep_chunks:
-        values = bench.measure(keep.cpu())
-        refuse_non_finite(components, keep, values, offset)
-        done.append(values)
+        done.append(engine.values(keep))
+        refuse_non_finite(components, keep, done[-1], offset)
         offset += len(keep)
         if on_progress is not None:
             on_progress(len(keep))
@@ -56,22 +55,40 @@ def respond(
 
 
 @dataclass(frozen=True)
-class _Bench:
-    """What stays the same over all masks of a run."""
+class Engine:
+    """What stays the same over all masks of a run; see `respond` for what it does with each."""
 
     subject: Subject
     task: Task
-    metric: Metric
+    components: ComponentSet
     replacement: Replacement
-    clean: Tensor | None
-    batch_rows: int | None
+    batch_rows: int | None = None
 
-    def measure(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask prompt"]:
-        values = torch.empty(len(keep), len(self.task))
+    def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask prompt"]:
+        """The metric of every prompt under some masks, finite or not."""
+        keep, values = keep.cpu(), torch.empty(len(keep), len(self.task))
         for length, prompts in self.task.prompts.by_length().items():
             rows = self.batch_rows or self._rows_that_fit[length]
             values[:, prompts] = self._measure(keep, prompts, length, rows)
         return values
+
+    @cached_property
+    def _metric(self) -> Metric:
+        return resolve(self.task)
+
+    @cached_property
+    def _clean(self) -> Float[Tensor, "prompt vocab"] | None:
+        """The intact model's log-probabilities at the scored positions, for metrics that compare with them."""
+        if not self._metric.needs_clean:
+            return None
+        device, task = self.subject.device, self.task
+        out = torch.empty(len(task), self.subject.shape.d_vocab_out, device=device)
+        for length, prompts in task.prompts.by_length().items():
+            for part in prompts.split(default_rows(self.subject, length)):
+                tokens = task.prompts.tokens[part, :length].to(device)
+                logits = self.subject.forward(tokens, {}, task.positions[part]).float()
+                out[part.to(device)] = logits.log_softmax(1).clone()
+        return out
 
     @cached_property
     def _rows_that_fit(self) -> dict[int, int]:
@@ -125,7 +142,7 @@ class _Bench:
         return values if shared is None else values[shared.last]
 
     def _positions(self, prompt: Tensor) -> Int[Tensor, " row"] | None:
-        return None if self.metric.all_positions else self.task.positions[prompt]
+        return None if self._metric.all_positions else self.task.positions[prompt]
 
     def _only(self, prompt: Tensor) -> dict[Site, int]:
         position = common_position(self._positions(prompt))
@@ -139,20 +156,7 @@ class _Bench:
                 prompt.to(device),
                 task.answers[prompt].to(device),
                 task.distractors[prompt].to(device),
-                tokens if self.metric.all_positions else None,
-                None if self.clean is None else self.clean[prompt.to(device)],
+                tokens if self._metric.all_positions else None,
+                None if self._clean is None else self._clean[prompt.to(device)],
             )
-            return self.metric.compute(scored).float().cpu()
-
-
-def _clean(subject: Subject, task: Task) -> Float[Tensor, "prompt vocab"] | None:
-    """The intact model's log-probabilities at the scored positions, for metrics that compare with them."""
-    if not resolve(task).needs_clean:
-        return None
-    out = torch.empty(len(task), subject.shape.d_vocab_out, device=subject.device)
-    for length, prompts in task.prompts.by_length().items():
-        for part in prompts.split(default_rows(subject, length)):
-            tokens = task.prompts.tokens[part, :length].to(subject.device)
-            logits = subject.forward(tokens, {}, task.positions[part]).float()
-            out[part.to(subject.device)] = logits.log_softmax(1).clone()
-    return out
+            return self._metric.compute(scored).float().cpu()
