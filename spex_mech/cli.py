@@ -60,6 +60,7 @@ def discover(
     keep: Annotated[str, typer.Option(help="Keep-probability, or several with commas (0.5,0.9), or coded.")] = "0.5",
     decoder: DecoderName = "auto",
     replacement: Annotated[str | None, typer.Option(help="mean, zero or resample; default: the card's.")] = None,
+    share: Annotated[int, typer.Option(help="Masks in a row that agree on the earlier layers, passed once.")] = 1,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
@@ -67,7 +68,7 @@ def discover(
     """Ablate sets of components, recover their interactions, write the circuit."""
     _discover(
         what, out, quiet=quiet, prompts=prompts, components=components, budget=budget, keep=keep,
-        decoder=decoder, replacement=replacement, seed=seed, device=device,
+        decoder=decoder, replacement=replacement, share=share, seed=seed, device=device,
     )  # fmt: skip
 
 

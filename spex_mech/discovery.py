@@ -45,6 +45,7 @@ def discover(
     out: str | Path | None = None,
     progress: bool = False,
     per: str | None = None,
+    share: int = 1,
 ) -> Discovery:
     """Find which components of `subject` matter together for `task`, from `budget` ablation masks.
 
@@ -65,6 +66,9 @@ def discover(
         out: run folder. Responses are on disk before they are decoded; the same call on the same folder runs no
             forward pass again; a folder of another experiment is refused, saying what differs.
         progress: show a bar of masks.
+        share: masks in runs of that many agree on the components of the earlier half of the touched layers, which such
+            a run passes once: about a quarter off the cost at 2, and three eighths at 4, for slightly less knowledge a
+            mask. Worth it where the forward passes are what costs; raise the budget by as much.
         per: "position" or "pooled" means; default: per position where all prompts have one length.
 
     Returns:
@@ -79,7 +83,7 @@ def discover(
     subject = bind(subject)
     chosen = choose_components(subject, components)
     task = task.check(subject.shape)
-    design = choose_design(len(chosen), budget, keep, decoder, seed)
+    design = share_early(choose_design(len(chosen), budget, keep, decoder, seed), chosen, share)
     choose_decoder(decoder, design, design.n_masks)  # a budget the decoder cannot use is refused before it is spent
     reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
     record = plain(
@@ -174,6 +178,21 @@ def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> M
     if isinstance(keep, float | int):
         return MaskDesign.bernoulli(n, budget, keep, seed)
     return MaskDesign.stratified(n, budget, keep, seed)
+
+
+def share_early(design: MaskDesign, components: ComponentSet, share: int) -> MaskDesign:
+    """The design with the bits of the earlier half of the touched layers drawn once for `share` masks in a row.
+
+    Raises `DesignError` where masks are not drawn (complete, coded), or all components are in one layer.
+    """
+    if share == 1:
+        return design
+    layers = sorted({atom.layer for component in components for atom in component.atoms})
+    early = set(layers[: (len(layers) + 1) // 2])
+    inside = [i for i, component in enumerate(components) if all(atom.layer in early for atom in component.atoms)]
+    if len(layers) < 2 or not inside:
+        raise DesignError(f"share={share} needs components in several layers; these are in {len(layers)}.")
+    return design.sharing(inside, share)
 
 
 def choose_decoder(name: str, design: MaskDesign | None, masks: int) -> Decoder:

@@ -18,8 +18,10 @@ def refuse_other(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) 
         )
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted paths at which two records differ, with both values.
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "", sides: tuple[str, str] = ("there", "here")
+) -> list[str]:
+    """Dotted paths at which two records differ, with both values, each on its side.
 
     >>> differences({"task": {"metric": "kl"}}, {"task": {"metric": "prob"}})
     ["task.metric ('kl' there, 'prob' here)"]
@@ -28,9 +30,9 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
     for key in sorted(one.keys() | other.keys()):
         a, b = one.get(key), other.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
+            found += differences(a, b, f"{prefix}{key}.", sides)
         elif a != b:
-            found.append(f"{prefix}{key} ({_short(a)} there, {_short(b)} here)")
+            found.append(f"{prefix}{key} ({_short(a)} {sides[0]}, {_short(b)} {sides[1]})")
     return found
 
 

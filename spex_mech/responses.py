@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, ResponseError, SpexMechError, all_problems
+from spex_mech.records import differences
 
 SCHEMA = "spex_mech.responses/1"
 MAX_HEADER = 1 << 26  # bytes of metadata; 36,864 names are under one MiB
@@ -98,6 +99,9 @@ class Responses:
             raise FormatError(f"{path} is not a responses file: {error!r}.") from error
 
 
+_SAME = ("subject", "task", "replacement")  # what parts must agree on; their masks may differ
+
+
 def concat(parts: Sequence[Responses]) -> Responses:
     """Several responses as one; refuses parts that differ in components, unit, or what was measured."""
     first, problems = parts[0], []
@@ -106,8 +110,8 @@ def concat(parts: Sequence[Responses]) -> Responses:
             problems.append(f"part {number}: other components")
         if part.unit != first.unit:
             problems.append(f"part {number}: unit {part.unit!r} instead of {first.unit!r}")
-        kinds = ("subject", "task", "replacement")
-        problems += [f"part {number}: another {k}" for k in kinds if part.provenance.get(k) != first.provenance.get(k)]
+        one, other = ({k: p.provenance.get(k) for k in _SAME} for p in (first, part))
+        problems += [f"part {number}: another {what}" for what in differences(one, other, sides=("before", "here"))]
     if problems:
         raise ResponseError(all_problems("these responses do not belong together:", problems))
     provenance = {key: value for key, value in first.provenance.items() if key != "design"}

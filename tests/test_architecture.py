@@ -18,7 +18,7 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("task", ("errors",)),
     ("metrics", ("task", "errors")),
     ("walsh*", ("walsh*", "errors")),
-    ("responses", ("components", "errors")),
+    ("responses", ("components", "records", "errors")),
     ("records", ("errors",)),
     ("ablation*", ("ablation*", "components", "task", "metrics", "responses", "records", "errors")),
     ("lenses*", ("ablation.batching", "ablation.journal", "components", "task", "metrics", "responses", "errors")),

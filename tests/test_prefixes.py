@@ -10,13 +10,16 @@ from tiny_models import tiny, tokens_task
 
 import spex_mech as sm
 from spex_mech.ablation.binding import bind
+from spex_mech.ablation.memory import peak_bytes
 from spex_mech.ablation.prefixes import find_prefixes
 from spex_mech.ablation.recipe import compile_recipe
 from spex_mech.ablation.replacement import fit_replacement
-from spex_mech.ablation.respond import respond
+from spex_mech.ablation.respond import Engine, respond
 from spex_mech.ablation.row_edit import RowEdit
 from spex_mech.ablation.subject import Shortcuts, Site
 from spex_mech.components import ModelShape
+from spex_mech.errors import DesignError
+from spex_mech.walsh.decoding import Samples, split_masks
 
 SITES = tuple(Site(layer, "heads", 3, 4) for layer in range(4))
 LAYERS = st.sampled_from([(0, 1, 2, 3), (1, 3), (2,)])
@@ -119,3 +122,82 @@ def test_an_mlp_runs_on_the_rows_that_keep_it(subject):
     none, values = rows_seen(subject, torch.zeros(2, 2, dtype=torch.bool), "m0, m1")
     assert none["m1"] == 1  # no module is given an empty batch
     assert values.isfinite().all()
+
+
+def test_masks_in_runs_agree_on_the_shared_components_only():
+    design = sm.MaskDesign.bernoulli(10, 40, 0.5, seed=3).sharing((0, 1, 2, 5), 4)
+    keep = design.keep()
+    runs = keep.reshape(10, 4, 10)
+    assert (runs[:, :, [0, 1, 2, 5]] == runs[:, :1, [0, 1, 2, 5]]).all()
+    assert (runs[:, 1:, [3, 4]] != runs[:, :1, [3, 4]]).any()
+    assert torch.equal(torch.cat([k for _, k in design.chunks(7)]), keep)
+    assert sm.MaskDesign.from_dict(design.to_dict()) == design
+    assert len(runs[:, 0, :3].unique(dim=0)) > 3
+    for shared, repeats in (((0,), 1), ((), 2), ((3, 1), 2), ((11,), 2)):
+        with pytest.raises(DesignError, match="shar"):
+            sm.MaskDesign.bernoulli(10, 40).sharing(shared, repeats)
+    with pytest.raises(DesignError, match="only bernoulli and stratified"):
+        sm.MaskDesign.complete(3).sharing((0,), 2)
+
+
+@pytest.mark.parametrize("share", [2, 4])
+def test_runs_stay_on_one_side_of_every_split(share):
+    design = sm.MaskDesign.bernoulli(6, 200, 0.9, seed=1).sharing((0, 1, 2), share)
+    keep = design.keep()
+    groups = Samples(keep, torch.zeros(200, 1), design).groups
+    fit, held = split_masks(groups, 0.2, 0)
+    assert 0 < len(held) < len(fit)
+    runs = torch.arange(200) // share
+    assert not set(runs[fit].tolist()) & set(runs[held].tolist())
+    assert not {tuple(k) for k in keep[fit].tolist()} & {tuple(k) for k in keep[held].tolist()}
+
+
+def test_discover_shares_the_earlier_layers(subject, monkeypatch):
+    task = tokens_task(n_prompts=2)
+    found = sm.discover(subject, task, "a*.h*", budget=128, share=4, decoder="linear")
+    design = found.record["design"]
+    assert design["repeats"] == 4
+    assert [found.components.names[i] for i in design["shared"]] == [f"a0.h{i}" for i in range(4)]
+    with pytest.raises(DesignError, match="several layers"):
+        sm.discover(subject, task, "a1.h*", budget=12, share=2, decoder="linear")
+    with pytest.raises(DesignError, match="only bernoulli"):
+        sm.discover(subject, task, "a*.h*", budget=256, share=2)
+
+
+def test_all_neurons_of_a_large_model_fit_into_bounded_memory():
+    """36,864 neurons, as GPT-2 small has: less held at once than 1.5 times what the un-hooked forward pass holds."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = GPT2Config(
+            n_layer=12, n_embd=48, n_head=12, n_inner=3072, vocab_size=500, bos_token_id=0, eos_token_id=0
+        )
+        model = GPT2LMHeadModel(config).eval()
+    large, task = bind(model), tokens_task(n_prompts=1, length=16)
+    components = sm.neurons(large)
+    assert len(components) == 36_864
+    reference = fit_replacement(large, task, components)
+    keep = sm.MaskDesign.bernoulli(len(components), 8, 0.9, seed=0).keep()
+    tokens = task.prompts.tokens.repeat(8, 1)
+
+    def unhooked():
+        with torch.inference_mode():
+            model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+
+    ours = peak_bytes(lambda: respond(large, task, components, [keep], reference, batch_rows=8))
+    assert ours < 1.5 * peak_bytes(unhooked)
+
+
+def test_batches_are_as_large_as_measured_memory_allows(subject, monkeypatch):
+    from spex_mech.ablation import batching
+
+    task, components = tokens_task(n_prompts=1), sm.select(subject, "a*.h*")
+    engine = Engine(subject, task, components, fit_replacement(subject, task, components))
+    (rows,) = engine._rows_that_fit.values()
+    monkeypatch.setattr(batching, "CPU_BYTES", batching.CPU_BYTES // 256)
+    smaller = Engine(subject, task, components, engine.replacement)
+    (fewer,) = smaller._rows_that_fit.values()
+    assert 1 <= fewer < rows <= batching.MAX_ROWS
+    keep = sm.MaskDesign.complete(8).keep()[::3]
+    assert (engine.values(keep) - smaller.values(keep)).abs().max() <= 1e-5

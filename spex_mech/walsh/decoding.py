@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from spex_mech.errors import DecodeError, ResponseError
@@ -90,6 +92,21 @@ class Samples:
         known = None if self.design is None else self.design.mean_keep_prob
         return float(self.keep.double().mean()) if known is None else known
 
+    @property
+    def groups(self) -> Bool[Tensor, "mask component"] | Int[Tensor, " mask"]:
+        """What must stay on one side of every split: equal masks, and runs of masks that share bits by design.
+
+        The masks themselves, or, where there are such runs, the number of each mask's group.
+        """
+        design = self.design
+        if design is None or design.repeats == 1 or len(self.keep) != design.n_masks:
+            return self.keep
+        _, word = torch.unique(self.keep.cpu(), dim=0, return_inverse=True)
+        run = torch.arange(len(word)) // design.repeats
+        links = coo_array((torch.ones(len(word)), (run, word + int(run.max()) + 1)), (2 * len(word),) * 2)
+        _, group = connected_components(links, directed=False)
+        return torch.from_numpy(group).long()[run]
+
     def take(self, rows: Int[Tensor, " row"]) -> "Samples":
         """Some of the masks; the design is kept for its keep-probability."""
         return Samples(self.keep[rows], self.values[rows], self.design)
@@ -121,35 +138,38 @@ class Decoder(Protocol):
 
 
 def split_masks(
-    keep: Bool[Tensor, "mask component"], share: float, seed: int
+    groups: Bool[Tensor, "mask component"] | Int[Tensor, " mask"], share: float, seed: int
 ) -> tuple[Int[Tensor, " fit"], Int[Tensor, " heldout"]]:
     """Row numbers to fit and to hold out, on the CPU, ascending.
 
-    `share` of the different masks is held out, at least one of them where there are two, and never all. Equal masks
-    stay on one side, so that nothing held out was seen. Raises `DecodeError` unless 0 < share < 1.
+    `share` of the different masks (or groups, see `Samples.groups`) is held out, at least one where there are two, and
+    never all. Equal ones stay on one side, so that nothing held out was seen. Raises `DecodeError` unless
+    0 < share < 1.
     """
     if not 0 < share < 1:
         raise DecodeError(f"the share of masks to hold out must lie strictly between 0 and 1, not {share}.")
-    rank = _shuffled(keep, seed)
+    rank = _shuffled(groups, seed)
     distinct = int(rank.max()) + 1 if len(rank) else 0
     held = rank < min(max(1, round(share * distinct)), distinct - 1)
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
-def fold_masks(keep: Bool[Tensor, "mask component"], folds: int, seed: int) -> Int[Tensor, " mask"]:
-    """The fold, 0 to ``folds - 1``, of every mask, for cross-validation; equal masks share one, on the CPU.
+def fold_masks(
+    groups: Bool[Tensor, "mask component"] | Int[Tensor, " mask"], folds: int, seed: int
+) -> Int[Tensor, " mask"]:
+    """The fold, 0 to ``folds - 1``, of every mask, for cross-validation; equal masks or groups share one, on the CPU.
 
     >>> sorted(fold_masks(torch.eye(4).bool(), 2, seed=0).tolist())
     [0, 0, 1, 1]
     """
-    return _shuffled(keep, seed) % folds
+    return _shuffled(groups, seed) % folds
 
 
-def _shuffled(keep: Bool[Tensor, "mask component"], seed: int) -> Int[Tensor, " mask"]:
-    """The rank of every mask in a random order of the different masks."""
-    if not len(keep):
+def _shuffled(groups: Bool[Tensor, "mask component"] | Int[Tensor, " mask"], seed: int) -> Int[Tensor, " mask"]:
+    """The rank of every mask in a random order of the different masks or groups."""
+    if not len(groups):
         return torch.zeros(0, dtype=torch.long)
-    _, which = torch.unique(keep.cpu(), dim=0, return_inverse=True)
+    _, which = torch.unique(groups.cpu(), dim=0, return_inverse=True)
     order = torch.randperm(int(which.max()) + 1, generator=torch.Generator().manual_seed(seed))
     return order[which]
 

@@ -6,7 +6,7 @@ et al. 2014), so no table of all masks ever exists.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -26,7 +26,8 @@ class MaskDesign:
     """A sequence of `n_masks` masks over `n` components, drawn lazily by `keep`.
 
     Make one with `bernoulli`, `stratified`, `complete` or `coded`. A coded design has a `code`; with `candidates` the
-    code is over those components only and all others are kept (`rest_kept`) or ablated in every mask.
+    code is over those components only and all others are kept (`rest_kept`) or ablated in every mask. With `repeats`
+    above 1 the bits of the components in `shared` are drawn once for every run of that many masks.
     """
 
     kind: DesignKind
@@ -37,6 +38,8 @@ class MaskDesign:
     code: Code | None = None
     candidates: tuple[int, ...] | None = None
     rest_kept: bool = True
+    shared: tuple[int, ...] = ()
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.n_masks < 1:
@@ -63,6 +66,13 @@ class MaskDesign:
             )
         if (self.kind == "coded") != (self.code is not None):
             raise DesignError(f"a {self.kind} design {'needs a' if self.kind == 'coded' else 'has no'} code.")
+        if self.repeats < 1 or (self.repeats > 1) != bool(self.shared) or (self.shared and not self.keep_probs):
+            raise DesignError(
+                f"{len(self.shared):,} components share bits over {self.repeats:,} masks in a {self.kind} design; only "
+                "bernoulli and stratified designs share bits, of at least one component over at least two masks."
+            )
+        if list(self.shared) != sorted(set(self.shared)) or not all(0 <= i < self.n for i in self.shared):
+            raise DesignError(f"shared components must be different numbers from 0 to {self.n - 1}, ascending.")
         if (self.kind == "bernoulli" and len(self.keep_probs) != 1) or (
             self.kind == "stratified" and not self.keep_probs
         ):
@@ -123,6 +133,16 @@ class MaskDesign:
         code = plan(n if chosen is None else len(chosen), degree, budget, seed)
         return cls("coded", n, code.size if budget is None else budget, seed, (), code, chosen, rest_kept)
 
+    def sharing(self, shared: Sequence[int], repeats: int) -> "MaskDesign":
+        """This design with the bits of `shared` components drawn once for every run of `repeats` masks.
+
+        Where those are the components of the earlier layers, a run of masks passes these layers once. That is worth
+        the passes saved, at the price of fewer different settings of the shared components: their main effects and
+        interactions are seen in ``n_masks / repeats`` settings, everything else in `n_masks`. Decoders keep a run on
+        one side of every split, so that held-out R² stays honest.
+        """
+        return replace(self, shared=tuple(shared), repeats=repeats)
+
     @property
     def mean_keep_prob(self) -> float:
         """The probability that a component is kept, over the whole design."""
@@ -143,8 +163,13 @@ class MaskDesign:
         if self.kind == "complete":
             return (rows[:, None] >> torch.arange(self.n, device=device)) & 1 == 0
         probabilities = torch.tensor(self.keep_probs, dtype=torch.float64, device=device)
-        threshold = (probabilities * 2.0**53).round().long()[rows % len(self.keep_probs)]
-        return uniform_bits(self.seed, rows, self.n) < threshold[:, None]
+        run = rows // self.repeats
+        threshold = (probabilities * 2.0**53).round().long()[run % len(self.keep_probs)]
+        keep = uniform_bits(self.seed, rows, self.n) < threshold[:, None]
+        if self.shared:
+            columns = torch.tensor(self.shared, device=device)
+            keep[:, columns] = (uniform_bits(self.seed, run, self.n) < threshold[:, None])[:, columns]
+        return keep
 
     def _spread(self, players: Bool[Tensor, "mask player"]) -> Bool[Tensor, "mask component"]:
         """The candidates' keep bits in their columns, all other components fixed."""
@@ -172,6 +197,8 @@ class MaskDesign:
             "seed": self.seed,
             "keep_probs": list(self.keep_probs),
         }
+        if self.shared:
+            record |= {"shared": list(self.shared), "repeats": self.repeats}
         if self.code is not None:
             record["code"] = self.code.to_dict()
             record["candidates"] = None if self.candidates is None else list(self.candidates)
@@ -189,7 +216,8 @@ class MaskDesign:
                 )
             probabilities = tuple(float(q) for q in record["keep_probs"])
             if kind != "coded":
-                return cls(kind, n, n_masks, seed, probabilities)
+                shared, repeats = tuple(int(i) for i in record.get("shared", ())), int(record.get("repeats", 1))
+                return cls(kind, n, n_masks, seed, probabilities, shared=shared, repeats=repeats)
             chosen = record["candidates"]
             candidates = None if chosen is None else tuple(int(i) for i in chosen)
             code = Code.from_dict(record["code"])

@@ -57,10 +57,10 @@ class Linear:
         where every mask keeps everything, or nothing.
         """
         started = time.perf_counter()
-        fit, held = split_masks(samples.keep, self.heldout, seed)
+        fit, held = split_masks(samples.groups, self.heldout, seed)
         keep, values, basis = samples.keep[fit], samples.mean_values[fit], _basis(samples)
         enough = len(fit) >= 2 * self.folds
-        folds = fold_masks(keep, self.folds if enough else 1, seed)
+        folds = fold_masks(samples.groups[fit.to(samples.groups.device)], self.folds if enough else 1, seed)
         spectrum, chosen = (
             self._regress(keep, values, folds, basis) if enough else (_mean(values, samples.n, basis), {})
         )

@@ -75,10 +75,11 @@ class ProxySpex:
                 "and cross-validate on the rest. Raise the budget, or use 'exact' on few components."
             )
         basis = Basis.orthonormal(samples.keep_prob)
-        fitting, held = split_masks(samples.keep, self.heldout, seed)
+        fitting, held = split_masks(samples.groups, self.heldout, seed)
         keep, values = samples.keep[fitting].cpu(), samples.mean_values[fitting].cpu()
         unseen, truth = samples.keep[held].cpu(), samples.mean_values[held].cpu()
-        choice, errors = self._choose(keep, values, basis, seed)
+        fold = fold_masks(samples.groups[fitting.to(samples.groups.device)], self.folds, seed)
+        choice, errors = self._choose(keep, values, fold, basis, seed)
         proxies = {base: self._proxy(base, keep, values, basis, seed) for base in ("line", choice.base)}
         spectrum = self._build(choice, proxies[choice.base], keep, values, basis)
         r2 = r_squared(truth, spectrum.evaluate(unseen))
@@ -95,10 +96,11 @@ class ProxySpex:
         }
         return Decoded(spectrum, judge(spectrum, r2), stats)
 
-    def _choose(self, keep: Tensor, values: Tensor, basis: Basis, seed: int) -> tuple[Choice, dict[str, float]]:
+    def _choose(
+        self, keep: Tensor, values: Tensor, fold: Tensor, basis: Basis, seed: int
+    ) -> tuple[Choice, dict[str, float]]:
         """The sparsest choice within a standard error of the least cross-validated squared error."""
         squared: dict[Choice, list[Tensor]] = {}
-        fold = fold_masks(keep, self.folds, seed)
         for number in range(self.folds):
             train, test = fold != number, fold == number
             for choice, error in self._trials((keep[train], values[train]), (keep[test], values[test]), basis, seed):
