@@ -9,17 +9,19 @@ from typing import Any
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.journal import Journal, open_journal
 from spex_mech.ablation.measure import measure
-from spex_mech.ablation.replacement import fit_replacement
+from spex_mech.ablation.replacement import Replacement, fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
 from spex_mech.circuit.build import build_circuit
 from spex_mech.components import ComponentSet, select
 from spex_mech.errors import DecodeError, DesignError
+from spex_mech.fingerprints import hash_function
+from spex_mech.locks import hold
 from spex_mech.metrics import resolve
 from spex_mech.progress import mask_progress
 from spex_mech.records import plain
 from spex_mech.responses import Responses
-from spex_mech.runs import RUN_SCHEMA, Discovery, recall, store
+from spex_mech.runs import RUN_SCHEMA, Discovery, recall, store, whole_key
 from spex_mech.task import Task
 from spex_mech.walsh.decoding import Decoder, Samples
 from spex_mech.walsh.design import MAX_COMPLETE, MaskDesign
@@ -63,8 +65,9 @@ def discover(
         decoder: "auto" (exact where all masks fit the budget, spex for coded masks, else proxyspex), "proxyspex",
             "spex", "linear" or "exact".
         seed: of the masks, the held-out split, and resampling.
-        out: run folder. Responses are on disk before they are decoded; the same call on the same folder runs no
-            forward pass again; a folder of another experiment is refused, saying what differs.
+        out: run folder. Every finished chunk of masks is on disk before the next begins; the same call on the same
+            folder goes on where a killed run was, to the same bits, and costs nothing once complete. A folder of
+            another experiment is refused, saying what differs; so is one that another process works in.
         progress: show a bar of masks.
         share: masks in runs of that many agree on the components of the earlier half of the touched layers, which such
             a run passes once: about a quarter off the cost at 2, and three eighths at 4, for slightly less knowledge a
@@ -85,31 +88,25 @@ def discover(
     task = task.check(subject.shape)
     design = share_early(choose_design(len(chosen), budget, keep, decoder, seed), chosen, share)
     choose_decoder(decoder, design, design.n_masks)  # a budget the decoder cannot use is refused before it is spent
-    reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
-    record = plain(
-        {
-            "subject": dict(subject.provenance),
-            "task": task.describe(),
-            "replacement": reference.describe(),
-            "design": design.to_dict(),
-        }
-    )
-    started = time.perf_counter()
-    responses, resumed = recall(out, record), design.n_masks
-    if responses is None:
-        engine = Engine(subject, task, chosen, reference)
-        with mask_progress(design.n_masks, "ablating", shown=progress) as tick:
-            responses, resumed = measure_once(engine, design, record, out, tick)
-    spent = {"seconds": {"respond": time.perf_counter() - started}, "resumed_masks": resumed}
-    return decode(responses, decoder, seed, out, spent)
+    with hold(out):
+        reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
+        record = describe_experiment(subject, task, reference, design)
+        started = time.perf_counter()
+        responses, resumed = recall(out, record, chosen), {"resumed_masks": design.n_masks}
+        if responses is None:
+            engine = Engine(subject, task, chosen, reference)
+            with mask_progress(design.n_masks, "ablating", shown=progress) as tick:
+                responses, resumed = measure_once(engine, design, record, out, tick)
+        spent = {"seconds": {"respond": time.perf_counter() - started}, **resumed}
+        return decode_held(responses, decoder, seed, out, spent)
 
 
 def measure_once(
     engine: Engine, design: MaskDesign, record: Mapping[str, Any], out: str | Path | None, tick: Callable[[int], None]
-) -> tuple[Responses, int]:
-    """The responses of a design, and how many masks a run before this one had measured.
+) -> tuple[Responses, dict[str, int]]:
+    """The responses of a design, and how many masks and chunks a run before this one had measured.
 
-    In a run folder they are journaled chunk by chunk, and at the end kept as one file.
+    In a run folder they are journaled chunk by chunk, and at the end kept as one file too.
     """
 
     def run(journal: Journal | None) -> Responses:
@@ -117,12 +114,26 @@ def measure_once(
         return Responses(engine.components, design.keep(), values, resolve(engine.task).unit, record)
 
     if out is None:
-        return run(None), 0
-    with open_journal(Path(out), record) as journal:
-        responses = recall(out, record) or run(journal)  # another process may have finished it meanwhile
+        return run(None), {"resumed_masks": 0}
+    with open_journal(Path(out), whole_key(record, engine.components)) as journal:
+        responses, chunks = run(journal), -(-design.n_masks // CHUNK)
         store(responses, Path(out))
-        journal.discard()
-        return responses, journal.resumed
+        return responses, {
+            "resumed_masks": journal.resumed, "resumed_chunks": journal.resumed_chunks, "chunks": chunks
+        }  # fmt: skip
+
+
+def describe_experiment(subject: Subject, task: Task, reference: Replacement, design: MaskDesign) -> dict[str, Any]:
+    """Whatever decides the values, by content; together with the components it says whether two runs are the same."""
+    metric = {} if isinstance(task.metric, str) else {"metric_sha256": hash_function(task.metric)}
+    return plain(
+        {
+            "subject": dict(subject.provenance),
+            "task": {**task.describe(), **metric},
+            "replacement": reference.describe(),
+            "design": design.to_dict(),
+        }
+    )
 
 
 def decode(
@@ -130,19 +141,27 @@ def decode(
     decoder: str = "auto",
     seed: int = 0,
     out: str | Path | None = None,
-    spent: Mapping[str, Any] | None = None,
 ) -> Discovery:
     """Decode responses that were paid for before; the second half of `discover`, which needs no model.
 
-    Raises `DecodeError` where the decoder cannot use these masks, `ResponseError` where values are not finite.
+    Raises `DecodeError` where the decoder cannot use these masks, `ResponseError` where values are not finite, or `out`
+    is in use or holds other responses.
     """
+    with hold(out):
+        return decode_held(responses, decoder, seed, out, {})
+
+
+def decode_held(
+    responses: Responses, decoder: str, seed: int, out: str | Path | None, spent: Mapping[str, Any]
+) -> Discovery:
+    """`decode` into a run folder that this process holds; `spent` goes into the record."""
     if out is not None:
         store(responses, Path(out))
     design = design_of(responses)
     solver = choose_decoder(decoder, design, len(responses))
     decoded = solver.decode(Samples(responses.keep, responses.values, design), seed=seed)
     record = describe_run(responses, solver, decoded.stats, seed)
-    record |= spent or {}
+    record |= spent
     record["seconds"] = {**record.get("seconds", {}), "decode": float(decoded.stats["seconds"])}
     record["outcome"] = decoded.outcome.name
     evidence = {**decoded.stats, "decoder": solver.name, "outcome": decoded.outcome.name, **responses.provenance}

@@ -77,14 +77,21 @@ def _verdict(found: Discovery) -> str:
     outcome, r2 = found.decoded.outcome, found.heldout_r2
     masks, seconds = found.record["masks"], found.record["seconds"]
     timing = ", ".join(f"{stage} {took:.1f} s" for stage, took in seconds.items())
-    if found.record.get("resumed_masks"):
-        timing += f"; {found.record['resumed_masks']:,} masks were on disk from before"
+    timing += _resumed(found.record)
     if r2 is None:
         return f"All {masks:,} masks measured; the polynomial is exact. ({timing})"
     held = found.decoded.stats["masks_heldout"]
     colour = "green" if r2 >= 0.9 else "yellow"
     advice = "" if r2 >= 0.9 else f" {outcome.meaning.capitalize()}; {outcome.remedy}."
     return f"Held-out R² [bold {colour}]{r2:.3f}[/] on {held:,} masks that nothing was fitted to.{advice} ({timing})"
+
+
+def _resumed(record: Mapping[str, Any]) -> str:
+    """What an earlier run had paid for: chunks of the journal, or all of it."""
+    masks, chunks = record.get("resumed_masks", 0), record.get("resumed_chunks", 0)
+    if chunks:
+        return f"; {chunks:,} chunks of {record['chunks']:,} ({masks:,} masks) came from the journal"
+    return f"; all {masks:,} masks were on disk from before" if masks else ""
 
 
 def _print_strongest(frame: pd.DataFrame, unit: str, console: Console) -> None:

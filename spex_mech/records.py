@@ -21,16 +21,22 @@ def refuse_other(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) 
 def differences(
     one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "", sides: tuple[str, str] = ("there", "here")
 ) -> list[str]:
-    """Dotted paths at which two records differ, with both values, each on its side.
+    """Dotted paths at which two records differ, with both values, each on its side; lists from where they part.
 
     >>> differences({"task": {"metric": "kl"}}, {"task": {"metric": "prob"}})
     ["task.metric ('kl' there, 'prob' here)"]
+    >>> differences({"components": ["a0.h0", "m0"]}, {"components": ["a0.h0", "m1"]})
+    ["components[1:] (['m0'] there, ['m1'] here)"]
     """
     found = list[str]()
     for key in sorted(one.keys() | other.keys()):
         a, b = one.get(key), other.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, f"{prefix}{key}.", sides)
+        elif isinstance(a, list) and isinstance(b, list) and a != b:
+            same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            where = f"{prefix}{key}[{same}:]" if same else f"{prefix}{key}"
+            found.append(f"{where} ({_short(a[same:])} {sides[0]}, {_short(b[same:])} {sides[1]})")
         elif a != b:
             found.append(f"{prefix}{key} ({_short(a)} {sides[0]}, {_short(b)} {sides[1]})")
     return found

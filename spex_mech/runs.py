@@ -1,9 +1,11 @@
 """`Discovery`: what a run measured, decoded and found; and the run folder it is kept in.
 
 A run folder holds ``run.json`` (how it came to be), ``responses.safetensors`` (what the forward passes cost),
-``spectrum.json``, ``circuit.json`` and ``interactions.csv``. It is read back without a model.
+``journal.sqlite`` (the same, chunk by chunk, as it was measured), ``spectrum.json``, ``circuit.json`` and
+``interactions.csv``. It is read back without a model.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +22,14 @@ from spex_mech.circuit.files import read_json, write_whole
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError
-from spex_mech.records import refuse_other
-from spex_mech.responses import Responses
+from spex_mech.records import plain, refuse_other
+from spex_mech.responses import Responses, pack_bits
 from spex_mech.walsh.decoding import Decoded, Outcome
 from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
 
 RUN_SCHEMA = "spex_mech.run/1"
 SPECTRUM_SCHEMA = "spex_mech.spectrum/1"
+RESPONSES = "responses.safetensors"
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,12 @@ class Discovery:
 def load_run(folder: str | Path) -> Discovery:
     """The `Discovery` that was saved in a run folder; needs no model. Raises `FormatError` naming what is missing."""
     folder = Path(folder)
-    names = ("run.json", "responses.safetensors", "spectrum.json", "circuit.json")
+    names = ("run.json", RESPONSES, "spectrum.json", "circuit.json")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FormatError(f"{folder} is not a finished run folder: {', '.join(missing)} missing. Run discover again.")
     record = read_json(folder / "run.json", RUN_SCHEMA)
-    responses = Responses.load(folder / "responses.safetensors")
+    responses = Responses.load(folder / RESPONSES)
     spectrum = load_spectrum(folder / "spectrum.json", responses.components)
     try:
         decoded = Decoded(spectrum, Outcome[record["outcome"]], record["decoder"]["stats"])
@@ -128,24 +131,41 @@ def load_spectrum(path: str | Path, components: ComponentSet) -> Spectrum:
     return Spectrum(len(components), pad_sets(coefficients), values, basis, stderr)
 
 
-def recall(out: str | Path | None, record: Mapping[str, Any]) -> Responses | None:
+def recall(out: str | Path | None, record: Mapping[str, Any], components: ComponentSet) -> Responses | None:
     """The responses of the same experiment in the run folder, or None; a folder of another one is refused."""
-    path = None if out is None else Path(out) / "responses.safetensors"
+    path = None if out is None else Path(out) / RESPONSES
     if path is None or not path.exists():
         return None
-    known = Responses.load(path)
-    refuse_other(path, known.provenance, record)
+    try:
+        known = Responses.load(path)
+    except FormatError as error:
+        raise FormatError(
+            f"{error} Remove it and run again: what the journal beside it has is not measured again."
+        ) from error
+    refuse_other(path, whole_key(known.provenance, known.components), whole_key(record, components))
     return known
 
 
+def whole_key(record: Mapping[str, Any], components: ComponentSet) -> dict[str, Any]:
+    """What the values of a run are known by: the record of the experiment, and which component each bit is."""
+    return plain({**record, "components": components.names})
+
+
 def store(responses: Responses, out: Path) -> None:
-    """Put the responses into the run folder, unless they are there already."""
-    path = out / "responses.safetensors"
+    """Put the responses into the run folder, unless they are there already; other ones there are refused by name."""
+    path = out / RESPONSES
     if path.exists():
-        refuse_other(path, Responses.load(path).provenance, responses.provenance)
+        refuse_other(path, _content(Responses.load(path)), _content(responses))
         return
     out.mkdir(parents=True, exist_ok=True)
     responses.save(path)
+
+
+def _content(responses: Responses) -> dict[str, Any]:
+    """Everything that a responses file says, large parts as hashes."""
+    keep, values = pack_bits(responses.keep.cpu()), responses.values.cpu().float().contiguous()
+    sums = {name: hashlib.sha256(x.numpy().tobytes()).hexdigest() for name, x in (("keep", keep), ("values", values))}
+    return whole_key(responses.provenance, responses.components) | {"unit": responses.unit, "sha256": sums}
 
 
 def keep_of(components: ComponentSet, ablated: list[list[str]]) -> Bool[Tensor, "mask component"]:

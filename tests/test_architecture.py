@@ -14,6 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "spex_mech"
 ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("errors", ()),
     ("progress", ()),
+    ("fingerprints", ()),
+    ("locks", ("errors",)),
     ("components", ("errors",)),
     ("task", ("errors",)),
     ("metrics", ("task", "errors")),

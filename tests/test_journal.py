@@ -18,75 +18,110 @@ from spex_mech.ablation.journal import NAME, open_journal
 from spex_mech.ablation.measure import measure
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
-from spex_mech.errors import ResponseError
+from spex_mech.discovery import decode
+from spex_mech.errors import FormatError, ResponseError
+from spex_mech.locks import NAME as LOCK
+from spex_mech.locks import hold
 from spex_mech.responses import pack_bits
 
 BUDGET, CHUNK = 2000, 256
+WEIGHTS = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281, "m1.n0": 0.0123457}
 
-# A process that imports once and forks a child for every run it is told: "run" to its end, "kill DELAY" in the midst
-# of it, "limit BYTES" with no file allowed to grow beyond that. Each pass of the model is a line in the file CALLS.
+# A process that imports once and forks a child for every order "WHAT FOLDER NUMBER": "run" goes to its end, "kill" is
+# killed after that many seconds, "limit" lets no file grow beyond that many bytes, "die" kills itself while the last
+# file is written, at that point of it; "cli" is the command line, killed at that pass of the model (0: never).
+# Each pass of the model is a line in the file "calls" beside the folder.
 CHILD = """
-import os, resource, signal, sys, time
+import os, pathlib, resource, signal, sys, time
 import torch
 torch.set_num_threads(1)
 import spex_mech as sm
-from spex_mech import planted
+from spex_mech import cli, planted
 from spex_mech.ablation import respond
 from spex_mech.errors import SpexMechError
-import spex_mech.discovery
+import spex_mech.discovery, spex_mech.printing, spex_mech.studies
 
-folder, calls = sys.argv[1:3]
-plain = respond.Engine.values
+plain, passes = respond.Engine.values, []
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def slow(self, keep):
-    with open(calls, "a") as file:
+    passes.append(keep)
+    if order == "cli" and len(passes) == int(number):
+        die()
+    with open(folder + ".calls", "a") as file:
         file.write(f"{len(keep)}\\n")
     time.sleep(0.02)
     return plain(self, keep)
 
 respond.Engine.values = slow
-subject = planted.parity(("a0.h1", "m0.n1"), layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2))
+subject = planted.additive(WEIGHTS, layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
 task = planted.task(subject, n_prompts=4, seed=0)
 
 def run():
     components = sm.heads(subject) + sm.neurons(subject)
     sm.discover(subject, task, components=components, budget=BUDGET, seed=0, out=folder, decoder="linear")
 
+def die_at(point):
+    last, opened, replaced = "responses.safetensors", pathlib.Path.open, os.replace
+    def half(self, *args, **options):
+        file = opened(self, *args, **options)
+        if self.name == last + ".partial":
+            file.write(b"half of it")
+            file.flush()
+            die()
+        return file
+    def after(source, target):
+        replaced(source, target)
+        if os.path.basename(target) == last:
+            die()
+    if point == "half":
+        pathlib.Path.open = half
+    else:
+        os.replace = after if point == "after" else os.replace
+        setattr(os, point, die) if point in ("fsync", "replace") else None
+
+def child():
+    if order == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(number), int(number)))
+    if order == "die":
+        die_at(number)
+    if order != "cli":
+        return run()
+    sys.argv = ["spex-mech", "discover", "planted-and", "--budget", "1000", "--decoder", "linear", "--out", folder]
+    cli.main()
+
 for line in sys.stdin:
-    order, _, number = line.strip().partition(" ")
-    child = os.fork()
-    if not child:
+    order, folder, number = line.split()
+    pid = os.fork()
+    if not pid:
         status = 0
         try:
-            if order == "limit":
-                resource.setrlimit(resource.RLIMIT_FSIZE, (int(number), int(number)))
-            run()
+            child()
         except SpexMechError as error:
             print(type(error).__name__, str(error).replace(chr(10), " "), flush=True)
             status = 2
+        except SystemExit as stop:
+            status = stop.code or 0
+        sys.stdout.flush()
         os._exit(status)
     if order == "kill":
         time.sleep(float(number))
-        os.kill(child, signal.SIGKILL)
-    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-""".replace("BUDGET", str(BUDGET))
+        os.kill(pid, signal.SIGKILL)
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+""".replace("BUDGET", str(BUDGET)).replace("WEIGHTS", str(WEIGHTS))
 
 
 class Runs:
-    """Runs of one experiment in processes of their own."""
+    """Runs of one experiment, each in a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.calls = folder / "run", folder / "calls"
-        script = folder / "child.py"
-        script.write_text(CHILD)
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), str(self.folder), str(self.calls)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+    def __init__(self, process: subprocess.Popen, folder: Path) -> None:
+        self.process, self.folder = process, folder
 
-    def __call__(self, order: str) -> tuple[int, str]:
+    def __call__(self, order: str, number: object = 0) -> tuple[int, str]:
         """The exit status of a run, and what it said."""
-        self.process.stdin.write(order + "\n")
+        self.process.stdin.write(f"{order} {self.folder} {number}\n")
         self.process.stdin.flush()
         said = ""
         for line in self.process.stdout:
@@ -96,24 +131,35 @@ class Runs:
         raise AssertionError(f"the process that starts the runs ended: {said}")
 
     def masks_run(self) -> int:
-        return sum(map(int, self.calls.read_text().split())) if self.calls.exists() else 0
+        calls = Path(f"{self.folder}.calls")
+        return sum(map(int, calls.read_text().split())) if calls.exists() else 0
 
     def responses(self) -> sm.Responses:
         return sm.Responses.load(self.folder / "responses.safetensors")
 
 
-@pytest.fixture
-def runs(tmp_path):
-    made = Runs(tmp_path)
+@pytest.fixture(scope="module")
+def process(tmp_path_factory):
+    script = tmp_path_factory.mktemp("child") / "child.py"
+    script.write_text(CHILD)
+    made = subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )  # fmt: skip
     yield made
-    made.process.stdin.close()
-    made.process.stdout.close()
-    made.process.wait(10)
+    made.stdin.close()
+    made.stdout.close()
+    made.wait(10)
+
+
+@pytest.fixture
+def runs(process, tmp_path):
+    return Runs(process, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def experiment():
-    subject = planted.parity(("a0.h1", "m0.n1"), layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2))
+    subject = planted.additive(WEIGHTS, layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
     components = sm.heads(subject) + sm.neurons(subject)
     task = planted.task(subject, n_prompts=4, seed=0)
     engine = Engine(subject, task, components, fit_replacement(subject, task, components))
@@ -126,41 +172,74 @@ def uninterrupted(experiment):
     return measure(engine, design.chunks(CHUNK))
 
 
-def kill_until_done(runs, uninterrupted, delays):
-    killed = [runs(f"kill {delay:.3f}")[0] for delay in delays]
+@pytest.fixture(scope="module")
+def distinct(experiment):
+    """How many masks the design has, each counted once."""
+    return len(experiment[1].keep().unique(dim=0))
+
+
+def kill_until_done(runs, uninterrupted, distinct, delays):
+    killed = [runs("kill", f"{delay:.3f}")[0] for delay in delays]
     assert -signal.SIGKILL in killed
     assert runs("run") == (0, "")
     assert torch.equal(runs.responses().values, uninterrupted)
-    # at most the chunk that was under way is measured twice for each kill
-    assert runs.masks_run() <= BUDGET + CHUNK * len(delays)
-    assert not (runs.folder / NAME).exists()
+    # for each kill, the chunk that was under way is measured again, and no other
+    assert distinct <= runs.masks_run() <= distinct + CHUNK * killed.count(-signal.SIGKILL)
+    assert not (runs.folder / LOCK).exists()
     assert sm.load_run(runs.folder).heldout_r2 is not None
 
 
-def test_killed_at_any_moment_it_goes_on_and_gives_the_same_bits(runs, uninterrupted):
+def test_killed_at_any_moment_it_goes_on_and_gives_the_same_bits(runs, uninterrupted, distinct):
     delays = 0.02 + 0.14 * torch.rand(10, generator=torch.Generator().manual_seed(0))
-    kill_until_done(runs, uninterrupted, delays.tolist())
+    kill_until_done(runs, uninterrupted, distinct, delays.tolist())
+
+
+@pytest.mark.parametrize("point", ["half", "fsync", "replace", "after"])
+def test_killed_while_the_last_file_is_written_nothing_is_measured_again(runs, uninterrupted, distinct, point):
+    assert runs("die", point)[0] == -signal.SIGKILL
+    assert (runs.folder / "responses.safetensors").exists() == (point == "after")
+    assert runs("run") == (0, "")
+    assert torch.equal(runs.responses().values, uninterrupted)
+    assert runs.masks_run() == distinct
+    log = {f"{NAME}-wal"} if point == "after" else set()  # nobody opened the journal again
+    assert {path.name for path in runs.folder.iterdir()} - log == {
+        "run.json", "responses.safetensors", NAME, "spectrum.json", "circuit.json", "interactions.csv"
+    }  # fmt: skip
+
+
+def test_the_command_line_says_how_many_chunks_came_from_the_journal(runs):
+    assert runs("cli", 3)[0] == -signal.SIGKILL
+    before = runs.masks_run()
+    status, said = runs("cli")
+    assert status == 0
+    assert "2 chunks of 4 (512 masks) came from the journal" in " ".join(said.split())
+    assert before < runs.masks_run() <= before + 488
+    before = runs.masks_run()
+    status, said = runs("cli")
+    assert status == 0
+    assert "all 1,000 masks were on disk from before" in " ".join(said.split())
+    assert runs.masks_run() == before
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_killed_again_and_again(runs, uninterrupted, seed):
+def test_killed_again_and_again(runs, uninterrupted, distinct, seed):
     delays = 0.3 * torch.rand(12, generator=torch.Generator().manual_seed(seed))
-    kill_until_done(runs, uninterrupted, delays.tolist())
+    kill_until_done(runs, uninterrupted, distinct, delays.tolist())
 
 
-def test_a_full_disk_is_one_clear_error_and_loses_nothing(runs, uninterrupted):
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(runs, uninterrupted, distinct):
     for limit in (8_000, 60_000):  # bytes a file may have: not even a journal; the first chunks of it
-        status, said = runs(f"limit {limit}")
+        status, said = runs("limit", limit)
         assert status == 2
         assert said.startswith("ResponseError")
         assert NAME in said
     assert "Make room" in said
-    assert CHUNK < runs.masks_run() < BUDGET
-    before = runs.masks_run()
+    assert CHUNK < runs.masks_run() < distinct
     assert runs("run") == (0, "")
     assert torch.equal(runs.responses().values, uninterrupted)
-    assert runs.masks_run() - before < BUDGET - CHUNK  # what was finished is not measured again
+    # each of the two found that its last chunk does not go on disk; what was finished is not measured again
+    assert runs.masks_run() <= distinct + 2 * CHUNK
 
 
 def test_a_disk_that_fills_up_while_writing(experiment, tmp_path):
@@ -168,7 +247,7 @@ def test_a_disk_that_fills_up_while_writing(experiment, tmp_path):
 
     class Full:
         def __init__(self, inner):
-            self.inner, self.left = inner, 3
+            self.inner, self.left = inner, 4  # the size of a batch, and three chunks
 
         def execute(self, statement, *values):
             if statement == "COMMIT":
@@ -218,30 +297,129 @@ def test_another_experiment_is_refused_by_name_of_what_differs(tmp_path):
         pass
 
 
-def test_weights_edited_between_two_runs_are_noticed(tmp_path, monkeypatch):
-    from tiny_models import tiny, tokens_task
-
-    model, task = tiny("gpt2"), tokens_task()
+def stop_at(monkeypatch, number):
+    """Engines stop, as if by the user, at that pass; returns what brings them back."""
     plain, calls = Engine.values, []
 
     def stop(self, keep):
         calls.append(len(keep))
-        if len(calls) > 1:
+        if len(calls) == number:
             raise KeyboardInterrupt
         return plain(self, keep)
 
     monkeypatch.setattr(Engine, "values", stop)
+    return lambda: monkeypatch.setattr(Engine, "values", plain)
+
+
+def test_weights_edited_between_two_runs_are_noticed_and_put_back_give_the_same_bits(tmp_path, monkeypatch):
+    from tiny_models import tiny, tokens_task
+
+    model, task = tiny("gpt2"), tokens_task()
+    options = {"budget": 600, "decoder": "linear"}
+    whole = sm.discover(model, task, **options)
+    go_on = stop_at(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
-        sm.discover(model, task, budget=600, out=tmp_path, decoder="linear")
-    monkeypatch.setattr(Engine, "values", plain)
+        sm.discover(model, task, out=tmp_path, **options)
+    go_on()
     weight = model.transformer.h[0].mlp.c_fc.weight.data
     before = weight[0, 0].clone()
     weight[0, 0] = before + 1
     with pytest.raises(ResponseError, match=r"subject\.weights_sha256"):
-        sm.discover(model, task, budget=600, out=tmp_path, decoder="linear")
+        sm.discover(model, task, out=tmp_path, **options)
     weight[0, 0] = before
-    found = sm.discover(model, task, budget=600, out=tmp_path, decoder="linear")
-    assert found.record["resumed_masks"] == 256
+    # as on a machine that has room for other batches: the run keeps to those it began with, for their bits
+    monkeypatch.setattr("spex_mech.ablation.respond.rows_that_fit", lambda *_: 3)
+    found = sm.discover(model, task, out=tmp_path, **options)
+    assert (found.record["resumed_masks"], found.record["resumed_chunks"]) == (256, 1)
+    assert torch.equal(found.responses.values, whole.responses.values)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("what", ["components", "metric"])
+def test_what_has_the_same_name_or_number_but_is_not_the_same_is_refused(tmp_path, monkeypatch, finished, what):
+    subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2))
+    task = planted.task(subject, n_prompts=4, seed=0)
+
+    def experiment(changed):
+        factor = 2.0 if changed and what == "metric" else 1.0
+        components = "a0.h2, a1.h3" if changed and what == "components" else "a0.h1, a1.h0"
+        judged = task.with_metric(lambda logits, _: logits[:, 1] * factor)
+        return sm.discover(subject, judged, components=components, budget=600, out=tmp_path, decoder="linear")
+
+    if finished:
+        experiment(changed=False)
+    else:
+        go_on = stop_at(monkeypatch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            experiment(changed=False)
+        go_on()
+    named = {"components": r"\['a0.h1', 'a1.h0'\] there, \['a0.h2', 'a1.h3'\] here", "metric": "metric_sha256"}
+    with pytest.raises(ResponseError, match=named[what]):
+        experiment(changed=True)
+    assert experiment(changed=False).record["resumed_masks"] == (600 if finished else 0)
+
+
+def test_the_journal_gives_back_responses_that_were_lost(tmp_path, monkeypatch):
+    subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2))
+    task, options = planted.task(subject, n_prompts=4, seed=0), {"budget": 600, "out": tmp_path, "decoder": "linear"}
+    first = sm.discover(subject, task, **options)
+    file = tmp_path / "responses.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    stop_at(monkeypatch, 1)
+    with pytest.raises(FormatError, match="Remove it and run again"):
+        sm.discover(subject, task, **options)
+    file.unlink()
+    assert torch.equal(sm.discover(subject, task, **options).responses.values, first.responses.values)
+
+
+def test_a_folder_that_is_in_use_is_refused_before_anything_is_spent(runs):
+    script = (
+        "import sys, time; from spex_mech.locks import hold\n"
+        "with hold(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, runs.folder], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    status, said = runs("run")
+    assert (status, runs.masks_run()) == (2, 0)
+    assert f"process {holder.pid} on" in said
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    assert (runs.folder / LOCK).exists()  # it died with it, but the lock went
+    with hold(runs.folder), pytest.raises(ResponseError, match=f"process {os.getpid()} on"), hold(runs.folder):
+        pass
+    assert not (runs.folder / LOCK).exists()
+
+
+def test_of_many_processes_that_begin_at_once_one_measures(tmp_path):
+    """The lock file is removed and made again all the time; nobody may hold it beside another."""
+    script = (
+        "import os, sys; from spex_mech.errors import ResponseError; from spex_mech.locks import hold\n"
+        "alone, won = sys.argv[1] + '/alone', 0\n"
+        "for _ in range(700):\n"
+        "    try:\n"
+        "        with hold(sys.argv[1]):\n"
+        "            os.close(os.open(alone, os.O_CREAT | os.O_EXCL)); os.unlink(alone); won += 1\n"
+        "    except ResponseError:\n"
+        "        pass\n"
+        "print(won)"
+    )
+    several = [
+        subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    said = [process.communicate()[0] for process in several]
+    assert [process.returncode for process in several] == [0, 0, 0]
+    assert all(int(count) > 0 for count in said)
+
+
+def test_other_responses_are_never_taken_for_those_in_the_folder(tmp_path):
+    components = sm.ComponentSet.of(["a0.h0", "a0.h1", "m0"])
+    keep = sm.MaskDesign.complete(3).keep()
+    one, two = (sm.Responses(components, keep, torch.full((8, 1), value), "logit") for value in (1.0, 2.0))
+    decode(one, "linear", out=tmp_path)
+    decode(one, "linear", out=tmp_path)
+    with pytest.raises(ResponseError, match=r"sha256\.values"):
+        decode(two, "linear", out=tmp_path)
 
 
 def test_repeated_masks_are_measured_once(experiment, monkeypatch):
@@ -267,7 +445,7 @@ def test_a_damaged_chunk_is_measured_again(experiment, uninterrupted, tmp_path):
     with open_journal(tmp_path, {"a": 1}) as journal:
         measure(engine, design.chunks(CHUNK), journal)
     with sqlite3.connect(tmp_path / NAME) as connection:
-        connection.execute('UPDATE chunks SET "values" = zeroblob(length("values")) WHERE first = 512')
+        connection.execute("UPDATE chunks SET numbers = zeroblob(length(numbers)) WHERE first = 512")
     connection.close()
     with open_journal(tmp_path, {"a": 1}) as journal:
         with pytest.warns(UserWarning, match="chunk at mask 512 is measured again: its checksum"):
@@ -277,19 +455,54 @@ def test_a_damaged_chunk_is_measured_again(experiment, uninterrupted, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*(measured again|begun anew)")
-@pytest.mark.parametrize("seed", range(12))
-def test_flipped_bits_never_give_other_values(experiment, uninterrupted, tmp_path, seed):
+@pytest.mark.parametrize("seed", range(40))
+def test_flipped_bits_never_give_other_values(experiment, uninterrupted, written, tmp_path, seed):
+    """Nor any error but ours; every second seed flips bits where the pages say what is in them."""
     engine, design = experiment
-    with open_journal(tmp_path, {"a": 1}) as journal:
-        measure(engine, design.chunks(CHUNK), journal)
-    path = tmp_path / NAME
-    data = bytearray(path.read_bytes())
-    generator = torch.Generator().manual_seed(seed)
-    for place in torch.randint(0, len(data), (1 + seed * 3,), generator=generator).tolist():
+    data, generator = bytearray(written), torch.Generator().manual_seed(seed)
+    count = (1, 4, 40)[seed % 3]
+    places = torch.randint(0, len(data), (count,), generator=generator)
+    if seed % 2:
+        places = places // 4096 * 4096 + places % 100
+    for place in places.tolist():
         data[place] ^= 1 << (place % 8)
-    path.write_bytes(data[: len(data) // 2] if seed == 11 else data)
+    (tmp_path / NAME).write_bytes(data[: len(data) // 2] if seed == 39 else data)
     with contextlib.suppress(ResponseError), open_journal(tmp_path, {"a": 1}) as journal:
         assert torch.equal(measure(engine, design.chunks(CHUNK), journal), uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def written(experiment, tmp_path_factory):
+    """The bytes of a whole journal."""
+    engine, design = experiment
+    folder = tmp_path_factory.mktemp("written")
+    with open_journal(folder, {"a": 1}) as journal:
+        measure(engine, design.chunks(CHUNK), journal)
+    return (folder / NAME).read_bytes()
+
+
+def test_of_a_damaged_file_the_whole_chunks_are_kept(experiment, uninterrupted, written, tmp_path):
+    engine, design = experiment
+    data = bytearray(written)
+    record = written.index(b'{"a": 1}')  # whose journal this is can no longer be read
+    data[record] ^= 1
+    (tmp_path / NAME).write_bytes(data)
+    damaged = pytest.warns(UserWarning, match="record of the experiment does not match.*begun anew")
+    with damaged, open_journal(tmp_path, {"a": 1}) as journal:
+        values = measure(engine, design.chunks(CHUNK), journal)
+    assert journal.resumed == BUDGET
+    assert torch.equal(values, uninterrupted)
+
+
+@pytest.mark.filterwarnings("ignore:.*measured again")
+def test_whole_chunks_of_another_experiment_are_not_kept(experiment, written, tmp_path):
+    engine, design = experiment
+    data = bytearray(written)
+    data[written.index(b'{"a": 1}')] ^= 1
+    (tmp_path / NAME).write_bytes(data)
+    with pytest.warns(UserWarning, match="begun anew"), open_journal(tmp_path, {"a": 2}) as journal:
+        measure(engine, design.chunks(CHUNK), journal)
+    assert journal.resumed == 0
 
 
 def test_a_file_that_is_no_journal_is_put_aside(tmp_path):

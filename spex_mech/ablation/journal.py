@@ -2,15 +2,15 @@
 
 One SQLite file in the run folder, in write-ahead mode: a chunk is one transaction, on disk when `write` returns, with a
 checksum over its masks and values. One process at a time holds it, by a lock that the system releases when the
-process ends, however it ends.
+process ends, however it ends. When all is measured the file stays: it is the second copy of what was paid for.
 """
 
 import hashlib
 import json
 import sqlite3
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,64 +24,90 @@ from spex_mech.records import plain, refuse_other
 
 NAME = "journal.sqlite"
 SCHEMA = "spex_mech.journal/1"
+_DAMAGE = (sqlite3.Error, ValueError)  # ValueError: text that is no UTF-8, numbers that are none
+_COLUMNS = "first, prompts, keep, numbers, sha256"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS chunks (
     first INTEGER PRIMARY KEY, prompts INTEGER NOT NULL,
-    keep BLOB NOT NULL, "values" BLOB NOT NULL, sha256 TEXT NOT NULL
+    keep BLOB NOT NULL, numbers BLOB NOT NULL, sha256 TEXT NOT NULL
 );
 """
 
 
 class Journal:
-    """The chunks of one experiment. `resumed` counts the masks whose values were read back instead of measured."""
+    """The chunks of one experiment; `resumed` and `resumed_chunks` count the masks and chunks that were read back."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, key: str) -> None:
         """Use `open_journal`."""
-        self.path, self.resumed = path, 0
+        self.path, self.resumed, self.resumed_chunks = path, 0, 0
         self._connection, self._key = connection, key
+
+    def settle(self, name: str, decide: Callable[[], Any]) -> Any:
+        """A decision that holds for the whole experiment: as it was taken first, else ``decide()``, plain for JSON."""
+        try:
+            row = self._connection.execute("SELECT value FROM about WHERE key = ?", (name,)).fetchone()
+            sha256, _, text = ("" if row is None else str(row[0])).partition(" ")
+            if sha256 == self._sum(name, text):
+                return json.loads(text)
+        except _DAMAGE:
+            pass  # decided again, as if it had not been there
+        text = json.dumps(decide())
+        with self._saving(f"its {name}"):
+            row = (name, f"{self._sum(name, text)} {text}")
+            self._connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", row)
+        return json.loads(text)
 
     def read(self, first: int, keep: UInt8[Tensor, "mask byte"]) -> Float[Tensor, "mask prompt"] | None:
         """The values of the chunk that begins at mask `first`, or None where it is not there, or damaged."""
         try:
-            row = self._connection.execute(
-                'SELECT prompts, keep, "values", sha256 FROM chunks WHERE first = ?', (first,)
-            ).fetchone()
-        except sqlite3.DatabaseError as error:
+            row = self._connection.execute(f"SELECT {_COLUMNS} FROM chunks WHERE first = ?", (first,)).fetchone()
+        except _DAMAGE as error:
             self._damaged(first, str(error))
             return None
         if row is None:
             return None
-        prompts, packed, values, sha256 = row
-        whole = isinstance(packed, bytes) and isinstance(values, bytes) and isinstance(prompts, int)
-        if not whole or self._sum(packed, values) != sha256 or packed != keep.numpy().tobytes():
+        _, prompts, packed, values, sha256 = row
+        whole = isinstance(packed, bytes) and isinstance(values, bytes)
+        if not whole or self._sum(first, prompts, packed, values) != sha256 or packed != keep.numpy().tobytes():
             self._damaged(first, "its checksum does not match")
             return None
         self.resumed += len(keep)
-        return torch.from_numpy(np.frombuffer(values, np.float32).reshape(-1, prompts).copy())
+        self.resumed_chunks += 1
+        return torch.from_numpy(np.frombuffer(values, np.float32).reshape(len(keep), prompts).copy())
 
     def write(self, first: int, keep: UInt8[Tensor, "mask byte"], values: Float[Tensor, "mask prompt"]) -> None:
         """Put a chunk on disk; raises `ResponseError` where that cannot be done, and keeps what is there."""
-        packed, numbers = keep.numpy().tobytes(), values.float().contiguous().numpy().tobytes()
-        row = (first, values.shape[1], packed, numbers, self._sum(packed, numbers))
+        prompts, packed, numbers = (
+            values.shape[1],
+            keep.numpy().tobytes(),
+            values.float().contiguous().numpy().tobytes(),
+        )
+        row = (first, prompts, packed, numbers, self._sum(first, prompts, packed, numbers))
+        with self._saving(f"the values of masks {first:,} to {first + len(keep) - 1:,}"):
+            self._connection.execute(f"INSERT OR REPLACE INTO chunks ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", row)
+
+    @contextmanager
+    def _saving(self, what: str) -> Iterator[None]:
+        """One transaction: on disk when the block is left, or not there at all."""
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?)", row)
+            yield
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
             raise ResponseError(
-                f"{self.path} cannot take the values of masks {first:,} to {first + len(keep) - 1:,}: {error}. All "
-                "chunks before are safe. Make room, then run the same command again; it goes on from there."
+                f"{self.path} cannot take {what}: {error}. All chunks before are safe. Make room, then run the same "
+                "command again; it goes on from there."
             ) from error
 
-    def discard(self) -> None:
-        """Close and delete the file: the responses it led to are on disk."""
-        self._connection.close()
-        for end in ("", "-wal", "-shm"):
-            self.path.with_name(self.path.name + end).unlink(missing_ok=True)
-
-    def _sum(self, packed: bytes, values: bytes) -> str:
-        return hashlib.sha256(self._key.encode() + packed + values).hexdigest()
+    def _sum(self, *parts: object) -> str:
+        digest = hashlib.sha256(self._key.encode())
+        for part in parts:
+            data = part if isinstance(part, bytes) else str(part).encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+        return digest.hexdigest()
 
     def _damaged(self, first: int, why: str) -> None:
         warnings.warn(f"{self.path}: the chunk at mask {first:,} is measured again: {why}.", stacklevel=4)
@@ -100,36 +126,35 @@ def open_journal(folder: Path, record: Mapping[str, Any]) -> Iterator[Journal]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResponseError(f"{folder} cannot be a run folder: {error}. Choose another.") from error
-    connection = _connect(path)
+    connection, there = _connect(path)
     try:
-        _introduce(connection, path, record)
-        key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-        yield Journal(path, connection, key)
+        text = json.dumps(record, sort_keys=True)
+        if there is None:
+            _introduce(connection, path, text)
+        else:
+            refuse_other(path, there, record)
+        yield Journal(path, connection, _sha256(text))
     finally:
         connection.close()
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """An open connection that holds the file; a file that is no database is put aside."""
-    for again in (True, False):
-        connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+def _connect(path: Path) -> tuple[sqlite3.Connection, Mapping[str, Any] | None]:
+    """An open connection that holds the file, and whose file it is; one that is damaged is begun anew."""
+    aside: Path | None = None
+    while True:
+        connection = None
         try:
+            connection = sqlite3.connect(path, timeout=0, isolation_level=None)
             _hold(connection)
-            return connection
-        except sqlite3.Error as error:
-            connection.close()
-            code = getattr(error, "sqlite_errorcode", None)
-            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise ResponseError(
-                    f"{path} is in use: another process measures into the same run folder. Wait until it ends, or "
-                    "choose another folder."
-                ) from error
-            if code not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or not again:
-                raise ResponseError(
-                    f"{path} cannot be opened: {error}. Choose a folder that can be written."
-                ) from error
-            _put_aside(path, error)
-    raise AssertionError("unreachable")
+            there = _whose(connection, path)
+            if aside is not None:
+                _salvage(aside, connection)
+            return connection, there
+        except _DAMAGE as error:
+            if connection is not None:
+                connection.close()
+            _refuse_unless_damaged(error, path, again=aside is not None)
+            aside = _put_aside(path, error)
 
 
 def _hold(connection: sqlite3.Connection) -> None:
@@ -141,33 +166,66 @@ def _hold(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
     connection.execute("INSERT OR IGNORE INTO about VALUES ('schema', ?)", (SCHEMA,))
     connection.execute("COMMIT")
-    if connection.execute("PRAGMA quick_check").fetchone()[0] != "ok":
-        error = sqlite3.DatabaseError("its pages are damaged")
-        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise error
+    columns = ", ".join(row[1] for row in connection.execute("PRAGMA table_info(chunks)"))
+    if columns != _COLUMNS or connection.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+        raise ValueError("its pages are damaged")
 
 
-def _put_aside(path: Path, error: Exception) -> None:
-    aside = path.with_name(path.name + ".damaged")
-    warnings.warn(f"{path} is damaged ({error}); it is kept as {aside.name} and begun anew.", stacklevel=5)
-    path.replace(aside)
-    for end in ("-wal", "-shm"):
-        path.with_name(path.name + end).unlink(missing_ok=True)
-
-
-def _introduce(connection: sqlite3.Connection, path: Path, record: Mapping[str, Any]) -> None:
-    """Write down whose journal this is, or refuse it."""
+def _whose(connection: sqlite3.Connection, path: Path) -> Mapping[str, Any] | None:
+    """The record of the experiment a journal belongs to, None where it is new; raises `ValueError` on damage."""
     about = dict(connection.execute("SELECT key, value FROM about").fetchall())
     if about.get("schema") != SCHEMA:
         raise ResponseError(f"{path} has schema {about.get('schema')!r}; this version reads {SCHEMA!r}. Remove it.")
-    if "record" in about:
-        try:
-            there = json.loads(about["record"])
-        except ValueError:
-            there = {}
-        refuse_other(path, there if isinstance(there, dict) else {}, record)
-        return
+    if "record" not in about:
+        return None
+    sha256, _, text = str(about["record"]).partition(" ")
+    if sha256 != _sha256(text):
+        raise ValueError("its record of the experiment does not match its checksum")
+    return json.loads(text)
+
+
+def _introduce(connection: sqlite3.Connection, path: Path, text: str) -> None:
+    """Write down whose journal this is."""
     try:
-        connection.execute("INSERT INTO about VALUES ('record', ?)", (json.dumps(record, sort_keys=True),))
+        connection.execute("INSERT INTO about VALUES ('record', ?)", (f"{_sha256(text)} {text}",))
     except sqlite3.Error as error:
         raise ResponseError(f"{path} cannot be written: {error}. Make room or choose another folder.") from error
+
+
+def _refuse_unless_damaged(error: Exception, path: Path, again: bool) -> None:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # without the finer distinctions
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        raise ResponseError(
+            f"{path} is in use: another process measures into the same run folder. Wait until it ends, or choose "
+            "another folder."
+        ) from error
+    if again or code not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        raise ResponseError(
+            f"{path} cannot be opened: {error}. Make room, or choose a folder that can be written."
+        ) from error
+
+
+def _put_aside(path: Path, error: Exception) -> Path:
+    aside = path.with_name(path.name + ".damaged")
+    warnings.warn(f"{path} is damaged ({error}); it is kept as {aside.name} and begun anew.", stacklevel=5)
+    try:
+        path.replace(aside)
+        path.with_name(path.name + "-shm").unlink(missing_ok=True)
+        log = path.with_name(path.name + "-wal")
+        log.replace(aside.with_name(aside.name + "-wal")) if log.exists() else None
+    except OSError as problem:
+        raise ResponseError(f"{path} is damaged and cannot be put aside: {problem}. Choose another folder.") from error
+    return aside
+
+
+def _salvage(aside: Path, connection: sqlite3.Connection) -> None:
+    """Copy what can be read of a damaged journal, from both ends; checksums tell later what of it is whole."""
+    with suppress(*_DAMAGE), closing(sqlite3.connect(aside)) as old:
+        for direction in ("ASC", "DESC"):
+            with suppress(*_DAMAGE):
+                for row in old.execute(f"SELECT {_COLUMNS} FROM chunks ORDER BY first {direction}"):
+                    connection.execute(f"INSERT OR IGNORE INTO chunks ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", row)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

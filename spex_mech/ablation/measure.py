@@ -1,6 +1,7 @@
 """`measure`: the values of a whole design, chunk by chunk, each distinct mask once, journaled chunks read back."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,29 +28,33 @@ def measure(
 
     Raises `ResponseError`: values that are not finite, or a journal that cannot be written.
     """
-    known: dict[bytes, Tensor] = {}
+    if journal is not None:  # bits depend on the shape of a batch, so a run that goes on keeps the sizes it began with
+        rows = journal.settle("batch_rows", lambda: dict(engine.rows))
+        engine = replace(engine, batch_rows={int(length): int(count) for length, count in rows.items()})
+    places: dict[bytes, tuple[int, int]] = {}  # of every mask so far, the chunk and row that have its values
     done: list[Tensor] = []
     for first, keep in chunks:
         packed = pack_bits(keep.cpu())
-        words = [row.tobytes() for row in packed.numpy()]
+        sources = [places.setdefault(word.tobytes(), (len(done), row)) for row, word in enumerate(packed.numpy())]
         values = None if journal is None else journal.read(first, packed)
         if values is None:
-            values = _new_ones(engine, keep, words, known)
+            values = _fill(engine, keep, sources, done)
             refuse_non_finite(engine.components, keep, values, first)
             if journal is not None:
                 journal.write(first, packed, values)
-        known.update(zip(words, values, strict=True))
         done.append(values)
         if on_progress is not None:
             on_progress(len(keep))
     return torch.cat(done) if done else torch.zeros(0, len(engine.task))
 
 
-def _new_ones(engine: Engine, keep: Tensor, words: list[bytes], known: dict[bytes, Tensor]) -> Tensor:
-    """The values of a chunk; forward passes for the masks that no chunk before had, the first time they occur."""
-    places = {word: row for row, word in reversed(list(enumerate(words))) if word not in known}
-    rows = sorted(places.values())
-    if rows:
-        fresh = engine.values(keep[rows])
-        known = {**known, **{words[row]: fresh[i] for i, row in enumerate(rows)}}
-    return torch.stack([known[word] for word in words])
+def _fill(engine: Engine, keep: Tensor, sources: list[tuple[int, int]], done: list[Tensor]) -> Tensor:
+    """The values of a chunk; forward passes for the masks that occur in it first, the others are copied."""
+    values = torch.empty(len(keep), len(engine.task))
+    new = [row for row, source in enumerate(sources) if source == (len(done), row)]
+    if new:
+        values[new] = engine.values(keep[new])
+    for row in set(range(len(keep))).difference(new):
+        chunk, place = sources[row]
+        values[row] = (values if chunk == len(done) else done[chunk])[place]
+    return values

@@ -1,6 +1,6 @@
 """`Engine`, `respond`: the pass from keep bits to values. Takes Booleans, never a design."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
@@ -56,21 +56,31 @@ def respond(
 
 @dataclass(frozen=True)
 class Engine:
-    """What stays the same over all masks of a run; see `respond` for what it does with each."""
+    """What stays the same over all masks of a run; see `respond` for what it does with each.
+
+    `batch_rows` may differ by prompt length.
+    """
 
     subject: Subject
     task: Task
     components: ComponentSet
     replacement: Replacement
-    batch_rows: int | None = None
+    batch_rows: int | Mapping[int, int] | None = None
 
     def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask prompt"]:
         """The metric of every prompt under some masks, finite or not."""
         keep, values = keep.cpu(), torch.empty(len(keep), len(self.task))
         for length, prompts in self.task.prompts.by_length().items():
-            rows = self.batch_rows or self._rows_that_fit[length]
-            values[:, prompts] = self._measure(keep, prompts, length, rows)
+            values[:, prompts] = self._measure(keep, prompts, length, self.rows[length])
         return values
+
+    @cached_property
+    def rows(self) -> Mapping[int, int]:
+        """Rows a batch for each prompt length: as given, else as many as fit."""
+        if isinstance(self.batch_rows, Mapping):
+            return self.batch_rows
+        fixed = self.batch_rows
+        return dict.fromkeys(self.task.prompts.by_length(), fixed) if fixed else self._rows_that_fit
 
     @cached_property
     def _metric(self) -> Metric:
