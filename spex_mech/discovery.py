@@ -26,12 +26,15 @@ from spex_mech.task import Task
 from spex_mech.walsh.decoding import Decoder, Samples
 from spex_mech.walsh.design import MAX_COMPLETE, MaskDesign
 from spex_mech.walsh.exact import Exact
+from spex_mech.walsh.joint import Joint
 from spex_mech.walsh.linear import Linear
 from spex_mech.walsh.proxy import ProxySpex
 from spex_mech.walsh.spex import Spex
 
 Keep = float | Sequence[float] | str
-DECODERS: dict[str, type[Decoder]] = {"exact": Exact, "linear": Linear, "proxyspex": ProxySpex, "spex": Spex}
+DECODERS: dict[str, type[Decoder]] = {
+    "exact": Exact, "joint": Joint, "linear": Linear, "proxyspex": ProxySpex, "spex": Spex
+}  # fmt: skip
 CHUNK = 256  # masks handed to the engine at a time; it batches within
 
 
@@ -63,7 +66,7 @@ def discover(
         keep: the keep-probability of the masks, several of them (strata in equal shares), or "coded" (SPEX's masks).
         replacement: what an ablated component is replaced by: "mean", "zero" or "resample".
         decoder: "auto" (exact where all masks fit the budget, spex for coded masks, else proxyspex), "proxyspex",
-            "spex", "linear" or "exact".
+            "joint" (slower and more accurate: several proxies, stacked), "spex", "linear" or "exact".
         seed: of the masks, the held-out split, and resampling.
         out: run folder. Every finished chunk of masks is on disk before the next begins; the same call on the same
             folder goes on where a killed run was, to the same bits, and costs nothing once complete. A folder of

@@ -155,13 +155,20 @@ def print_subject(subject: "Subject", console: Console) -> None:
 
 
 def print_bench(result: Mapping[str, Any], path: Path | None, console: Console) -> None:
-    """The summary of a bench; all rows go to a file, where one is named."""
+    """The summary of a bench; all rows go to a file, where one is named, before anything is shown."""
+    if path is not None:
+        write_whole(path, json.dumps(result, indent=1, default=str) + "\n")
     table = Table(title=", ".join(f"{k} {v}" for k, v in result["machine"].items()), title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
     for name, value in result["summary"].items():
-        table.add_row(name, "not measured" if value is None else f"{value:,.3g}")
+        table.add_row(name, _figure(value))
     console.print(table)
     if path is not None:
-        write_whole(path, json.dumps(result, indent=1, default=str) + "\n")
         console.print(f"every cell: {escape(str(path))}")
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{escape(str(k))} {escape(str(v))}" for k, v in value.items())
+    return "not measured" if value is None else f"{value:,.3g}"

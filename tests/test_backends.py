@@ -204,6 +204,17 @@ def test_encoder_decoders_are_refused():
         bind(model)
 
 
+@pytest.mark.parametrize("backend", ["torch", "bridge", "nnsight"])
+def test_weights_edited_after_binding_change_the_record(backend):
+    subject = bound(backend, "gpt2")
+    before = subject.provenance["weights_sha256"]
+    assert subject.provenance["weights_sha256"] == before
+    site = next(site for site in subject.sites if site.kind == "heads")
+    with torch.no_grad():
+        subject.input_weights(site)[0, 0] += 1
+    assert subject.provenance["weights_sha256"] != before
+
+
 def test_weights_hash_tells_models_apart():
     one, same, other = (bind(tiny("gpt2", seed)).provenance["weights_sha256"] for seed in (0, 0, 1))
     assert one == same != other

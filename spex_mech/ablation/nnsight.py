@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spex_mech.ablation.passage import cut_short
 from spex_mech.ablation.sites import find_architecture, input_features, possible_shortcuts
 from spex_mech.ablation.subject import Edit, Shortcuts, Site
-from spex_mech.ablation.weights import describe_weights
+from spex_mech.ablation.weights import describe_weights, hash_weights
 from spex_mech.components import ModelShape
 
 
@@ -51,7 +51,10 @@ class NNsightSubject:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        return self._provenance
+        return {
+            **self._provenance,
+            "weights_sha256": hash_weights(self._inner),
+        }  # as they are now: they may have been edited
 
     def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
         """The weights that read a head or neuron site, as a writable view."""

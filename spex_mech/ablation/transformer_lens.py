@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from spex_mech.ablation.passage import Passage, cut_short
 from spex_mech.ablation.sites import input_features
 from spex_mech.ablation.subject import Edit, Shortcuts, Site, SiteKind
-from spex_mech.ablation.weights import describe_weights
+from spex_mech.ablation.weights import describe_weights, hash_weights
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
 
@@ -66,7 +66,10 @@ class BridgeSubject:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        return self._provenance
+        return {
+            **self._provenance,
+            "weights_sha256": hash_weights(self.model),
+        }  # as they are now: they may have been edited
 
     def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
         """The weights that read a head or neuron site, as a writable view."""

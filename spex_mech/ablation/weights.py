@@ -9,7 +9,7 @@ from torch import nn
 
 
 def describe_weights(model: nn.Module) -> dict[str, Any]:
-    """Class, number of parameters, dtype, attention implementation, library versions, and sha256 of the weights."""
+    """Class, number of parameters, dtype, attention implementation, and library versions."""
     config = getattr(model, "config", None)
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
     return {
@@ -17,7 +17,6 @@ def describe_weights(model: nn.Module) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": "/".join(dtypes),
         "attention": str(getattr(config, "_attn_implementation", None)),
-        "weights_sha256": hash_weights(model),
         "versions": {name: _version(name) for name in ("torch", "transformers", "transformer-lens", "nnsight")},
     }
 

@@ -109,10 +109,10 @@ def _theirs(answer: Row, functions: list[Planted], kind: Kind) -> Row:
 
 
 def _accuracy(function: Planted, decoded: Decoded) -> Row:
-    keep = MaskDesign.bernoulli(function.spectrum.n, _FRESH, seed=7).keep()
+    fresh = MaskDesign.bernoulli(function.spectrum.n, _FRESH, seed=7)
     return {
         "f1": support_f1(function.sets, set(decoded.spectrum.sets)),
-        "r2": r_squared(function(keep), decoded.spectrum.evaluate(keep)),
+        "r2": r_squared(function.on(fresh), Planted(decoded.spectrum).on(fresh)),
         "sets": decoded.stats["sets"],
         "outcome": decoded.outcome.name,
     }

@@ -23,7 +23,7 @@ from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
 
 Kind = Literal["random", "hierarchical", "tanh"]
-_LOOKED_AT = 1 << 14  # masks that the scale of a tanh function is taken from
+_LOOKED_AT = 1 << 13  # masks that the scale of a tanh function is taken from
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,10 @@ class Planted:
         """The values plus Gaussian noise of this standard deviation, drawn on the CPU."""
         drawn = torch.randn(len(keep), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         return self(keep) + noise * drawn.to(keep.device)
+
+    def on(self, design: MaskDesign, chunk: int = 256) -> Float[Tensor, " mask"]:
+        """The values on all masks of a design, which are drawn a chunk at a time."""
+        return torch.cat([self(keep) for _, keep in design.chunks(chunk)])
 
     @property
     def sets(self) -> set[tuple[int, ...]]:
@@ -118,6 +122,6 @@ def _scaled(n: int, terms: dict[tuple[int, ...], float]) -> Spectrum:
 
 
 def _tanh(inner: Spectrum, seed: int) -> Planted:
-    values = torch.tanh(1.5 * inner.evaluate(MaskDesign.bernoulli(inner.n, _LOOKED_AT, seed=seed).keep()))
+    values = torch.tanh(1.5 * Planted(inner).on(MaskDesign.bernoulli(inner.n, _LOOKED_AT, seed=seed)))
     centre, size = values.mean(), values.std()
     return Planted(inner, lambda z: (torch.tanh(1.5 * z) - centre) / size)

@@ -7,6 +7,7 @@ as one batched matrix product: a set falls into bin j only if its halves' hashes
 one other. That is maximum likelihood for sets up to the sum of the lists' orders, where the product is affordable.
 """
 
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import torch
@@ -63,59 +64,84 @@ def _plain(parity: Tensor, degree: int) -> tuple[Tensor, Tensor]:
     return torch.where(members == parity.shape[1], -1, members), parity.sum(1) <= degree
 
 
+@dataclass(frozen=True, eq=False)
+class Sorted:
+    """Sets sorted by the bin they fall into: what `match` joins.
+
+    Attributes:
+        tables: row numbers ``[bin, place]``, one table a group.
+        signs: the sets' signs ``[bin, place, delay]`` in float32, 0 where a bin holds fewer than the fullest.
+    """
+
+    members: Int[Tensor, "set slot"]
+    tables: tuple[Int[Tensor, "bin place"], ...]
+    signs: tuple[Float[Tensor, "bin place delay"], ...]
+
+    @classmethod
+    def of(cls, bins: Bins, members: Int[Tensor, "set slot"]) -> "Sorted":
+        """These sets, spelled once."""
+        spelled, where = bins.spell(members, torch.float32)
+        tables, signs = [], []
+        for group in range(bins.code.groups):
+            table, filled = buckets(where[:, group] - group * bins.code.bins, bins.code.bins)
+            tables.append(table)
+            signs.append(spelled[:, group][table] * filled[..., None])
+        return cls(members, tuple(tables), tuple(signs))
+
+
+@dataclass(frozen=True, eq=False)
+class SmallSets:
+    """All sets of one or two players of some bins, each list sorted when it is first asked for."""
+
+    bins: Bins
+    _made: dict[tuple[int, bool], Sorted] = field(default_factory=dict)
+
+    def up_to(self, order: int, empty: bool = False) -> Sorted:
+        """All sets of 1 to `order` (1 or 2) players, with the empty set before them or not."""
+        if (order, empty) not in self._made:
+            members = up_to_pairs(self.bins.code.n, order, self.bins.values.device)
+            members = torch.cat([torch.full_like(members[:1], -1), members]) if empty else members
+            self._made[order, empty] = Sorted.of(self.bins, members)
+        return self._made[order, empty]
+
+
 def match(
     bins: Bins,
     soft: Float[Tensor, "row delay"],
     where: Int[Tensor, " row"],
-    left: Int[Tensor, "set slot"],
-    right: Int[Tensor, "set slot"],
+    left: Sorted,
+    right: Sorted,
     top: int,
-    *,
-    ascending: bool = False,
 ) -> Int[Tensor, "set slot"]:
-    """For every soft vector the `top` joins of a left and a right set with signs like its own that fall into its bin.
+    """For every soft vector the joins of a left and a right set with signs most like its own that fall into its bin.
 
-    The join is the symmetric difference; `ascending` takes only those whose left members come before the right ones.
+    The join is the symmetric difference. Each left set proposes its best join, and the `top` best of these are taken;
+    a set that several left sets lead to is there several times.
     Cost: at most ``groups × left × right × delays`` multiply-adds in float32, less where `where` leaves bins out.
     """
-    found = []
-    spelled_left, spelled_right = bins.spell(left, torch.float32), bins.spell(right, torch.float32)
+    found, soft = [], soft.float()
     for group in range(bins.code.groups):
         inside = where // bins.code.bins == group
-        a, b = _Buckets(*spelled_left, group, bins.code.bins), _Buckets(*spelled_right, group, bins.code.bins)
-        last = left.amax(1).float() if ascending else torch.full((len(left),), -1.0, device=left.device)
-        first = torch.where(right < 0, bins.code.n, right).amin(1).float() if ascending else last.new_zeros(len(right))
-        pairs = _match_buckets(
-            soft[inside].float(), where[inside] % bins.code.bins, a, b, last[a.table], first[b.table], top
-        )
-        found.append(torch.cat([left[pairs[:, 0]], right[pairs[:, 1]]], 1))
+        pairs = _match_group(soft[inside], where[inside] % bins.code.bins, left, right, group, top)
+        found.append(torch.cat([left.members[pairs[:, 0]], right.members[pairs[:, 1]]], 1))
     members, fits = tidy(torch.cat(found), bins.code.degree)
     return members[fits]
 
 
-def _match_buckets(
-    soft: Tensor, where: Tensor, a: "_Buckets", b: "_Buckets", last: Tensor, first: Tensor, top: int
-) -> Tensor:
-    """(left, right) row numbers of the best joins of every bin, where ``last < first``."""
-    (count, height), width, found = a.table.shape, b.table.shape[1], []
+def _match_group(soft: Tensor, where: Tensor, left: Sorted, right: Sorted, group: int, top: int) -> Tensor:
+    """(left, right) row numbers of the best joins of every bin of one group."""
+    a, b, (count, height) = left.signs[group], right.signs[group], left.tables[group].shape
+    width, found = b.shape[1], []
     size = count * max(height * width, (height + width) * soft.shape[1])
     for chunk in torch.arange(len(soft), device=soft.device).split(max(1, _ELEMENTS // size)):
         partner = torch.arange(count, device=soft.device) ^ where[chunk][:, None]
-        scores = (a.signs * soft[chunk][:, None, None]) @ b.signs[partner].mT
-        scores.abs_().mul_(last[..., None] < first[partner][:, :, None])
-        best = scores.flatten(1).topk(min(top, count * height * width), dim=1)
-        bucket, inner = best.indices // (height * width), best.indices % (height * width)
-        row, column = a.table[bucket, inner // width], b.table[partner.gather(1, bucket), inner % width]
+        scores = ((a * soft[chunk][:, None, None]) @ b[partner].mT).abs_().flatten(1, 2)
+        best = scores.amax(2).topk(min(top, count * height), dim=1)
+        inner = scores[torch.arange(len(chunk), device=soft.device)[:, None], best.indices].argmax(2)
+        row = left.tables[group].flatten()[best.indices]
+        column = right.tables[group][partner.gather(1, best.indices // height), inner]
         found.append(torch.stack([row, column], -1)[best.values > 0])
     return torch.cat(found) if found else where.new_zeros(0, 2)
-
-
-class _Buckets:
-    """Sets sorted by hash: ``table [bucket, place]`` of row numbers, and their signs, 0 where a bucket is short."""
-
-    def __init__(self, signs: Tensor, where: Tensor, group: int, bins: int) -> None:
-        self.table, filled = buckets(where[:, group] - group * bins, bins)
-        self.signs = signs[:, group][self.table] * filled[..., None]
 
 
 def up_to_pairs(n: int, order: int, device: torch.device) -> Int[Tensor, "set slot"]:

@@ -4,9 +4,6 @@ A round proposes sets for every bin from what is left there, weighs each by a li
 groups and all outputs, accepts those that no rival in any of their bins outweighs, and solves for the coefficients of
 all sets at once. So a bin that holds several sets is a small joint problem, and an error of an early round does not
 spread: at the end, sets that the fit on all masks does not support are taken out again, and the search goes on.
-
-A set of k among n players has to outweigh ``log C(n, k) + log t + log 1/ε`` nats, so that among all sets that
-could have been proposed ``ε`` false ones are accepted on average.
 """
 
 import math
@@ -16,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spex_mech.walsh.bins import Bins, distinct
-from spex_mech.walsh.candidates import decode_signs, match, up_to_pairs
+from spex_mech.walsh.bins import Bins
+from spex_mech.walsh.candidates import SmallSets, Sorted, decode_signs, match
+from spex_mech.walsh.evidence import Pool, evidence, price_of
 
 ROUNDING = 2.0**-20  # of the largest |value|: what a forward pass in float32 leaves of its 24 bits
 _QUARTILE = -0.6745  # of the standard normal
@@ -27,7 +25,7 @@ _TRIALS = 6  # rounds of sets added on trial
 _SHORTER = 1.0  # nats by which a trial has to shorten the description
 _VECTORS = 2  # soft vectors per bin where there are several outputs
 _QUICK = 6e7  # multiply-adds of a matching that is tried in every round
-_ELEMENTS = 1 << 23  # bin values gathered at a time: 64 MB
+_STANDS_OUT = 4.0  # standard deviations by which a bin that holds a set is above the noise
 
 
 @dataclass(frozen=True)
@@ -51,42 +49,65 @@ class Peeled:
     inverse: Float[Tensor, "set set"]
     residual: Float[Tensor, "bin delay output"]
     rounds: int
+    doubtful: Int[Tensor, "set slot"] | None = None
 
 
-def peel(bins: Bins, options: Peeling) -> Peeled:
+def peel(bins: Bins, options: Peeling, start: Peeled | None = None) -> Peeled:
     """All sets that the bins give away. The empty set is always there.
 
-    Where nothing more is likely enough by itself, the likeliest few are taken on trial: in bins that hold several sets
-    of equal size each pays only once the others are there. If peeling then goes on and the description gets shorter
-    (`_length`), the trial stands; else the state before it is the result.
+    `start` is what fewer delays of the same bins gave away: its sets are kept where they are supported, its doubtful
+    candidates are weighed again, and where none of them pays now and no bin stands out, nothing else is looked for.
+
+    Where nothing more is likely enough by itself, but some bins stand out, the likeliest few are taken on trial: in
+    bins that hold several sets of equal size each pays only once the others are there. If peeling then goes on and the
+    description gets shorter (`_length`), the trial stands; else the state before it is the result.
     """
-    found = fit(bins, torch.full((1, bins.code.degree), -1, dtype=torch.long, device=bins.values.device), 0)
-    best, shortest = found, math.inf
-    while True:
-        found, pool = _until_nothing_more(bins, found, options)
+    found, small = _begin(bins, options, start), SmallSets(bins)
+    best, shortest, hopeful = found, math.inf, start is None or found.rounds or bool(stand_out(bins, found).any())
+    while hopeful:
+        found, pool = _until_nothing_more(bins, found, options, small)
         length = _length(bins, found, options)
         if length >= shortest - _SHORTER:
             return replace(best, rounds=found.rounds)
-        best, shortest = found, length
-        tried = _on_trial(bins, found, pool, options) if found.rounds < options.rounds else None
+        best, shortest = replace(found, doubtful=pool.members), length
+        hopeful = found.rounds < options.rounds and bool(stand_out(bins, found).any())
+        tried = _on_trial(bins, found, pool) if hopeful else None
         if tried is None:
-            return found
+            break
         found = tried
+    return best
 
 
-def _until_nothing_more(bins: Bins, found: Peeled, options: Peeling) -> tuple[Peeled, Tensor]:
+def _begin(bins: Bins, options: Peeling, start: Peeled | None) -> Peeled:
+    """The empty set, or what these bins support of a start and accept of its doubtful candidates."""
+    nothing = torch.full((1, bins.code.degree), -1, dtype=torch.long, device=bins.values.device)
+    if start is None:
+        return fit(bins, nothing)
+    found = fit(bins, start.members)
+    found = fit(bins, found.members[_supported(bins, found, options)])
+    doubtful = nothing[:0] if start.doubtful is None else start.doubtful
+    pool = Pool.of(bins, doubtful, found.members, options.false_sets)
+    fresh, pool = _accepted(bins, found, pool)
+    while len(fresh):
+        found = fit(bins, torch.cat([found.members, fresh]), found.rounds + 1)
+        fresh, pool = _accepted(bins, found, pool)
+    return found
+
+
+def _until_nothing_more(bins: Bins, found: Peeled, options: Peeling, small: SmallSets) -> tuple[Peeled, Pool]:
     """Rounds of adding what pays, then of taking out what the joint fit does not support, until neither changes.
 
     Beside the result, the candidates that were looked at last.
     """
-    banned = pool = found.members[:0]
+    banned = found.members[:0]
+    pool = Pool.of(bins, banned, banned, options.false_sets)
     while found.rounds < options.rounds:
-        fresh, pool = _accepted(bins, found, pool, options)
+        fresh, pool = _accepted(bins, found, pool)
         for level in range(3):
             if not len(fresh):
-                proposed = _proposed(bins, found, options, level)
-                pool = distinct(bins, proposed, bins.names(torch.cat([found.members, banned])))
-                fresh, pool = _accepted(bins, found, pool, options)
+                proposed = _proposed(bins, found, options, level, small)
+                pool = Pool.of(bins, proposed, torch.cat([found.members, banned]), options.false_sets)
+                fresh, pool = _accepted(bins, found, pool)
         if len(fresh):
             found = fit(bins, torch.cat([found.members, fresh]), found.rounds + 1)
             continue
@@ -98,13 +119,13 @@ def _until_nothing_more(bins: Bins, found: Peeled, options: Peeling) -> tuple[Pe
     return found, pool
 
 
-def _on_trial(bins: Bins, found: Peeled, pool: Tensor, options: Peeling) -> Peeled | None:
+def _on_trial(bins: Bins, found: Peeled, pool: Pool) -> Peeled | None:
     """A few of the likeliest sets added at any price, as soon as one that pays comes in sight; None if none does."""
     for number in range(_TRIALS + 1):
-        fresh, rest = _accepted(bins, found, pool, options)
+        fresh, rest = _accepted(bins, found, pool)
         if len(fresh) and number:
             return found
-        fresh, pool = _accepted(bins, found, rest, options, on_trial=True)
+        fresh, pool = _accepted(bins, found, rest, on_trial=True)
         if not len(fresh):
             return None
         found = fit(bins, torch.cat([found.members, fresh]), found.rounds + 1)
@@ -114,7 +135,7 @@ def _on_trial(bins: Bins, found: Peeled, pool: Tensor, options: Peeling) -> Peel
 def _length(bins: Bins, found: Peeled, options: Peeling) -> float:
     """Nats that describe the responses by these sets: ``Σ_o M/2 log σ_o² +`` the price of every set."""
     variance = residual_variance(bins, found).clamp(min=bins.code.bins * _floor(bins))
-    price = _price(bins, found.members, options)
+    price = price_of(bins, found.members, options.false_sets)
     if bins.outputs > 1:
         price = price + bins.outputs / 2 + (bins.outputs * price).sqrt()
     return bins.masks / 2 * float(variance.log().sum()) + float(price.sum())
@@ -144,45 +165,48 @@ def _floor(bins: Bins) -> float:
     return max((ROUNDING * largest) ** 2 / bins.code.bins, 1e-300)
 
 
-def _accepted(
-    bins: Bins, found: Peeled, pool: Tensor, options: Peeling, *, on_trial: bool = False
-) -> tuple[Tensor, Tensor]:
+def stand_out(bins: Bins, found: Peeled, deviations: float = _STANDS_OUT) -> Bool[Tensor, " bin"]:
+    """Bins with more energy left than noise has, by so many standard deviations of χ²."""
+    energy = (found.residual.square() / noise_variance(bins, found)).sum((1, 2))
+    expected = bins.delays * bins.outputs
+    return energy > expected + deviations * math.sqrt(2 * expected)
+
+
+def _accepted(bins: Bins, found: Peeled, pool: Pool, *, on_trial: bool = False) -> tuple[Tensor, Pool]:
     """Sets to add, and those to keep in mind: accepted is what is likelier than any rival in each of its bins."""
-    gain, price, where = evidence(bins, found, noise_variance(bins, found), pool, options)
-    likely = gain > (price.new_zeros(()) if on_trial else price)
-    candidates, gain = pool[likely], (gain - price)[likely]
+    if not len(pool):
+        return pool.members, pool
+    gain, where = evidence(bins, found.residual, len(found.members), noise_variance(bins, found), pool)
+    margin = gain - pool.prices
+    likely = gain > 0 if on_trial else margin > 0
+    margin = torch.where(likely, margin, -math.inf)
     best = torch.full((len(bins.values),), -math.inf, dtype=gain.dtype, device=gain.device)
-    where = where[likely]
-    best.scatter_reduce_(0, where.flatten(), gain.repeat_interleave(bins.code.groups), "amax")
-    accepted = candidates[(gain[:, None] >= best[where]).all(1)]
-    return accepted, pool[~torch.isin(bins.names(pool), bins.names(accepted))]
+    best.scatter_reduce_(0, where.flatten(), margin.repeat_interleave(bins.code.groups), "amax")
+    accepted = likely & (margin[:, None] >= best[where]).all(1)
+    return pool.members[accepted], pool.take(~accepted)
 
 
-def _proposed(bins: Bins, found: Peeled, options: Peeling, level: int) -> Tensor:
+def _proposed(bins: Bins, found: Peeled, options: Peeling, level: int, small: SmallSets) -> Tensor:
     """Sets that the bins' residuals suggest, with more effort at each level.
 
     0: the signs as they are, what differs by one player from a set found, and all small sets if that is quick; 1: the
     signs with doubts; 2: all small sets, up to the order that is affordable. Bins at noise level are left out.
     """
-    noise = noise_variance(bins, found)
-    energy = (found.residual.square() / noise).sum((1, 2))
-    expected = bins.delays * bins.outputs
-    where = (energy > expected + 0.5 * math.sqrt(2 * expected)).nonzero()[:, 0]
+    where = stand_out(bins, found, 0.5).nonzero()[:, 0]
     effort = options.matching if level == 2 else min(options.matching, _QUICK)
     halves = _halves(bins, effort)
     top = max(_TOP, min(_TOP << (2 * level), _MATCHES // max(1, len(where))))
-    near = found.members[1:] if len(found.members) * bins.code.n * bins.rows <= effort else found.members[:0]
-    singles = up_to_pairs(bins.code.n, 1, near.device)
-    proposals = [near[:0]]
-    for soft in soft_vectors(found.residual, noise):
+    quick = level != 1 and len(found.members) * bins.code.n * bins.rows <= effort
+    near = Sorted.of(bins, found.members[1:]) if quick and len(found.members) > 1 else None
+    proposals = [found.members[:0]]
+    for soft in soft_vectors(found.residual, noise_variance(bins, found)):
         if level == 1 or (level == 0 and sum(halves) < 3):
             proposals.append(decode_signs(bins, soft[where], where, level * options.flips))
         if halves[0] and level != 1:
-            left, right = (up_to_pairs(bins.code.n, half, near.device) for half in halves)
-            right = torch.cat([torch.full_like(right[:1], -1), right])
-            proposals.append(match(bins, soft[where], where, left, right, top, ascending=True))
-        if len(near) and level != 1:
-            proposals.append(match(bins, soft[where], where, near, singles, _TOP))
+            left, right = small.up_to(halves[0]), small.up_to(halves[1], empty=True)
+            proposals.append(match(bins, soft[where], where, left, right, top * math.comb(sum(halves), halves[0])))
+        if near is not None:
+            proposals.append(match(bins, soft[where], where, near, small.up_to(1), _TOP))
     return torch.cat(proposals)
 
 
@@ -216,51 +240,11 @@ def soft_vectors(
     return [*vectors.flip(2).unbind(2), loudest[..., 0]]
 
 
-def evidence(
-    bins: Bins, found: Peeled, noise: Float[Tensor, " output"], candidates: Tensor, options: Peeling
-) -> tuple[Float[Tensor, " set"], Float[Tensor, " set"], Int[Tensor, "set group"]]:
-    """Log-likelihood ratio of each set being in its bins against not, the price it has to pay, and its bins.
-
-    In each group the set's bin holds energy E over R delays; with a common amplitude a (the groups' own, weighted by
-    the inverse variance of the rest of their bins) it holds E'. The ratio is ``Σ_c R/2 log E / E'``, the variances
-    being unknown and a bin's own, since what else is in a bin is its noise. Over several outputs the ratios add up,
-    and the price with them (Laurent and Massart's bound for χ²); one output alone may pay, too.
-    """
-    delays, outputs, residual, fitted = bins.delays, bins.outputs, found.residual, len(found.members)
-    energy = residual.square().sum(1)
-    gains = torch.zeros(len(candidates), outputs, dtype=torch.float64, device=residual.device)
-    wheres = torch.zeros(len(candidates), bins.code.groups, dtype=torch.long, device=residual.device)
-    least = delays * noise * 0.1
-    free = (delays - 1) * max(0.0, 1 - fitted / (bins.masks))
-    step = max(1, _ELEMENTS // (bins.rows * outputs))
-    for start in range(0, len(candidates), step):
-        signs, where = bins.spell(candidates[start : start + step])
-        own = bins.correlate(signs, where, residual)
-        total = energy[where]
-        weight = 1 / (total - own.square() / delays).clamp(min=least)
-        amplitude = (own * weight).sum(1, keepdim=True) / (delays * weight.sum(1, keepdim=True))
-        after = total - 2 * amplitude * own + delays * amplitude.square()
-        gains[start : start + step] = (free / 2 * (total.clamp(min=least) / after.clamp(min=least)).log()).sum(1)
-        wheres[start : start + step] = where
-    price = _price(bins, candidates, options)
-    pooled = gains.sum(1) - outputs / 2 - (outputs * price).sqrt() if outputs > 1 else gains[:, 0]
-    alone = gains.amax(1) - math.log(outputs)
-    return torch.maximum(pooled, alone), price, wheres
-
-
-def _price(bins: Bins, members: Tensor, options: Peeling) -> Float[Tensor, " set"]:
-    """``log C(n, k) + log t + log 1/ε``."""
-    n, degree = bins.code.n, bins.code.degree
-    log_count = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(degree + 1)]
-    prices = torch.tensor(log_count, dtype=torch.float64, device=members.device)
-    return prices[(members >= 0).sum(1)] + math.log(degree / options.false_sets)
-
-
 def _supported(bins: Bins, found: Peeled, options: Peeling) -> Bool[Tensor, " set"]:
     """Sets whose coefficients the joint fit tells from zero at the same price; the empty set always."""
     variance = residual_variance(bins, found).clamp(min=bins.code.bins * _floor(bins))
     z2 = found.coefficients.square() / (variance * found.inverse.diagonal()[:, None])
-    price, outputs = _price(bins, found.members, options), bins.outputs
+    price, outputs = price_of(bins, found.members, options.false_sets), bins.outputs
     pooled = z2.sum(1) / 2 - outputs / 2 - (outputs * price).sqrt() if outputs > 1 else z2[:, 0] / 2
     strength = torch.maximum(pooled, z2.amax(1) / 2 - math.log(outputs))
     return (strength > price) | (found.members < 0).all(1)

@@ -79,7 +79,7 @@ class ProxySpex:
         keep, values = samples.keep[fitting].cpu(), samples.mean_values[fitting].cpu()
         unseen, truth = samples.keep[held].cpu(), samples.mean_values[held].cpu()
         fold = fold_masks(samples.groups[fitting.to(samples.groups.device)], self.folds, seed)
-        choice, errors = self._choose(keep, values, fold, basis, seed)
+        choice, errors = self.choose(keep, values, fold, basis, seed)
         proxies = {base: self._proxy(base, keep, values, basis, seed) for base in ("line", choice.base)}
         spectrum = self._build(choice, proxies[choice.base], keep, values, basis)
         r2 = r_squared(truth, spectrum.evaluate(unseen))
@@ -96,10 +96,11 @@ class ProxySpex:
         }
         return Decoded(spectrum, judge(spectrum, r2), stats)
 
-    def _choose(
+    def choose(
         self, keep: Tensor, values: Tensor, fold: Tensor, basis: Basis, seed: int
     ) -> tuple[Choice, dict[str, float]]:
-        """The sparsest choice within a standard error of the least cross-validated squared error."""
+        """The sparsest choice within a standard error of the least cross-validated squared error, and the R² of each
+        kind of proxy at its best."""
         squared: dict[Choice, list[Tensor]] = {}
         for number in range(self.folds):
             train, test = fold != number, fold == number
@@ -120,6 +121,10 @@ class ProxySpex:
         return chosen, {
             b: 1 - min(float(e.mean()) for c, e in whole.items() if c.base == b) / spread for b in sorted(bases)
         }
+
+    def polynomial(self, choice: Choice, keep: Tensor, values: Tensor, basis: Basis, seed: int) -> Spectrum:
+        """The polynomial of a choice: proxy, sets and coefficients from all masks given."""
+        return self._build(choice, self._proxy(choice.base, keep, values, basis, seed), keep, values, basis)
 
     def _trials(
         self, seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tensor], basis: Basis, seed: int

@@ -2,8 +2,8 @@
 
 Sets are located by the evidence of all outputs together, as they share their support; the coefficients are then those
 of a least-squares fit on all coded masks, with standard errors. The fair-coin masks that the design adds to the code
-are held out: nothing is fitted to or chosen by them. Where there are none, a second decoding without the last delays is
-checked on those.
+are held out: nothing is fitted to or chosen by them. Where there are none, a first decoding without the last delays is
+checked on those, and the decoding of all goes on from there.
 
 Source: SPEX, Kang et al. 2025 (arXiv 2502.13870). Beyond it: likelihood ratios over all groups in place of a share of
 the energy, a noise level from the data, exact matching of all small sets, a joint fit in every round in place of
@@ -147,28 +147,34 @@ def _decode(options: Spex, design: MaskDesign, values: Tensor, heldout: Tensor) 
     started, code = time.perf_counter(), design.code
     assert code is not None
     bins = Bins.of(code, values)
-    found = _located(bins, options)
-    answer = _answer(bins, options)
+    answer, coins = _answer(bins, options), len(heldout) >= _FEWEST_HELD_OUT
+    before, check = (None, {}) if coins else _fewer_delays(bins, options)
+    found = _reported(_located(bins, options, before), answer, options)
     spectrum = _spectrum(design, answer, found)
-    checking = time.perf_counter()
-    if len(heldout) >= _FEWEST_HELD_OUT:
+    if coins:
         check = _on_fair_coins(answer, spectrum, values, heldout)
-    else:
-        check = _second_look(bins, options)
     stats = {**check, **_left(bins, found), "rounds": found.rounds, "capacity": code.capacity}
     outcome = judge(spectrum, stats["heldout_r2"])
     crowded = stats["sets"] > code.capacity or stats["bins_left"] > _CROWDED * len(bins.values)
     if outcome is not Outcome.RECOVERED and crowded:
         outcome = Outcome.BUDGET_TOO_SMALL
-    done = time.perf_counter()
-    return Decoded(spectrum, outcome, {**stats, "seconds": done - started, "seconds_checking": done - checking})
+    return Decoded(spectrum, outcome, {**stats, "seconds": time.perf_counter() - started})
 
 
-def _located(bins: Bins, options: Spex) -> Peeled:
-    """The sets that all outputs together give away, less those that the function asked for does not have."""
+def _located(bins: Bins, options: Spex, start: Peeled | None = None) -> Peeled:
+    """The sets that all outputs together give away."""
     pooled = replace(bins, values=bins.values @ _directions(bins.values))
-    found = peel(pooled, Peeling(options.flips, options.matching, options.false_sets, options.rounds))
-    return found if bins.outputs == 1 or options.per_output else _seen_in_mean(_mean(bins), found, options)
+    return peel(pooled, Peeling(options.flips, options.matching, options.false_sets, options.rounds), start)
+
+
+def _reported(found: Peeled, answer: Bins, options: Spex) -> Peeled:
+    """Without the sets that were found where outputs differ and are zero on average, where the mean is asked for."""
+    if options.per_output or found.residual.shape[2] == 1:
+        return found
+    fitted = fit(answer, found.members)
+    z2 = fitted.coefficients[:, 0].square() / (residual_variance(answer, fitted) * fitted.inverse.diagonal())
+    seen = (z2 / 2 > math.log(len(z2) / options.false_sets)) | (found.members < 0).all(1)
+    return replace(found, members=found.members[seen])
 
 
 def _answer(bins: Bins, options: Spex) -> Bins:
@@ -193,14 +199,6 @@ def _directions(values: Float[Tensor, "bin delay output"]) -> Float[Tensor, "out
     rest = rest - (rest @ mean) @ mean.T
     axes = torch.linalg.eigh(rest.T @ rest).eigenvectors.flip(1)[:, : outputs - 1]
     return torch.cat([mean, axes[:, : DIRECTIONS - 1]], 1)
-
-
-def _seen_in_mean(mean: Bins, found: Peeled, options: Spex) -> Peeled:
-    """The sets that the mean over outputs has; others were found where outputs differ, and are zero on average."""
-    fitted = fit(mean, found.members)
-    z2 = fitted.coefficients[:, 0].square() / (residual_variance(mean, fitted) * fitted.inverse.diagonal())
-    seen = (z2 / 2 > math.log(len(z2) / options.false_sets)) | (found.members < 0).all(1)
-    return replace(found, members=found.members[seen])
 
 
 def _spectrum(design: MaskDesign, bins: Bins, found: Peeled) -> Spectrum:
@@ -230,24 +228,24 @@ def _on_fair_coins(answer: Bins, spectrum: Spectrum, values: Tensor, heldout: Te
     return {"heldout_r2": r2, "heldout": source, "masks_fitted": coded, "masks_heldout": len(truth)}
 
 
-def _second_look(bins: Bins, options: Spex) -> dict[str, Any]:
-    """R² of a second decoding, of the first delays alone, on the masks of the last ones, which it never saw.
+def _fewer_delays(bins: Bins, options: Spex) -> tuple[Peeled, dict[str, Any]]:
+    """A decoding of the first delays alone, and its R² on the masks of the last ones, which it never saw.
 
     Where the budget leaves nothing outside the code. The polynomial reported is that of all masks; this one knows less.
     """
     kept = bins.delays - max(1, round(_LEFT_OUT * bins.delays))
     first = bins.first(kept)
-    members = _located(first, options).members
-    answer = _answer(bins, options)
-    missed = answer.residual(members, fit(_answer(first, options), members).coefficients)[:, kept:]
+    before, answer, early = _located(first, options), _answer(bins, options), _answer(first, options)
+    members = _reported(before, early, options).members
+    missed = answer.residual(members, fit(early, members).coefficients)[:, kept:]
     truth = answer.values[:, kept:].reshape(answer.code.groups, answer.code.bins, -1, answer.outputs)
     masks = missed.shape[1] * answer.code.groups * answer.code.bins
     mean = truth[:, 0].mean((0, 1))  # a mask's responses average to what its bin 0 holds
     spread = float(truth.square().sum() * answer.code.bins - masks * mean.square().sum())
     largest = masks * float((ROUNDING * answer.values.abs().amax()).square())
     r2 = 1 - float(missed.square().sum()) * answer.code.bins / spread if spread > largest else float("nan")
-    source = f"masks of the last {bins.delays - kept} of {bins.delays} delays, by a second decoding without them"
-    return {"heldout_r2": r2, "heldout": source, "masks_fitted": answer.masks, "masks_heldout": masks}
+    source = f"masks of the last {bins.delays - kept} of {bins.delays} delays, by a decoding without them"
+    return before, {"heldout_r2": r2, "heldout": source, "masks_fitted": answer.masks, "masks_heldout": masks}
 
 
 def _left(bins: Bins, found: Peeled) -> dict[str, Any]:

@@ -1,0 +1,217 @@
+"""The joint decoder and its parts: what is planted comes back, the best part wins, nothing held out is used."""
+
+import math
+
+import pytest
+import torch
+
+import spex_mech as sm
+from spex_mech.bench.functions import planted_function, support_f1
+from spex_mech.errors import DecodeError
+from spex_mech.walsh.decoding import Decoder, Outcome, Samples, r_squared
+from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.joint import Joint
+from spex_mech.walsh.linear import Linear
+from spex_mech.walsh.neural import Network
+from spex_mech.walsh.proxy import ProxySpex
+from spex_mech.walsh.pursuit import Pursuit
+from spex_mech.walsh.refit import prune
+from spex_mech.walsh.spectrum import Basis, Spectrum
+from spex_mech.walsh.trees import Boosting
+
+QUICK = Joint(network=Network(steps=150, width=32), boosting=Boosting(trees=60), most_sets=300)
+
+
+def drawn(function, n, masks, *, noise=0.2, keep_prob=0.5, seed=0):
+    design = MaskDesign.bernoulli(n, masks, keep_prob, seed)
+    keep = design.keep()
+    return Samples(keep, function.noisy(keep, noise, seed + 1)[:, None].float(), design)
+
+
+def fresh_r2(function, spectrum, n, keep_prob=0.5):
+    keep = MaskDesign.bernoulli(n, 2000, keep_prob, seed=77).keep()
+    return r_squared(function(keep), spectrum.mean_output().evaluate(keep))
+
+
+def members(found):
+    return {tuple(i for i in row if i >= 0) for row in found.tolist()}
+
+
+@pytest.mark.parametrize(("n", "masks"), [(64, 500), (1024, 1000)])
+def test_pursuit_finds_hierarchical_supports(n, masks):
+    """The figures that the decoder has to reach: F1 ≥ 0.98 at 500 masks of 64 and at 1,000 of 1,024 components."""
+    scores = []
+    for seed in range(4):
+        function = planted_function("hierarchical", n, sets=5, seed=seed)
+        samples = drawn(function, n, masks, seed=seed)
+        found = Pursuit().find(samples.keep, samples.mean_values, Basis())
+        kept = prune(samples.keep, samples.mean_values, found, Basis(), tested=n * n // 2, ridge=1e-9)
+        scores.append(support_f1(function.sets, set(kept.sets)))
+    assert sum(scores) / len(scores) >= 0.98
+
+
+def test_pursuit_without_noise_stops_when_all_is_explained():
+    function = planted_function("hierarchical", 30, sets=3, seed=2)
+    samples = drawn(function, 30, 400, noise=0.0)
+    found = members(Pursuit().find(samples.keep, samples.values[:, 0].double(), Basis()))
+    assert function.sets <= found
+    assert () in found
+    assert len(found) < 2 * len(function.sets)
+
+
+def test_pursuit_of_noise_takes_few_and_as_many_as_told():
+    keep = MaskDesign.bernoulli(40, 300).keep()
+    noise = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert len(Pursuit(false_sets=0.05).find(keep, noise, Basis())) <= 2
+    assert len(Pursuit(false_sets=math.inf, most_sets=50).find(keep, noise, Basis())) == 51
+    assert (Pursuit(false_sets=math.inf, most_sets=60, degree=2).find(keep, noise, Basis()) >= 0).sum(1).max() == 2
+
+
+def test_pursuit_in_a_biased_basis():
+    function = Spectrum.from_terms(
+        50, {(): 1.0, (3,): 0.5, (3, 7): 0.4, (20, 21, 22): 0.0, (9,): -0.6}, Basis("mobius")
+    )
+    keep = MaskDesign.bernoulli(50, 600, 0.9, seed=1).keep()
+    values = function.evaluate(keep) + 0.02 * torch.randn(600, generator=torch.Generator().manual_seed(1))
+    basis = Basis.orthonormal(0.9)
+    found = prune(keep, values, Pursuit().find(keep, values, basis), basis, tested=1275, ridge=1e-9)
+    assert set(found.rewrite(Basis("mobius")).prune(0.1).sets) >= {(3, 7), (9,)}
+
+
+def test_the_networks_unseen_predictions_are_honest():
+    """Out-of-sample R² is that of the members on fresh masks; all members together are better still."""
+    function = planted_function("hierarchical", 20, sets=4, seed=1)
+    samples = drawn(function, 20, 400, noise=0.5)
+    fold = torch.arange(400) % 4
+    ensemble = Network(steps=200, width=32).train(samples.keep, samples.values, fold, Basis(), 0)
+    unseen = r_squared(samples.mean_values, ensemble.out_of_sample(samples.keep, fold))
+    seen = r_squared(samples.mean_values, ensemble.predict(samples.keep))
+    keep = MaskDesign.bernoulli(20, 2000, seed=9).keep()
+    noisy = function.noisy(keep, 0.5, 5)
+    members_alone = [r_squared(noisy, member.double()) for member in ensemble.members(keep)]
+    assert unseen == pytest.approx(sum(members_alone) / len(members_alone), abs=0.1)
+    assert unseen < r_squared(noisy, ensemble.predict(keep)) < seen
+
+
+def test_outputs_help_each_other():
+    """One function under forty noisy read-outs: together they tell more of their mean than the mean tells of itself."""
+    function = planted_function("hierarchical", 30, sets=4, seed=3)
+    keep = MaskDesign.bernoulli(30, 200).keep()
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.randn(12, generator=generator, dtype=torch.float64)
+    offset = planted_function("hierarchical", 30, sets=2, seed=4)(keep)
+    values = function(keep)[:, None] + 0.1 * offset[:, None] * scale
+    fold = torch.arange(200) % 4
+    many = Network(steps=300, width=32).train(keep, values.float(), fold, Basis(), 0)
+    again = Network(steps=300, width=32).train(keep, values.float(), fold, Basis(), 0)
+    assert all(torch.equal(many.weights[name], again.weights[name]) for name in many.weights)
+    assert many.weights["b3"].shape[2] == 12
+    assert r_squared(values.mean(1), many.predict(keep)) > 0.5
+
+
+def test_joint_is_a_decoder():
+    assert isinstance(Joint(), Decoder)
+    assert Joint().name == "joint"
+
+
+def test_a_sparse_function_is_given_back_as_such():
+    """500 masks of 64 components, noise 0.2: the support, not a dense stack that is about as good."""
+    function = planted_function("hierarchical", 64, sets=5, seed=0)
+    decoded = QUICK.decode(drawn(function, 64, 500), seed=0)
+    assert decoded.stats["winner"] in ("pursuit", "proxyspex")
+    assert support_f1(function.sets, set(decoded.spectrum.sets)) >= 0.98
+    assert decoded.outcome is Outcome.RECOVERED
+    assert decoded.stats["heldout_r2"] == pytest.approx(fresh_r2(function, decoded.spectrum, 64), abs=0.06)
+
+
+@pytest.mark.parametrize(("kind", "n", "masks", "keep_prob"), [("tanh", 30, 500, 0.5), ("tanh", 30, 500, 0.9)])
+def test_it_is_no_worse_than_its_parts(kind, n, masks, keep_prob):
+    function = planted_function(kind, n, sets=8, seed=1)
+    samples = drawn(function, n, masks, noise=0.05, keep_prob=keep_prob)
+    joint = fresh_r2(function, QUICK.decode(samples, seed=0).spectrum, n, keep_prob)
+    others = [d.decode(samples, seed=0).spectrum for d in (ProxySpex(boosting=QUICK.boosting), Linear())]
+    assert joint >= max(fresh_r2(function, s, n, keep_prob) for s in others) - 0.02
+
+
+def test_the_record_says_why_the_winner_won():
+    function = planted_function("hierarchical", 20, sets=3, seed=0)
+    decoded = QUICK.decode(drawn(function, 20, 200), seed=0)
+    parts = decoded.stats["parts"]
+    assert set(parts) == {"pursuit", "proxyspex", "line", "trees", "line+trees", "neural 0.003"}
+    assert all(part["weight"] >= 0 and part["seconds"] >= 0 and part["r2"] <= 1 for part in parts.values())
+    assert decoded.stats["masks_fitted"] + decoded.stats["masks_heldout"] == 200
+
+
+def test_what_is_held_out_is_used_for_nothing():
+    function = planted_function("hierarchical", 16, sets=3, seed=0)
+    samples = drawn(function, 16, 160)
+    first = QUICK.decode(samples, seed=3)
+    held = first.stats["masks_heldout"]
+    changed = samples.values.clone()
+    from spex_mech.walsh.decoding import split_masks
+
+    _, rows = split_masks(samples.groups, QUICK.heldout, 3)
+    assert len(rows) == held
+    changed[rows] += 100
+    second = QUICK.decode(Samples(samples.keep, changed, samples.design), seed=3)
+    assert first.spectrum.sets == second.spectrum.sets
+    assert torch.equal(first.spectrum.coefficients, second.spectrum.coefficients)
+    assert first.stats["heldout_r2"] != second.stats["heldout_r2"]
+
+
+def test_same_seed_same_bits():
+    samples = drawn(planted_function("tanh", 12, sets=5, seed=0), 12, 100)
+    one, same = QUICK.decode(samples, seed=1), QUICK.decode(samples, seed=1)
+    assert one.spectrum.sets == same.spectrum.sets
+    assert torch.equal(one.spectrum.coefficients, same.spectrum.coefficients)
+
+
+def test_no_effect_gives_no_set():
+    keep = MaskDesign.bernoulli(20, 200).keep()
+    noise = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    decoded = QUICK.decode(Samples(keep, noise), seed=0)
+    assert not decoded.spectrum.orders.any()
+    assert decoded.outcome is Outcome.NOTHING_FOUND
+
+
+def test_standard_errors_of_the_correction_cover():
+    """One-step estimates of a function that the stack reads badly: z-scores of their errors have variance near one."""
+    from spex_mech.walsh.joint import _corrected
+
+    truth = planted_function("hierarchical", 12, sets=3, seed=0).spectrum
+    z = []
+    for seed in range(60):
+        keep = MaskDesign.bernoulli(12, 300, seed=seed).keep()
+        noise = torch.randn(300, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        half = Spectrum(12, truth.members, truth.coefficients / 2)
+        missed = truth.evaluate(keep) + noise - half.evaluate(keep)
+        moved = _corrected(half, keep, missed)
+        assert moved.stderr is not None
+        z += ((half.coefficients + _gap(half, keep, missed) - truth.coefficients) / moved.stderr).tolist()
+    inside = sum(abs(x) < 1.96 for x in z) / len(z)
+    assert 0.93 <= inside <= 0.97
+
+
+def _gap(read, keep, missed):
+    from spex_mech.walsh.spectrum import monomials
+
+    return (monomials(keep, read.members, read.basis) * (missed - missed.mean())[:, None]).mean(0)
+
+
+def test_samples_that_joint_cannot_decode():
+    samples = drawn(planted_function("hierarchical", 8, sets=2, seed=0), 8, 12)
+    with pytest.raises(DecodeError, match="needs at least 16"):
+        Joint().decode(samples, seed=0)
+    kept = Samples(torch.ones(40, 3, dtype=torch.bool), torch.ones(40, 1))
+    with pytest.raises(DecodeError, match="keeps the same"):
+        Joint().decode(kept, seed=0)
+
+
+def test_discover_takes_it_by_name():
+    from spex_mech import planted
+
+    subject = planted.parity(("a0.h1", "m0.n1"), layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2))
+    task = planted.task(subject, n_prompts=2, seed=0)
+    found = sm.discover(subject, task, "a*.h*, m*.n*", budget=200, decoder="joint")
+    assert found.record["decoder"]["name"] == "joint"
+    assert found.interactions()["components"].tolist()[0] == ("a0.h1", "m0.n1")
