@@ -26,8 +26,9 @@ class MaskDesign:
     """A sequence of `n_masks` masks over `n` components, drawn lazily by `keep`.
 
     Make one with `bernoulli`, `stratified`, `complete` or `coded`. A coded design has a `code`; with `candidates` the
-    code is over those components only and all others are kept (`rest_kept`) or ablated in every mask. With `repeats`
-    above 1 the bits of the components in `shared` are drawn once for every run of that many masks.
+    code is over those components only and all others are kept (`rest_kept`) or ablated in every mask; with `players` it
+    is over these groups of components, each kept or ablated as one. With `repeats` above 1 the bits of the components
+    in `shared` are drawn once for every run of that many masks.
     """
 
     kind: DesignKind
@@ -40,6 +41,7 @@ class MaskDesign:
     rest_kept: bool = True
     shared: tuple[int, ...] = ()
     repeats: int = 1
+    players: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.n_masks < 1:
@@ -49,7 +51,7 @@ class MaskDesign:
             )
         self._check_kind()
         if self.code is not None:
-            _check_coded(self.n, self.n_masks, self.code, self.candidates)
+            _check_coded(self.n, self.n_masks, self.code, self.candidates, self.players)
         bad = [q for q in self.keep_probs if not 0 < q < 1]
         if bad:
             raise DesignError(
@@ -109,6 +111,7 @@ class MaskDesign:
         seed: int = 0,
         candidates: Sequence[int] | None = None,
         rest_kept: bool = True,
+        players: Sequence[Sequence[int]] | None = None,
     ) -> "MaskDesign":
         """SPEX's masks: three groups of 2^b masks under each delay of a BCH code, then what is left as fair coins.
 
@@ -124,14 +127,19 @@ class MaskDesign:
             seed: of all that is random in it.
             candidates: code these components only (ascending numbers), the others are fixed.
             rest_kept: whether the others are kept or ablated.
+            players: code these disjoint groups of components, each kept or ablated as one; SPEX's polynomial is then
+                over the groups, in their order. `random_blocks` draws groups so that a mask ablates a stated share.
 
         Raises `DesignError` where the budget is below the smallest, naming it.
 
         Source: SPEX, Kang et al. 2025 (arXiv 2502.13870), §4.
         """
         chosen = None if candidates is None else tuple(int(i) for i in candidates)
-        code = plan(n if chosen is None else len(chosen), degree, budget, seed)
-        return cls("coded", n, code.size if budget is None else budget, seed, (), code, chosen, rest_kept)
+        groups = None if players is None else tuple(tuple(int(i) for i in group) for group in players)
+        many = len(groups) if groups is not None else n if chosen is None else len(chosen)
+        code = plan(many, degree, budget, seed)
+        masks = code.size if budget is None else budget
+        return cls("coded", n, masks, seed, (), code, chosen, rest_kept, players=groups)
 
     def sharing(self, shared: Sequence[int], repeats: int) -> "MaskDesign":
         """This design with the bits of `shared` components drawn once for every run of `repeats` masks.
@@ -171,13 +179,22 @@ class MaskDesign:
             keep[:, columns] = (uniform_bits(self.seed, run, self.n) < threshold[:, None])[:, columns]
         return keep
 
-    def _spread(self, players: Bool[Tensor, "mask player"]) -> Bool[Tensor, "mask component"]:
-        """The candidates' keep bits in their columns, all other components fixed."""
-        if self.candidates is None:
-            return players
-        keep = players.new_full((len(players), self.n), self.rest_kept)
-        keep[:, torch.tensor(self.candidates, device=players.device)] = players
+    def _spread(self, bits: Bool[Tensor, "mask player"]) -> Bool[Tensor, "mask component"]:
+        """The players' keep bits in the columns of their components, all other components fixed."""
+        if self.candidates is None and self.players is None:
+            return bits
+        groups = self.players if self.players is not None else tuple((i,) for i in self.candidates or ())
+        columns = torch.tensor([i for group in groups for i in group], device=bits.device)
+        owners = torch.tensor([p for p, group in enumerate(groups) for _ in group], device=bits.device)
+        keep = bits.new_full((len(bits), self.n), self.rest_kept)
+        keep[:, columns] = bits[:, owners]
         return keep
+
+    def of_players(self, keep: Bool[Tensor, "mask component"]) -> Bool[Tensor, "mask player"]:
+        """What masks of this design do to its players; the masks as they are where each component is its own."""
+        if self.players is None:
+            return keep
+        return keep[:, torch.tensor([group[0] for group in self.players], device=keep.device)]
 
     def chunks(
         self, size: int, device: torch.device | str = "cpu"
@@ -203,6 +220,8 @@ class MaskDesign:
             record["code"] = self.code.to_dict()
             record["candidates"] = None if self.candidates is None else list(self.candidates)
             record["rest_kept"] = self.rest_kept
+        if self.players is not None:
+            record["players"] = [list(group) for group in self.players]
         return record
 
     @classmethod
@@ -220,20 +239,31 @@ class MaskDesign:
                 return cls(kind, n, n_masks, seed, probabilities, shared=shared, repeats=repeats)
             chosen = record["candidates"]
             candidates = None if chosen is None else tuple(int(i) for i in chosen)
-            code = Code.from_dict(record["code"])
-            return cls(kind, n, n_masks, seed, probabilities, code, candidates, bool(record["rest_kept"]))
+            groups = record.get("players")
+            players = None if groups is None else tuple(tuple(int(i) for i in group) for group in groups)
+            code, rest_kept = Code.from_dict(record["code"]), bool(record["rest_kept"])
+            return cls(kind, n, n_masks, seed, probabilities, code, candidates, rest_kept, players=players)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise (
                 error if isinstance(error, DesignError) else DesignError(f"this is not a mask design: {error!r}.")
             ) from error
 
 
-def _check_coded(n: int, n_masks: int, code: Code, candidates: tuple[int, ...] | None) -> None:
-    players = tuple(range(n)) if candidates is None else candidates
-    if list(players) != sorted(set(players)) or not all(0 <= i < n for i in players):
+def _check_coded(
+    n: int, n_masks: int, code: Code, candidates: tuple[int, ...] | None, players: tuple[tuple[int, ...], ...] | None
+) -> None:
+    if candidates is not None and players is not None:
+        raise DesignError("a coded design has candidates or players, not both; a candidate is a player of one.")
+    if candidates is not None and (
+        list(candidates) != sorted(set(candidates)) or not all(0 <= i < n for i in candidates)
+    ):
         raise DesignError(f"candidates must be different component numbers from 0 to {n - 1}, ascending.")
-    if len(players) != code.n or n_masks < code.size:
+    inside = [i for group in players or () for i in group]
+    if not all(players or ((0,),)) or len(set(inside)) < len(inside) or not all(0 <= i < n for i in inside):
+        raise DesignError(f"players must be disjoint groups of at least one component number from 0 to {n - 1} each.")
+    coded = n if candidates is None else len(candidates)
+    coded = coded if players is None else len(players)
+    if coded != code.n or n_masks < code.size:
         raise DesignError(
-            f"a code of {code.size:,} masks over {code.n:,} players does not fit {n_masks:,} masks over "
-            f"{len(players):,} candidates."
+            f"a code of {code.size:,} masks over {code.n:,} players does not fit {n_masks:,} masks over {coded:,}."
         )

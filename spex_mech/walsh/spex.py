@@ -63,6 +63,7 @@ class Spex:
 
         ``stats`` has, beside what every decoder reports, ``heldout`` (which masks ``heldout_r2`` is of), ``left`` (what
         was not explained, in words), ``share_left``, ``bins_left``, ``noise``, ``rounds``, ``sets`` and ``capacity``.
+        Where the design's players are groups of components, the polynomial is over the groups, in their order.
 
         Raises `DecodeError` where the samples' design is not coded, or its masks are not the ones given.
         """
@@ -146,7 +147,7 @@ def _decode(options: Spex, design: MaskDesign, values: Tensor, heldout: Tensor) 
     """Everything after the masks are known to be right; `heldout` are the keep bits behind the coded ones."""
     started, code = time.perf_counter(), design.code
     assert code is not None
-    bins = Bins.of(code, values)
+    bins, heldout = Bins.of(code, values), design.of_players(heldout)
     answer, coins = _answer(bins, options), len(heldout) >= _FEWEST_HELD_OUT
     before, check = (None, {}) if coins else _fewer_delays(bins, options)
     found = _reported(_located(bins, options, before), answer, options)
@@ -206,11 +207,12 @@ def _spectrum(design: MaskDesign, bins: Bins, found: Peeled) -> Spectrum:
     stderr = (residual_variance(bins, fitted) * fitted.inverse.diagonal()[:, None]).sqrt()
     members = _components(design, found.members.cpu())
     shape = (slice(None), 0) if bins.outputs == 1 else (slice(None),)
-    return Spectrum(design.n, members, fitted.coefficients[shape].cpu(), Basis(), stderr[shape].cpu()).sorted()
+    n = design.n if design.players is None else len(design.players)
+    return Spectrum(n, members, fitted.coefficients[shape].cpu(), Basis(), stderr[shape].cpu()).sorted()
 
 
 def _components(design: MaskDesign, members: Int[Tensor, "set slot"]) -> Int[Tensor, "set slot"]:
-    """Players' numbers as components' numbers."""
+    """Players' numbers as components' numbers, where a player is one component."""
     members = members[:, : int((members >= 0).sum(1).max())]
     if design.candidates is None:
         return members

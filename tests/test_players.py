@@ -1,0 +1,100 @@
+"""Groups and random blocks as players of a code: what the masks look like, and what SPEX says of them."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spex_mech.bench.functions import planted_function
+from spex_mech.errors import DesignError
+from spex_mech.walsh.decoding import Outcome, Samples
+from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.players import random_blocks
+from spex_mech.walsh.spex import Spex
+
+
+@given(st.integers(40, 3000), st.integers(3, 24), st.floats(0.05, 0.5), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_blocks_are_disjoint_even_and_as_many_as_asked(n, blocks, ablated, seed):
+    blocks = min(blocks, max(3, round(2 * ablated * n)))
+    drawn = random_blocks(n, blocks, ablated, seed)
+    inside = [i for block in drawn for i in block]
+    sizes = [len(block) for block in drawn]
+    assert len(drawn) == blocks
+    assert len(inside) == len(set(inside)) == round(2 * ablated * n)
+    assert max(sizes) - min(sizes) <= 1
+    assert drawn == random_blocks(n, blocks, ablated, seed)
+
+
+@pytest.mark.parametrize("ablated", [0.05, 0.1, 0.3, 0.5])
+def test_a_mask_ablates_the_stated_share(ablated):
+    """Mean ρ exactly, standard deviation ρ / √blocks, each block ablated in half of the coded masks."""
+    n, blocks = 400, 20
+    players = random_blocks(n, blocks, ablated, seed=3)
+    design = MaskDesign.coded(n, 3, 2000, seed=1, players=players)
+    ablation = ~design.keep(0, design.code.size)
+    share = ablation.double().mean(1)
+    assert share.mean() == pytest.approx(ablated, abs=1e-12)
+    assert share.std() == pytest.approx(ablated / math.sqrt(blocks), rel=0.1)
+    assert (ablation[:, [block[0] for block in players]].double().mean(0) == 0.5).all()
+
+
+def test_over_draws_pairs_are_as_under_independent_masks():
+    """A component is ablated with probability ρ, two of them with about ρ², whatever their numbers."""
+    n, ablated, together, single = 60, 0.2, 0.0, 0.0
+    for seed in range(150):
+        design = MaskDesign.coded(n, 1, seed=seed, players=random_blocks(n, 12, ablated, seed))
+        ablation = (~design.keep()).double()
+        single += float(ablation.mean()) / 150
+        pairs = ablation.T @ ablation / len(ablation)
+        together += float((pairs.sum() - pairs.diagonal().sum()) / (n * (n - 1))) / 150
+    assert single == pytest.approx(ablated, abs=0.01)
+    assert together == pytest.approx(ablated**2 + ablated / 2 / 30, abs=0.008)  # and those of one block
+
+
+def test_components_of_a_player_go_together_and_the_rest_stays():
+    players = [(3, 17), (5,), (8, 9, 30), (11, 2)]
+    for kept in (True, False):
+        design = MaskDesign.coded(40, 2, 300, seed=1, players=players, rest_kept=kept)
+        keep, bits = design.keep(), MaskDesign.coded(4, 2, 300, seed=1).keep()
+        for player, group in enumerate(players):
+            assert (keep[:, group] == bits[:, [player]]).all()
+        rest = [i for i in range(40) if i not in {j for group in players for j in group}]
+        assert (keep[:, rest] == kept).all()
+        assert torch.equal(design.of_players(keep), bits)
+        assert MaskDesign.from_dict(json.loads(json.dumps(design.to_dict()))) == design
+
+
+@pytest.mark.parametrize("budget", [None, 1500])
+def test_spex_reads_the_polynomial_over_the_players(budget):
+    """A function of 200 components that sees only whether all of a block are kept; the rest does not matter to it."""
+    inner = planted_function("random", 20, sets=8, degree=3, seed=2)
+    players = random_blocks(200, 20, 0.2, seed=5)
+    design = MaskDesign.coded(200, 3, budget, seed=2, players=players)
+    keep = design.keep()
+    whole = torch.stack([keep[:, list(block)].all(1) for block in players], 1)
+    decoded = Spex().decode(Samples(keep, inner.noisy(whole, 0.05, 0)[:, None], design), seed=0)
+    assert decoded.spectrum.n == 20
+    assert set(decoded.spectrum.sets) - {()} == inner.sets
+    assert decoded.outcome is Outcome.RECOVERED
+    assert decoded.stats["heldout_r2"] > 0.98
+
+
+def test_what_cannot_be_a_player():
+    with pytest.raises(DesignError, match="40 blocks cannot be made of 20 components, the 20% of 100"):
+        random_blocks(100, 40, 0.1)
+    with pytest.raises(DesignError, match=r"above 0 and is at most 0\.5 here, not 0\.9"):
+        random_blocks(100, 10, 0.9)
+    with pytest.raises(DesignError, match="disjoint groups"):
+        MaskDesign.coded(10, 1, players=[(0, 1), (1, 2), (3,)])
+    with pytest.raises(DesignError, match="disjoint groups"):
+        MaskDesign.coded(10, 1, players=[(0, 1), (), (3,)])
+    with pytest.raises(DesignError, match="disjoint groups"):
+        MaskDesign.coded(10, 1, players=[(0, 1), (2,), (10,)])
+    with pytest.raises(DesignError, match="2 components; codes are over 3"):
+        MaskDesign.coded(10, 1, players=[(0, 1), (2,)])
+    with pytest.raises(DesignError, match="candidates or players, not both"):
+        MaskDesign.coded(10, 1, candidates=[0, 1, 2], players=[(0,), (1,), (2,)])
