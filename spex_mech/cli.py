@@ -121,15 +121,16 @@ def doctor(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(metavar="ablation|decode", help="What to time.")],
+    what: Annotated[str, typer.Argument(metavar="ablation|decode|accuracy", help="What to measure.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every cell measured to this file.")] = None,
     quick: Annotated[bool, typer.Option(help="Small sizes only: does it run, not how fast.")] = False,
     peer_python: Annotated[
         Path | None, typer.Option(help="decode: an interpreter that has shapiq to run beside.")
     ] = None,
+    cards: Annotated[Path | None, typer.Option(help="accuracy: a folder of cards to measure on as well.")] = None,
 ) -> None:
-    """Measure the engine or the SPEX decoder against floors and neighbours, all in one run."""
+    """Measure the engine or the decoders against floors, neighbours and each other, all in one run."""
     from spex_mech.printing import print_bench
 
     if what == "ablation":
@@ -140,8 +141,12 @@ def bench(
         from spex_mech.bench.decode import run as run_decode
 
         result = run_decode(device, quick, None if peer_python is None else str(peer_python))
+    elif what == "accuracy":
+        from spex_mech.bench.accuracy import run as run_accuracy
+
+        result = run_accuracy(quick, cards)
     else:
-        raise SpexMechError(f"there is no bench {what!r}; the benches are ablation and decode.")
+        raise SpexMechError(f"there is no bench {what!r}; the benches are ablation, decode and accuracy.")
     print_bench(result, json_file, _console())
 
 

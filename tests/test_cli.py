@@ -82,6 +82,16 @@ def test_bench_ablation_times_every_path(cli_run, tmp_path):
     assert "cost_vs_unhooked" in out
 
 
+def test_bench_accuracy_compares_the_decoders(cli_run, tmp_path):
+    code, out, _ = cli_run("bench", "accuracy", "--quick", "--json", tmp_path / "b.json")
+    assert code == 0
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert {row["decoder"] for row in result["rows"]} == {"joint", "proxyspex", "linear"}
+    assert all(row["masks"] == 64 and row["r2"] <= 1 and 0 <= row["f1"] <= 1 for row in result["rows"])
+    assert "largest_loss_at" in out
+    assert "case hierarchical" in out
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -94,7 +104,7 @@ def test_bench_ablation_times_every_path(cli_run, tmp_path):
         (("discover", "planted-and", "--replacement", "magic"), ("magic", "resample")),
         (("discover", "no-such-card"), ("no-such-card", "induction-2l", "--prompts")),
         (("decode", "nothing.safetensors"), ("nothing.safetensors",)),
-        (("bench", "everything"), ("everything", "ablation and decode")),
+        (("bench", "everything"), ("everything", "ablation, decode and accuracy")),
         (("discover",), ("Missing",)),
     ],
 )
