@@ -85,7 +85,9 @@ def test_the_code_is_the_one_galois_builds(m):
         assert gf2.rank(check) == theirs.n - theirs.k
 
 
-@pytest.mark.parametrize(("m", "t"), [(4, 2), (6, 3), (7, 5)])
+@pytest.mark.parametrize(
+    ("m", "t"), [(4, 2), pytest.param(6, 3, marks=pytest.mark.slow), pytest.param(7, 5, marks=pytest.mark.slow)]
+)
 def test_decoding_agrees_with_galois(m, t):
     galois = pytest.importorskip("galois")
     length = (1 << m) - 1

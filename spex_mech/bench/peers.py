@@ -4,6 +4,7 @@ as npz. Nothing of the peer is copied; its own settings are used as its own code
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -70,7 +71,7 @@ def shapiq_spex(
     """
     python = python or sys.executable
     asked = [python, "-c", "import shapiq.approximator, sparse_transform, galois"]
-    if subprocess.run(asked, capture_output=True, check=False).returncode:
+    if shutil.which(python) is None or subprocess.run(asked, capture_output=True, check=False).returncode:
         return None
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder, "given.npz"), Path(folder, "found.npz")
