@@ -19,7 +19,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from spex_mech.walsh.proxy import ProxySpex
 from spex_mech.walsh.pursuit import Pursuit
 from spex_mech.walsh.refit import fit
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
+from spex_mech.walsh.stack import Stack
 from spex_mech.walsh.trees import Boosting
 
 _LOST = 0.05  # of what the stack does not know: what reading it out may lose
@@ -84,7 +84,7 @@ class Joint:
         fold = fold_masks(groups[fitting.to(groups.device)], FINE, seed)
         known = samples.take(fitting)
         parts = fit_parts(self._kinds(), known, fold, basis, seed)
-        stack = _Stack.of(parts, known.mean_values, known.keep)
+        stack = Stack.of(parts, known.mean_values)
         polynomial = self._polynomial(stack, known, basis, seed)
         r2 = r_squared(samples.mean_values[held], polynomial.evaluate(samples.keep[held]))
         stats: dict[str, Any] = {
@@ -106,15 +106,15 @@ class Joint:
         proxy = ProxyPart("proxyspex", ProxySpex(boosting=self.boosting, folds=COARSE))
         return [PursuitPart("pursuit", Pursuit()), proxy, LinePart("line"), *trees, *nets]
 
-    def _polynomial(self, stack: "_Stack", known: Samples, basis: Basis, seed: int) -> Spectrum:
-        if stack.r2 <= 0:  # no better than the mean, within two standard errors
+    def _polynomial(self, stack: Stack, known: Samples, basis: Basis, seed: int) -> Spectrum:
+        if stack.r2 <= 0:  # no better than the mean
             return Spectrum.from_terms(known.n, {(): float(known.mean_values.mean())}, basis)
         if stack.polynomial is not None:
             return stack.polynomial
         read = self._read(stack, known, basis, seed)
         return _corrected(read, known.keep, known.mean_values - stack.unseen)
 
-    def _read(self, stack: "_Stack", known: Samples, basis: Basis, seed: int) -> Spectrum:
+    def _read(self, stack: Stack, known: Samples, basis: Basis, seed: int) -> Spectrum:
         """The stack as a polynomial, as long as it takes."""
         n = known.n
         count = max(_LEAST_FREE, min(_MOST_FREE, _FREE_BITS // n))
@@ -150,65 +150,3 @@ def _corrected(read: Spectrum, keep: Tensor, missed: Float[Tensor, " mask"]) -> 
     moved = (gap * beyond).cpu()
     moved[read.orders == 0] = 0.0
     return Spectrum(read.n, read.members, read.coefficients + moved, read.basis, error.cpu())
-
-
-@dataclass(frozen=True, eq=False)
-class _Stack:
-    """Weights of the parts, their predictions of masks they had not seen, and how good they are together."""
-
-    parts: list[Any]
-    weights: Float[Tensor, " part"]
-    centre: float
-    unseen: Float[Tensor, " mask"]
-    r2: float
-    winner: str
-    polynomial: Spectrum | None
-
-    @classmethod
-    def of(cls, parts: list[Any], values: Float[Tensor, " mask"], keep: Tensor) -> "_Stack":
-        columns = torch.stack([part.unseen.to(values.device) for part in parts], 1)
-        weights, centre = _non_negative(columns, values)
-        together = columns @ weights + centre
-        loss = (values - together).square()
-        chosen = None
-        for part in parts:  # sparse polynomials first
-            if part.polynomial is None:
-                continue
-            gap = (values - part.unseen.to(values.device)).square() - loss
-            if float(gap.mean()) <= float(gap.std()) / len(gap) ** 0.5:
-                chosen = part
-                break
-        name = "stack" if chosen is None else chosen.name
-        unseen = together if chosen is None else chosen.unseen
-        better = (values - values.mean()).square() - (values - unseen).square()
-        nothing = float(better.mean()) <= 2 * float(better.std()) / len(better) ** 0.5
-        r2 = 0.0 if nothing else r_squared(values, unseen)
-        return cls(parts, weights, centre, unseen, r2, name, None if chosen is None else chosen.polynomial)
-
-    def predict(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
-        if self.polynomial is not None:
-            return self.polynomial.evaluate(keep)
-        total = torch.full((len(keep),), self.centre, dtype=torch.float64)
-        for part, weight in zip(self.parts, self.weights.tolist(), strict=True):
-            if weight:
-                total += weight * part.predict(keep).cpu()
-        return total
-
-    def table(self) -> dict[str, dict[str, float]]:
-        return {
-            part.name: {"r2": part.r2, "weight": weight, "seconds": part.seconds}
-            for part, weight in zip(self.parts, self.weights.tolist(), strict=True)
-        }
-
-
-def _non_negative(columns: Float[Tensor, "mask part"], values: Float[Tensor, " mask"]) -> tuple[Tensor, float]:
-    """Weights ≥ 0 and an offset by least squares; a trace of ridge keeps equal parts from trading places."""
-    from scipy.optimize import nnls
-
-    centre, target = columns.mean(0), float(values.mean())
-    x, y = (columns - centre).cpu(), (values - target).cpu()
-    scale = float(x.square().sum(0).max().clamp(min=1e-300).sqrt())
-    ridge = 1e-3 * scale * torch.eye(x.shape[1], dtype=x.dtype)
-    found, _ = nnls(torch.cat([x, ridge]).numpy(), torch.cat([y, torch.zeros(x.shape[1], dtype=y.dtype)]).numpy())
-    weights = torch.from_numpy(found)
-    return weights.to(columns.device), target - float(centre.cpu() @ weights)

@@ -19,7 +19,7 @@ from spex_mech.walsh.neural import Network
 from spex_mech.walsh.proxy import ProxySpex
 from spex_mech.walsh.pursuit import Pursuit
 from spex_mech.walsh.refit import prune
-from spex_mech.walsh.spectrum import Basis, Spectrum
+from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
 from spex_mech.walsh.trees import Boosting
 
 Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
@@ -120,17 +120,20 @@ class LinePart:
 
     def cross_fit(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Fitted:
         def train(keep: Tensor, values: Tensor) -> Predict:
-            return line(keep, values, basis)
+            return line(keep, values, basis).evaluate
 
         keep, values = samples.keep, samples.mean_values
-        return Fitted(self.name, train(keep, values), _folded(train, keep, values, fold % COARSE))
+        whole = line(keep, values, basis)
+        return Fitted(self.name, whole.evaluate, _folded(train, keep, values, fold % COARSE), polynomial=whole)
 
 
-def line(keep: Tensor, values: Tensor, basis: Basis) -> Predict:
+def line(keep: Tensor, values: Tensor, basis: Basis) -> Spectrum:
     """The Lasso line of some masks; its folds are in the order of the masks, which are independent."""
     offset, slope = basis.affine
     found = lasso_cv(offset + slope * keep.double(), values, torch.arange(len(values)) % _INNER_FOLDS, 30)
-    return lambda new: found.intercept + (offset + slope * new.double()) @ found.coefficients.double()
+    chosen = found.coefficients.nonzero()[:, 0].cpu()
+    coefficients = torch.cat([torch.tensor([found.intercept]).double(), found.coefficients.cpu().double()[chosen]])
+    return Spectrum(keep.shape[1], pad_sets([(), *((i,) for i in chosen.tolist())]), coefficients, basis)
 
 
 @dataclass(frozen=True)
@@ -146,8 +149,8 @@ class TreePart:
             if not self.line:
                 return self.boosting.train(keep, values, seed).predict
             straight = line(keep, values, basis)
-            trees = self.boosting.train(keep, values - straight(keep), seed)
-            return lambda new: straight(new).cpu() + trees.predict(new)
+            trees = self.boosting.train(keep, values - straight.evaluate(keep), seed)
+            return lambda new: straight.evaluate(new).cpu() + trees.predict(new)
 
         keep, values = samples.keep, samples.mean_values
         return Fitted(self.name, train(keep, values), _folded(train, keep, values, fold % COARSE))
