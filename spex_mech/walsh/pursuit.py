@@ -56,7 +56,7 @@ class Pursuit:
     ) -> Iterator[list[Members]]:
         """The sets in hand after every round, for whoever wants to stop earlier."""
         offset, slope = basis.affine
-        search = _Search(offset + slope * keep.float(), self.degree)
+        search = Search(offset + slope * keep.float(), self.degree)
         y, sets = values.double(), list[Members]([()])
         columns = torch.ones(len(keep), 1, dtype=torch.float64, device=keep.device)
         left, scale = y - y.mean(), float(y.var(correction=0))
@@ -71,7 +71,7 @@ class Pursuit:
             yield sets
 
     def _chosen(
-        self, search: "_Search", left: Tensor, sets: list[Members], columns: Tensor, room: int
+        self, search: "Search", left: Tensor, sets: list[Members], columns: Tensor, room: int
     ) -> list[Members]:
         """The sets of largest gain among those that are worth their price, best first."""
         count = min(room, max(_AT_LEAST, int(self.share * len(sets))))
@@ -89,7 +89,7 @@ class Pursuit:
         return math.log(math.comb(n, order) if order <= 2 else n * in_hand) - math.log(self.false_sets)
 
 
-class _Search:
+class Search:
     """The share of what is left that each set in view explains by itself."""
 
     def __init__(self, z: Float[Tensor, "mask component"], degree: int) -> None:
