@@ -27,6 +27,8 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("planted", ("ablation*", "components", "task", "walsh.spectrum", "errors")),
     ("circuit.build", ("circuit*", "components", "walsh.spectrum", "errors")),
     ("circuit.select", ("circuit*", "components", "walsh.spectrum", "errors")),
+    ("circuit.search", ("circuit*", "components", "walsh.spectrum", "errors")),
+    ("circuit.solve", ("circuit*", "components", "walsh.spectrum", "errors")),
     ("circuit*", ("circuit*", "components", "errors")),
     ("gallery", ("task", "components", "circuit.codec", "errors")),
     ("workflow", ("ablation*", "circuit.graph", "components", "errors")),
