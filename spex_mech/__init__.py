@@ -17,6 +17,7 @@ _HOMES = {
     "spex_mech.circuit.codec": ("load_circuit",),
     "spex_mech.circuit.graph": ("Circuit", "Interaction", "Node"),
     "spex_mech.circuit.interchange": ("export",),
+    "spex_mech.circuit.select": ("Selection", "choose", "choose_path"),
     "spex_mech.circuit.plot": ("plot_circuit", "plot_spectrum"),
     "spex_mech.components": ("Component", "ComponentSet", "group", "heads", "kv_groups", "mlps", "neurons", "select"),
     "spex_mech.discovery": ("discover",),
@@ -28,6 +29,7 @@ _HOMES = {
     "spex_mech.task": ("Task",),
     "spex_mech.walsh.design": ("MaskDesign",),
     "spex_mech.walsh.spectrum": ("Basis", "Spectrum"),
+    "spex_mech.workflow": ("ablated", "hook_frame", "hooks"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -58,6 +60,9 @@ if TYPE_CHECKING:
     from spex_mech.circuit.interchange import export as export
     from spex_mech.circuit.plot import plot_circuit as plot_circuit
     from spex_mech.circuit.plot import plot_spectrum as plot_spectrum
+    from spex_mech.circuit.select import Selection as Selection
+    from spex_mech.circuit.select import choose as choose
+    from spex_mech.circuit.select import choose_path as choose_path
     from spex_mech.components import Component as Component
     from spex_mech.components import ComponentSet as ComponentSet
     from spex_mech.components import group as group
@@ -80,3 +85,6 @@ if TYPE_CHECKING:
     from spex_mech.walsh.design import MaskDesign as MaskDesign
     from spex_mech.walsh.spectrum import Basis as Basis
     from spex_mech.walsh.spectrum import Spectrum as Spectrum
+    from spex_mech.workflow import ablated as ablated
+    from spex_mech.workflow import hook_frame as hook_frame
+    from spex_mech.workflow import hooks as hooks

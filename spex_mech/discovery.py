@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spex_mech.ablation.binding import bind
+from spex_mech.ablation.fitted import remember
 from spex_mech.ablation.journal import Journal, open_journal
 from spex_mech.ablation.measure import measure
 from spex_mech.ablation.replacement import Replacement, fit_replacement
@@ -93,6 +94,7 @@ def discover(
     choose_decoder(decoder, design, design.n_masks)  # a budget the decoder cannot use is refused before it is spent
     with hold(out):
         reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
+        remember(subject, reference)
         record = describe_experiment(subject, task, reference, design)
         started = time.perf_counter()
         responses, resumed = recall(out, record, chosen), {"resumed_masks": design.n_masks}

@@ -31,7 +31,7 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("circuit.solve", ("circuit*", "components", "walsh.spectrum", "errors")),
     ("circuit*", ("circuit*", "components", "errors")),
     ("gallery", ("task", "components", "circuit.codec", "errors")),
-    ("workflow", ("ablation*", "circuit.graph", "components", "errors")),
+    ("workflow", ("ablation*", "circuit.graph", "components", "task", "errors")),
     ("studies", ("ablation*", "planted", "gallery", "task", "walsh*", "components", "errors")),
     (
         "runs",

@@ -3,7 +3,8 @@
 Only what is read leaves the trace: the logits at the scored positions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from spex_mech.ablation.passage import cut_short
 from spex_mech.ablation.sites import find_architecture, input_features, possible_shortcuts
 from spex_mech.ablation.subject import Edit, Shortcuts, Site
+from spex_mech.ablation.torch_hooks import in_force
 from spex_mech.ablation.weights import describe_weights, hash_weights
 from spex_mech.components import ModelShape
 
@@ -88,6 +90,15 @@ class NNsightSubject:
         if which is None:
             return logits
         return logits[torch.arange(len(logits), device=logits.device), which.to(logits.device)]
+
+    @contextmanager
+    def in_force(self, edits: Mapping[Site, Edit]) -> Iterator[Any]:
+        """The edits in every trace of the wrapper and every call of its module, for the length of a with-block.
+
+        They are plain torch hooks on the module, so a trace may read and edit what it likes besides.
+        """
+        with in_force(self._architecture.passage.blocks[0], [(self._places[s], edit) for s, edit in edits.items()]):
+            yield self.model
 
 
 def _apply(edit: Edit, x: Any, rows: int) -> Any:

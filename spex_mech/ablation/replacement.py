@@ -72,6 +72,41 @@ class Replacement:
                 found[site] = _part_edit(kept, reference, site.parts)
         return found
 
+    def lasting(self, keep: Bool[Tensor, " component"], prompts: Int[Tensor, " row"] | None = None) -> dict[Site, Edit]:
+        """One edit a site that loses something, for batches of any size, all of whose rows are under one mask.
+
+        `prompts` says, for resampling, which prompt of the task each row of a batch is; None: all, in order. While the
+        model runs, an edit raises `TaskError` on a batch to which the reference values do not belong.
+        """
+        bits = {site: torch.cat([t.flatten() for t in self.recipe.rulers[site].values()]) for site in self.recipe.sites}
+        padded = torch.nn.functional.pad(keep.cpu(), (0, 1), value=True)
+        return {site: self._lasting(site, keep, prompts) for site in bits if not padded[bits[site]].all()}
+
+    def _lasting(self, site: Site, keep: Bool[Tensor, " component"], prompts: Int[Tensor, " row"] | None) -> Edit:
+        reference = self.references.get(site, torch.zeros(1, 1, 1))
+        chosen = torch.arange(len(reference)) if prompts is None else prompts
+
+        def edit(x: Tensor) -> Tensor:
+            self._check_batch(x, reference, chosen)
+            kept = self.recipe.keep_parts(site, keep[None], x.shape[1])
+            return _part_edit(kept, self._reference(site, chosen, x.shape[1], None), site.parts)(x)
+
+        return edit
+
+    def _check_batch(self, x: Tensor, reference: Tensor, prompts: Int[Tensor, " row"]) -> None:
+        rows, length = x.shape[:2]
+        if self.kind == "mean" and reference.shape[1] not in (1, length):
+            raise TaskError(
+                f"means per position were taken over prompts of {reference.shape[1]} tokens, and this call has "
+                f'{length}. Give prompts of that length, without a cache, or use means that are pooled: per="pooled".'
+            )
+        if self.kind == "resample" and (rows != len(prompts) or length > reference.shape[1]):
+            raise TaskError(
+                f"resampling replaces by what each of {len(prompts)} prompts' own contrast gives, of at most "
+                f"{reference.shape[1]} tokens, and this call has {rows} rows of {length}. Call the model on those "
+                "prompts in that order, or say by rows=[…] which of the task's prompts they are."
+            )
+
     def _reference(self, site: Site, prompt: Tensor, length: int, only: int | None) -> Float[Tensor, "row pos feature"]:
         reference = self.references.get(site)
         if reference is None:

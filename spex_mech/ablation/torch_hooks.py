@@ -68,7 +68,7 @@ class TorchSubject:
         """See `Growing.forward`; only the scored positions are unembedded."""
         placed = [(self._places[site], edit) for site, edit in edits.items()]
         cuts = cut_short(self._architecture.passage, self.shortcuts, edits, positions, growth)
-        with torch.inference_mode(), fused(self._activations), hooked(placed, len(tokens)), cuts:
+        with torch.inference_mode(), fused(self._activations), hooked(placed, lambda: len(tokens)), cuts:
             if positions is None:
                 return self.model(input_ids=tokens, use_cache=False).logits
             wanted, which = positions.unique(return_inverse=True)
@@ -76,10 +76,33 @@ class TorchSubject:
             rows = torch.arange(len(logits), device=logits.device)
             return logits[rows, which.to(logits.device)]
 
+    @contextmanager
+    def in_force(self, edits: Mapping[Site, Edit]) -> Iterator[nn.Module]:
+        """The edits in every forward pass of the model itself, whoever calls it, for the length of a with-block."""
+        with in_force(self._architecture.passage.blocks[0], [(self._places[s], edit) for s, edit in edits.items()]):
+            yield self.model
+
 
 @contextmanager
-def hooked(edits: list[tuple[Place, Edit]], rows: int) -> Iterator[None]:
-    """Edits in force for the length of a with-block."""
+def in_force(first: nn.Module, edits: list[tuple[Place, Edit]]) -> Iterator[None]:
+    """Edits in force for the length of a with-block, for batches of any size; `first` is the first decoder block."""
+    rows = 0
+
+    def watch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal rows
+        rows = len(args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor)))
+
+    handle = first.register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        with hooked(edits, lambda: rows):
+            yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def hooked(edits: list[tuple[Place, Edit]], rows: Callable[[], int]) -> Iterator[None]:
+    """Edits in force for the length of a with-block; `rows` says, while the model runs, how many rows it has."""
     handles: list[Any] = []
     try:
         for place, edit in edits:
@@ -114,13 +137,13 @@ def _gelu(x: Tensor) -> Tensor:
     return nn.functional.gelu(x, approximate="tanh")
 
 
-def _per_row(edit: Edit, rows: int) -> Edit:
+def _per_row(edit: Edit, rows: Callable[[], int]) -> Edit:
     """An edit that also serves modules which see rows and positions flattened into one axis (OPT does)."""
 
     def whole(x: Tensor) -> Tensor:
         if x.ndim == 3:
             return edit(x)
-        return rearrange(edit(rearrange(x, "(row pos) f -> row pos f", row=rows)), "row pos f -> (row pos) f")
+        return rearrange(edit(rearrange(x, "(row pos) f -> row pos f", row=rows())), "row pos f -> (row pos) f")
 
     return whole
 

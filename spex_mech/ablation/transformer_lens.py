@@ -5,7 +5,8 @@ with the
 hooks of HookedTransformer 2.x/3.x are all bound here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -99,15 +100,24 @@ class BridgeSubject:
         growth: Mapping[int, Int[Tensor, " row"]] | None = None,
     ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
         """See `Growing.forward`."""
-        hooks = [(hook_name(site), _as_hook(edit)) for site, edit in edits.items()]
         cuts = cut_short(self._passage, self.shortcuts, edits, positions, growth)
-        with torch.inference_mode(), self.model.hooks(fwd_hooks=hooks), cuts:
+        with torch.inference_mode(), self.model.hooks(fwd_hooks=self.fwd_hooks(edits)), cuts:
             logits = self.model(tokens, **self._options)
         if positions is None:
             return logits
         if self.shortcuts.last:
             return logits[:, 0]
         return logits[torch.arange(len(logits), device=logits.device), positions.to(logits.device)]
+
+    @contextmanager
+    def in_force(self, edits: Mapping[Site, Edit]) -> Iterator[Any]:
+        """The edits in every forward pass of the model itself, for the length of a with-block."""
+        with self.model.hooks(fwd_hooks=self.fwd_hooks(edits)):
+            yield self.model
+
+    def fwd_hooks(self, edits: Mapping[Site, Edit]) -> list[tuple[str, Callable[..., Tensor]]]:
+        """The edits as TransformerLens takes them: pairs of a hook point's name and ``fn(tensor, hook)``."""
+        return [(hook_name(site), _as_hook(edit)) for site, edit in edits.items()]
 
 
 def hook_name(site: Site) -> str:

@@ -164,33 +164,30 @@ def _cardinality(linear: Programme, size: int, width: int) -> LinearConstraint:
 
 
 def _products(linear: Programme, sign: float, width: int) -> list[LinearConstraint]:
-    """z ≤ u_i where z is pushed up, z ≥ Σ u_i - |S| + 1 where it is pushed down; both for a distance."""
+    """The side of every product that the objective pushes against; both for a distance."""
     pushed = sign * linear.weights
     up = np.flatnonzero(pushed < 0) if sign else np.arange(len(pushed))
     down = np.flatnonzero(pushed > 0) if sign else np.arange(len(pushed))
-    n, found = len(linear.linear), list[LinearConstraint]()
-    if len(up):
-        chosen = linear.products[up].tocoo()
-        row, bit = chosen.coords
-        entries = np.arange(len(row))
-        a = coo_array(
-            (np.repeat([1.0, -1.0], len(row)), (np.tile(entries, 2), np.concatenate([n + up[row], bit]))),
-            shape=(len(row), width),
-        )
-        found.append(LinearConstraint(a.tocsr(), -np.inf, 0))
-    if len(down):
-        chosen = linear.products[down]
-        row, bit = chosen.tocoo().coords
-        here = np.arange(len(down))
-        a = coo_array(
-            (
-                np.concatenate([np.full(len(row), -1.0), np.ones(len(down))]),
-                (np.concatenate([row, here]), np.concatenate([bit, n + down])),
-            ),
-            shape=(len(down), width),
-        )
-        found.append(LinearConstraint(a.tocsr(), 1 - np.diff(chosen.indptr), np.inf))
-    return found
+    return [*([_upper(linear, up, width)] if len(up) else []), *([_lower(linear, down, width)] if len(down) else [])]
+
+
+def _upper(linear: Programme, rows: NDArray[np.intp], width: int) -> LinearConstraint:
+    """z_S - u_i ≤ 0 for every i in S."""
+    row, bit = linear.products[rows].tocoo().coords
+    entries, products = np.arange(len(row)), len(linear.linear) + rows[row]
+    values = np.repeat([1.0, -1.0], len(row))
+    places = (np.tile(entries, 2), np.concatenate([products, bit]))
+    return LinearConstraint(coo_array((values, places), shape=(len(row), width)).tocsr(), -np.inf, 0)
+
+
+def _lower(linear: Programme, rows: NDArray[np.intp], width: int) -> LinearConstraint:
+    """z_S - Σ_{i∈S} u_i ≥ 1 - |S|."""
+    chosen = linear.products[rows]
+    row, bit = chosen.tocoo().coords
+    values = np.concatenate([np.full(len(row), -1.0), np.ones(len(rows))])
+    places = (np.concatenate([row, np.arange(len(rows))]), np.concatenate([bit, len(linear.linear) + rows]))
+    a = coo_array((values, places), shape=(len(rows), width)).tocsr()
+    return LinearConstraint(a, 1 - np.diff(chosen.indptr), np.inf)
 
 
 def _distance(game: Game, linear: Programme) -> list[LinearConstraint]:
