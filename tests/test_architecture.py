@@ -27,6 +27,7 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("planted", ("ablation*", "components", "task", "walsh.spectrum", "errors")),
     ("circuit.build", ("circuit*", "components", "walsh.spectrum", "errors")),
     ("circuit.select", ("circuit*", "components", "walsh.spectrum", "errors")),
+    ("circuit.backups", ("circuit*", "components", "walsh.spectrum", "errors")),
     ("circuit.search", ("circuit*", "components", "walsh.spectrum", "errors")),
     ("circuit.solve", ("circuit*", "components", "walsh.spectrum", "errors")),
     ("circuit*", ("circuit*", "components", "errors")),
