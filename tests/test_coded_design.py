@@ -68,7 +68,7 @@ def test_aliasing_identity(drawn, seed):
     }
     spectrum = Spectrum.from_terms(design.n, terms)
     bins = Bins.of(design.code, spectrum.evaluate(design.keep())[:, None])
-    left = bins.residual(spectrum.members, spectrum.coefficients[:, None])
+    left = bins.residual(*bins.spell(spectrum.members), spectrum.coefficients[:, None])
     assert left.abs().max() < 1e-12 * design.code.bins
     energy = bins.values.square().sum() * design.code.bins
     coded = spectrum.evaluate(design.keep(0, design.code.size))

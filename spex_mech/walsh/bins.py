@@ -6,6 +6,7 @@ all bins (the transform is orthogonal), where each set meets only those that sha
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,8 +27,9 @@ class Bins:
 
     Attributes:
         values: U, float64, in the unit of the responses.
-        words: for every player and group its packed delay bits, and in a last word its hash.
-        keys: a random number a player; the sum (exclusive or) over a set names it.
+        words: for every player and group its packed delay bits, and in a last word its hash; zeros in a row behind the
+            last player, which is the one that empty slots (-1) name.
+        keys: a random number a player; the sum (exclusive or) over a set names it; zero behind the last.
         bch: what reads the signs; None where they are the set itself, or too few to be read.
     """
 
@@ -45,7 +47,10 @@ class Bins:
         bins = walsh_hadamard(sliced.contiguous()) / code.bins
         delays = torch.stack([gf2.pack(code.delay_bits(group).T) for group in range(code.groups)], 1)
         words = torch.cat([delays, code.hashes.T[:, :, None]], 2)
-        keys = uniform_bits(code.seed, torch.zeros(1, dtype=torch.long), code.n).T
+        words = torch.nn.functional.pad(words, (0, 0, 0, 0, 0, 1))
+        keys = torch.nn.functional.pad(
+            uniform_bits(code.seed, torch.zeros(1, dtype=torch.long), code.n).T, (0, 0, 0, 1)
+        )
         bch = None if spells_plainly(code.n, code.degree) else code.bch(device)
         arranged = bins.permute(0, 3, 1, 2).reshape(code.groups * code.bins, code.delays, -1)
         return cls(code, arranged.contiguous(), words.to(device), keys.to(device), bch)
@@ -69,6 +74,11 @@ class Bins:
         """Coded masks that are looked at."""
         return self.rows * self.code.bins
 
+    @cached_property
+    def largest(self) -> float:
+        """The largest value in size."""
+        return float(self.values.abs().amax())
+
     def first(self, delays: int) -> "Bins":
         """As if the code had only its first delays; where parity signs are cut off, shorter lengths are still read."""
         blocks = 0 if self.bch is None else min(self.bch.t, (delays - 1) // self.bch.field.m)
@@ -79,7 +89,7 @@ class Bins:
         self, members: Int[Tensor, "set slot"], dtype: torch.dtype = torch.float64
     ) -> tuple[Float[Tensor, "set group delay"], Int[Tensor, "set group"]]:
         """What each set puts into the bins: ``(-1)^{<d_{c,p}, S>}``, and the bin it falls into, in every group."""
-        summed = gf2.sum_rows(self.words.flatten(1), members).unflatten(1, self.words.shape[1:])
+        summed = gf2.sum_padded(self.words.flatten(1), members).unflatten(1, self.words.shape[1:])
         groups = torch.arange(self.code.groups, device=members.device)
         signs = gf2.signs(summed[..., :-1], self.delays, dtype)
         return signs, groups * self.code.bins + summed[..., -1]
@@ -88,7 +98,7 @@ class Bins:
         """Whether each set falls into the bin beside it."""
         group, hashed = where // self.code.bins, torch.zeros_like(where)
         for column in members.unbind(1):
-            hashed ^= torch.where(column >= 0, self.words[column.clamp(min=0), group, -1], 0)
+            hashed ^= self.words[column, group, -1]
         return hashed == where % self.code.bins
 
     def correlate(
@@ -110,31 +120,28 @@ class Bins:
 
     def names(self, members: Int[Tensor, "set slot"]) -> Int[Tensor, " set"]:
         """A number that is equal for equal sets and, but for one pair in 2^53, different for different ones."""
-        return gf2.sum_rows(self.keys, members)[:, 0]
+        return gf2.sum_padded(self.keys, members)[:, 0]
 
     def solve(
-        self, members: Int[Tensor, "set slot"], delays: Float[Tensor, "group delay"] | None = None
+        self, signs: Float[Tensor, "set group delay"], where: Int[Tensor, "set group"]
     ) -> tuple[Float[Tensor, "set output"], Float[Tensor, "set set"]]:
-        """Least squares on these sets over all coded masks: coefficients and ``(ΦᵀΦ)⁻¹``.
-
-        `delays` are weights; 0 leaves the masks of a group and delay out of the fit.
-        """
-        signs, where = self.spell(members)
-        weighted = signs if delays is None else signs * delays
-        gram = torch.zeros(len(members), len(members), dtype=torch.float64, device=members.device)
+        """Least squares on sets so spelled over all coded masks: coefficients and ``(ΦᵀΦ)⁻¹``."""
+        gram = torch.zeros(len(signs), len(signs), dtype=torch.float64, device=signs.device)
         for group in range(self.code.groups):
             meet = where[:, group, None] == where[:, group]
-            gram += (weighted[:, group] @ signs[:, group].T).masked_fill_(~meet, 0)
-        moment = (weighted.flatten(1)[:, None] @ self.values[where].flatten(1, 2))[:, 0]
+            gram += (signs[:, group] @ signs[:, group].T).masked_fill_(~meet, 0)
+        moment = (signs.flatten(1)[:, None] @ self.values[where].flatten(1, 2))[:, 0]
         factor = torch.linalg.cholesky(gram + _RIDGE * self.rows * torch.eye(len(gram), device=gram.device))
         inverse = torch.cholesky_inverse(factor) / self.code.bins
         return torch.cholesky_solve(moment, factor), inverse
 
     def residual(
-        self, members: Int[Tensor, "set slot"], coefficients: Float[Tensor, "set output"]
+        self,
+        signs: Float[Tensor, "set group delay"],
+        where: Int[Tensor, "set group"],
+        coefficients: Float[Tensor, "set output"],
     ) -> Float[Tensor, "bin delay output"]:
-        """What the bins hold beside these sets."""
-        signs, where = self.spell(members)
+        """What the bins hold beside sets so spelled."""
         part = -signs.flatten(0, 1)[:, :, None] * coefficients.repeat_interleave(self.code.groups, 0)[:, None]
         left = self.values.clone()
         return left.index_put_((where.flatten(),), part, accumulate=True)  # sorted, so the same every time

@@ -69,24 +69,22 @@ class Sorted:
     """Sets sorted by the bin they fall into: what `match` joins.
 
     Attributes:
-        tables: row numbers ``[bin, place]``, one table a group.
-        signs: the sets' signs ``[bin, place, delay]`` in float32, 0 where a bin holds fewer than the fullest.
+        table: row numbers, one table a group.
+        signs: the sets' signs in float32, 0 where a bin holds fewer than the fullest.
     """
 
     members: Int[Tensor, "set slot"]
-    tables: tuple[Int[Tensor, "bin place"], ...]
-    signs: tuple[Float[Tensor, "bin place delay"], ...]
+    table: Int[Tensor, "group bin place"]
+    signs: Float[Tensor, "group bin place delay"]
 
     @classmethod
     def of(cls, bins: Bins, members: Int[Tensor, "set slot"]) -> "Sorted":
         """These sets, spelled once."""
         spelled, where = bins.spell(members, torch.float32)
-        tables, signs = [], []
-        for group in range(bins.code.groups):
-            table, filled = buckets(where[:, group] - group * bins.code.bins, bins.code.bins)
-            tables.append(table)
-            signs.append(spelled[:, group][table] * filled[..., None])
-        return cls(members, tuple(tables), tuple(signs))
+        groups, shape = bins.code.groups, (bins.code.groups, bins.code.bins)
+        table, filled = buckets(where.flatten(), len(bins.values))
+        signs = spelled.flatten(0, 1)[table].mul_(filled[..., None])
+        return cls(members, (table // groups).unflatten(0, shape), signs.unflatten(0, shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,18 +128,33 @@ def match(
 
 def _match_group(soft: Tensor, where: Tensor, left: Sorted, right: Sorted, group: int, top: int) -> Tensor:
     """(left, right) row numbers of the best joins of every bin of one group."""
-    a, b, (count, height) = left.signs[group], right.signs[group], left.tables[group].shape
-    width, found = b.shape[1], []
-    size = count * max(height * width, (height + width) * soft.shape[1])
-    for chunk in torch.arange(len(soft), device=soft.device).split(max(1, _ELEMENTS // size)):
-        partner = torch.arange(count, device=soft.device) ^ where[chunk][:, None]
-        scores = ((a * soft[chunk][:, None, None]) @ b[partner].mT).abs_().flatten(1, 2)
-        best = scores.amax(2).topk(min(top, count * height), dim=1)
-        inner = scores[torch.arange(len(chunk), device=soft.device)[:, None], best.indices].argmax(2)
-        row = left.tables[group].flatten()[best.indices]
-        column = right.tables[group][partner.gather(1, best.indices // height), inner]
-        found.append(torch.stack([row, column], -1)[best.values > 0])
+    a, b, found = left.signs[group], right.signs[group], []
+    (count, height, delays), width, still = a.shape, b.shape[1], len(left.members) > len(right.members)
+    step = max(1, _ELEMENTS // (count * max(height * width, min(height, width) * delays)))
+    for start in range(0, len(soft), step):
+        home = where[start : start + step]
+        scores = _scores(a, b, soft[start : start + step], home, still)
+        best = scores.amax(3).flatten(1).topk(min(top, count * height), dim=1)
+        bucket, place = best.indices // height, best.indices % height
+        inner = scores[torch.arange(len(home), device=soft.device)[:, None], bucket, place].argmax(2)
+        meets = bucket ^ home[:, None]
+        one, other = (bucket, meets) if still else (meets, bucket)
+        pair = left.table[group][one, place], right.table[group][other, inner]
+        found.append(torch.stack(pair, -1)[best.values > 0])
     return torch.cat(found) if found else where.new_zeros(0, 2)
+
+
+def _scores(a: Tensor, b: Tensor, soft: Tensor, where: Tensor, still: bool) -> Float[Tensor, "row bin height width"]:
+    """|correlation| of each soft vector with the join of every set of `a` and each of `b` in the bucket it meets there.
+
+    The longer list stays where it is (`still`: that is `a`), and its buckets number the bins; the other's signs are
+    moved to the buckets they meet and multiplied by the soft vector: one product a bucket serves all rows.
+    """
+    fixed, moving = (a, b) if still else (b, a)
+    meets = torch.arange(len(fixed), device=soft.device)[:, None] ^ where
+    moved = (moving[meets] * soft[:, None]).flatten(1, 2)
+    scores = (fixed @ moved.mT).abs_().unflatten(2, (len(soft), moving.shape[1]))
+    return scores.permute(2, 0, 1, 3) if still else scores.permute(2, 0, 3, 1)
 
 
 def up_to_pairs(n: int, order: int, device: torch.device) -> Int[Tensor, "set slot"]:

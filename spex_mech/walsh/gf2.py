@@ -35,21 +35,27 @@ def signs(words: Int[Tensor, "... word"], bits: int, dtype: torch.dtype = torch.
     >>> signs(torch.tensor([5]), 3).tolist()
     [-1.0, 1.0, -1.0]
     """
-    return 1 - 2 * unpack(words, bits).to(dtype)
+    octets = torch.arange(256, device=words.device)[:, None]
+    table = 1 - 2 * ((octets >> torch.arange(8, device=words.device)) & 1).to(dtype)
+    split = (words[..., None] >> torch.arange(0, WORD, 8, device=words.device)) & 255
+    return table[split].flatten(-3)[..., :bits]
 
 
-def sum_rows(
-    table: Int[Tensor, "row word"], members: Int[Tensor, "set slot"], start: Int[Tensor, " word"] | None = None
-) -> Int[Tensor, "set word"]:
+def sum_rows(table: Int[Tensor, "row word"], members: Int[Tensor, "set slot"]) -> Int[Tensor, "set word"]:
     """For each set the sum over GF(2) of the rows of `table` it names; a slot of -1 adds nothing.
 
     >>> sum_rows(torch.tensor([[1], [2], [3]]), torch.tensor([[0, 1], [2, -1]])).tolist()
     [[3], [3]]
     """
+    return sum_padded(torch.nn.functional.pad(table, (0, 0, 0, 1)), members)
+
+
+def sum_padded(table: Int[Tensor, "row word"], members: Int[Tensor, "set slot"]) -> Int[Tensor, "set word"]:
+    """`sum_rows` of a table that has a row of zeros at its end, which is the one that -1 names."""
     out = torch.zeros(len(members), table.shape[1], dtype=table.dtype, device=table.device)
     for column in members.unbind(1):
-        out ^= torch.where((column >= 0)[:, None], table[column.clamp(min=0)], 0)
-    return out if start is None else out ^ start
+        out ^= table[column]
+    return out
 
 
 def parity(numbers: Int[Tensor, "..."]) -> Int[Tensor, "..."]:

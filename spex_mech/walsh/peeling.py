@@ -48,6 +48,7 @@ class Peeled:
     coefficients: Float[Tensor, "set output"]
     inverse: Float[Tensor, "set set"]
     residual: Float[Tensor, "bin delay output"]
+    noise: Float[Tensor, " output"]
     rounds: int
     doubtful: Int[Tensor, "set slot"] | None = None
 
@@ -143,11 +144,13 @@ def _length(bins: Bins, found: Peeled, options: Peeling) -> float:
 
 def fit(bins: Bins, members: Int[Tensor, "set slot"], rounds: int = 0) -> Peeled:
     """Least squares of the bins on these sets."""
-    coefficients, inverse = bins.solve(members)
-    return Peeled(members, coefficients, inverse, bins.residual(members, coefficients), rounds)
+    spelled = bins.spell(members)
+    coefficients, inverse = bins.solve(*spelled)
+    residual = bins.residual(*spelled, coefficients)
+    return Peeled(members, coefficients, inverse, residual, _noise_variance(bins, residual, len(members)), rounds)
 
 
-def noise_variance(bins: Bins, found: Peeled) -> Float[Tensor, " output"]:
+def _noise_variance(bins: Bins, residual: Float[Tensor, "bin delay output"], sets: int) -> Float[Tensor, " output"]:
     """The variance of one value of one bin where no set is left, an output.
 
     The lower quartile of the bins' energies over that of χ²: robust against up to three quarters of bins that still
@@ -155,19 +158,18 @@ def noise_variance(bins: Bins, found: Peeled) -> Float[Tensor, " output"]:
     """
     delays = bins.delays
     quartile = (1 - 2 / (9 * delays) + _QUARTILE * math.sqrt(2 / (9 * delays))) ** 3  # Wilson and Hilferty's χ²
-    fitted = max(0.5, 1 - len(found.members) / (bins.masks))
-    energy = found.residual.square().mean(1).quantile(0.25, dim=0) / (quartile * fitted)
+    fitted = max(0.5, 1 - sets / bins.masks)
+    energy = residual.square().mean(1).quantile(0.25, dim=0) / (quartile * fitted)
     return energy.clamp(min=_floor(bins))
 
 
 def _floor(bins: Bins) -> float:
-    largest = float(bins.values.abs().amax()) * math.sqrt(bins.code.bins)
-    return max((ROUNDING * largest) ** 2 / bins.code.bins, 1e-300)
+    return max((ROUNDING * bins.largest) ** 2, 1e-300)
 
 
 def stand_out(bins: Bins, found: Peeled, deviations: float = _STANDS_OUT) -> Bool[Tensor, " bin"]:
     """Bins with more energy left than noise has, by so many standard deviations of χ²."""
-    energy = (found.residual.square() / noise_variance(bins, found)).sum((1, 2))
+    energy = (found.residual.square() / found.noise).sum((1, 2))
     expected = bins.delays * bins.outputs
     return energy > expected + deviations * math.sqrt(2 * expected)
 
@@ -176,7 +178,7 @@ def _accepted(bins: Bins, found: Peeled, pool: Pool, *, on_trial: bool = False) 
     """Sets to add, and those to keep in mind: accepted is what is likelier than any rival in each of its bins."""
     if not len(pool):
         return pool.members, pool
-    gain, where = evidence(bins, found.residual, len(found.members), noise_variance(bins, found), pool)
+    gain, where = evidence(bins, found.residual, len(found.members), found.noise, pool)
     margin = gain - pool.prices
     likely = gain > 0 if on_trial else margin > 0
     margin = torch.where(likely, margin, -math.inf)
@@ -199,7 +201,7 @@ def _proposed(bins: Bins, found: Peeled, options: Peeling, level: int, small: Sm
     quick = level != 1 and len(found.members) * bins.code.n * bins.rows <= effort
     near = Sorted.of(bins, found.members[1:]) if quick and len(found.members) > 1 else None
     proposals = [found.members[:0]]
-    for soft in soft_vectors(found.residual, noise_variance(bins, found)):
+    for soft in soft_vectors(found.residual, found.noise):
         if level == 1 or (level == 0 and sum(halves) < 3):
             proposals.append(decode_signs(bins, soft[where], where, level * options.flips))
         if halves[0] and level != 1:

@@ -24,7 +24,7 @@ from spex_mech.errors import DecodeError, ResponseError
 from spex_mech.walsh.bins import Bins
 from spex_mech.walsh.decoding import Decoded, Outcome, Samples, judge, r_squared
 from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.peeling import ROUNDING, Peeled, Peeling, fit, noise_variance, peel, residual_variance
+from spex_mech.walsh.peeling import ROUNDING, Peeled, Peeling, fit, peel, residual_variance, stand_out
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
 DIRECTIONS = 32  # of the outputs' space that sets are located in
@@ -239,7 +239,7 @@ def _fewer_delays(bins: Bins, options: Spex) -> tuple[Peeled, dict[str, Any]]:
     first = bins.first(kept)
     before, answer, early = _located(first, options), _answer(bins, options), _answer(first, options)
     members = _reported(before, early, options).members
-    missed = answer.residual(members, fit(early, members).coefficients)[:, kept:]
+    missed = answer.residual(*answer.spell(members), fit(early, members).coefficients)[:, kept:]
     truth = answer.values[:, kept:].reshape(answer.code.groups, answer.code.bins, -1, answer.outputs)
     masks = missed.shape[1] * answer.code.groups * answer.code.bins
     mean = truth[:, 0].mean((0, 1))  # a mask's responses average to what its bin 0 holds
@@ -254,14 +254,11 @@ def _left(bins: Bins, found: Peeled) -> dict[str, Any]:
     """What the sets do not explain: the share of the mean's variance, and the bins that hold more than noise."""
     pooled, mean = replace(bins, values=bins.values @ _directions(bins.values)), _mean(bins)
     fitted, own = fit(pooled, found.members), fit(mean, found.members)
-    noise = noise_variance(pooled, fitted)
-    expected = pooled.delays * pooled.outputs
-    energy = (fitted.residual.square() / noise).sum((1, 2))
-    crowded = int((energy > expected + 4 * math.sqrt(2 * expected)).sum())
+    crowded = int(stand_out(pooled, fitted).sum())
     constant = fit(mean, found.members[(found.members < 0).all(1)])
     spread = float(constant.residual.square().sum())
     share = float(own.residual.square().sum()) / spread if spread > 0 else 0.0
-    text = f"{share:.1%} of the variance is left, {crowded} of {len(energy):,} bins still hold more than noise"
-    level = float((noise_variance(mean, own)[0] * bins.code.bins).sqrt())
+    text = f"{share:.1%} of the variance is left, {crowded} of {len(bins.values):,} bins still hold more than noise"
+    level = float((own.noise[0] * bins.code.bins).sqrt())
     sets = len(found.members) - 1
     return {"sets": sets, "share_left": share, "bins_left": crowded, "left": text, "noise": level}
