@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from spex_mech.records import plain
 from spex_mech.responses import Responses
 from spex_mech.runs import RUN_SCHEMA, Discovery, recall, store, whole_key
 from spex_mech.task import Task
+from spex_mech.walsh.certainty import check_certainty, weigh
 from spex_mech.walsh.decoding import Decoder, Samples
 from spex_mech.walsh.design import MAX_COMPLETE, MaskDesign
 from spex_mech.walsh.exact import Exact
@@ -52,6 +54,8 @@ def discover(
     progress: bool = False,
     per: str | None = None,
     share: int = 1,
+    folds: int = 0,
+    resamples: int = 0,
 ) -> Discovery:
     """Find which components of `subject` matter together for `task`, from `budget` ablation masks.
 
@@ -76,6 +80,10 @@ def discover(
         share: masks in runs of that many agree on the components of the earlier half of the touched layers, which such
             a run passes once: about a quarter off the cost at 2, and three eighths at 4, for slightly less knowledge a
             mask. Worth it where the forward passes are what costs; raise the budget by as much.
+        folds: what errors and q-values are made from: 0, the decoder's held-out masks, at no cost; K ≥ 2, cross-fitting
+            over K folds, which uses every mask and costs K decodings (3 is a good number).
+        resamples: what stability is made from: 0, a hundred refits of the sets found, each to half of the masks; an
+            even number, so many decodings of half of the masks each.
         per: "position" or "pooled" means; default: per position where all prompts have one length.
 
     Returns:
@@ -92,6 +100,7 @@ def discover(
     task = task.check(subject.shape)
     design = share_early(choose_design(len(chosen), budget, keep, decoder, seed), chosen, share)
     choose_decoder(decoder, design, design.n_masks)  # a budget the decoder cannot use is refused before it is spent
+    check_certainty(design, folds, resamples)
     with hold(out):
         reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
         remember(subject, reference)
@@ -103,7 +112,7 @@ def discover(
             with mask_progress(design.n_masks, "ablating", shown=progress) as tick:
                 responses, resumed = measure_once(engine, design, record, out, tick)
         spent = {"seconds": {"respond": time.perf_counter() - started}, **resumed}
-        return decode_held(responses, decoder, seed, out, spent)
+        return decode_held(responses, decoder, seed, out, spent, folds, resamples)
 
 
 def measure_once(
@@ -146,6 +155,8 @@ def decode(
     decoder: str = "auto",
     seed: int = 0,
     out: str | Path | None = None,
+    folds: int = 0,
+    resamples: int = 0,
 ) -> Discovery:
     """Decode responses that were paid for before; the second half of `discover`, which needs no model.
 
@@ -153,24 +164,43 @@ def decode(
     is in use or holds other responses.
     """
     with hold(out):
-        return decode_held(responses, decoder, seed, out, {})
+        return decode_held(responses, decoder, seed, out, {}, folds, resamples)
 
 
 def decode_held(
-    responses: Responses, decoder: str, seed: int, out: str | Path | None, spent: Mapping[str, Any]
+    responses: Responses,
+    decoder: str,
+    seed: int,
+    out: str | Path | None,
+    spent: Mapping[str, Any],
+    folds: int = 0,
+    resamples: int = 0,
 ) -> Discovery:
     """`decode` into a run folder that this process holds; `spent` goes into the record."""
     if out is not None:
         store(responses, Path(out))
     design = design_of(responses)
     solver = choose_decoder(decoder, design, len(responses))
-    decoded = solver.decode(Samples(responses.keep, responses.values, design), seed=seed)
-    record = describe_run(responses, solver, decoded.stats, seed)
+    check_certainty(design, folds, resamples)
+    samples = Samples(responses.keep, responses.values, design)
+    decoded = solver.decode(samples, seed=seed)
+    started = time.perf_counter()
+    sure = weigh(samples, solver, decoded, seed=seed, folds=folds, resamples=resamples)
+    weighed = time.perf_counter() - started
+    decoded = replace(decoded, spectrum=sure.spectrum)
+    record = describe_run(responses, solver, decoded.stats, seed) | plain({"certainty": sure.record})
     record |= spent
-    record["seconds"] = {**record.get("seconds", {}), "decode": float(decoded.stats["seconds"])}
+    taken = {"decode": float(decoded.stats["seconds"]), "certainty": weighed}
+    record["seconds"] = {**record.get("seconds", {}), **taken}
     record["outcome"] = decoded.outcome.name
-    evidence = {**decoded.stats, "decoder": solver.name, "outcome": decoded.outcome.name, **responses.provenance}
-    circuit = build_circuit(decoded.spectrum, responses.components, unit=responses.unit, evidence=evidence)
+    evidence = {
+        **decoded.stats, "decoder": solver.name, "outcome": decoded.outcome.name, "certainty": sure.record,
+        **responses.provenance,
+    }  # fmt: skip
+    circuit = build_circuit(
+        decoded.spectrum, responses.components, unit=responses.unit, evidence=evidence, q_value=sure.q_value,
+        stability=sure.stability,
+    )  # fmt: skip
     found = Discovery(responses, decoded, circuit, record)
     if out is not None:
         found.save(out)

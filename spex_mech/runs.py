@@ -125,8 +125,9 @@ def load_spectrum(path: str | Path, components: ComponentSet) -> Spectrum:
         errors = [t["stderr"] for t in record["terms"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{path} is not a spectrum file of this version: {error!r}.") from error
-    known = bool(errors) and all(e is not None for e in errors)
-    stderr = torch.tensor([float(e) for e in errors], dtype=torch.float64) if known else None
+    known = any(e is not None for e in errors)  # no error at all, or none of some sets
+    numbers = [float("nan") if e is None else float(e) for e in errors]
+    stderr = torch.tensor(numbers, dtype=torch.float64) if known else None
     values = torch.tensor(list(coefficients.values()), dtype=torch.float64)
     return Spectrum(len(components), pad_sets(coefficients), values, basis, stderr)
 

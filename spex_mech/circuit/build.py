@@ -43,16 +43,17 @@ def build_circuit(
     evidence: Mapping[str, Any],
     q_threshold: float = 0.05,
     min_abs: float = 0.0,
+    q_value: Mapping[tuple[int, ...], float] | None = None,
     stability: Mapping[tuple[int, ...], float] | None = None,
     roles: Mapping[str, str] | None = None,
 ) -> Circuit:
     """The circuit of a polynomial: its non-constant terms that are found at a false discovery rate of `q_threshold`.
 
-    With a standard error e, ``z = F(S)/e``, ``p = erfc(|z|/√2)`` (two-sided), and q is p adjusted over all
-    non-constant terms by Benjamini and Hochberg (1995). A term known without error (e = 0) has q = 0. A term without
-    an error has no q-value and is judged by its size alone. Terms below ``FLOOR`` of the largest coefficient are
-    rounding and never pass. The errors are those of the decoder: where it chose the sets on the masks it fitted, q is
-    optimistic, and the held-out R² is what to read.
+    The q-values are those given, from masks that had no part in finding the sets (`walsh.certainty`). Without them
+    they are made from the standard errors e: ``z = F(S)/e``, ``p = erfc(|z|/√2)`` (two-sided), and q is p adjusted
+    over all non-constant terms by Benjamini and Hochberg (1995); a term known without error (e = 0) has q = 0. That is
+    optimistic where a decoder chose the sets on the masks it fitted. A term without a q-value is judged by its size
+    alone. Terms below ``FLOOR`` of the largest coefficient are rounding and never pass.
 
     Args:
         spectrum: in the Walsh or a biased basis, over ``len(components)`` bits; of several outputs the mean is taken.
@@ -61,6 +62,7 @@ def build_circuit(
         evidence: how it came to be; kept as plain JSON data.
         q_threshold: in (0, 1]; 1 keeps every term above the floor.
         min_abs: terms smaller than this, in `unit`, are left out as well.
+        q_value: by ascending indices; sets not named have none.
         stability: share of resamples that found a set, by ascending indices; sets not named have none.
         roles: names from the literature for components, by component name.
 
@@ -72,7 +74,7 @@ def build_circuit(
     """
     _check(spectrum, components, q_threshold, min_abs)
     mean = spectrum.mean_output()
-    terms = _passing(mean, q_threshold, min_abs)
+    terms = _passing(mean, q_threshold, min_abs, q_value)
     names = [tuple(components.names[i] for i in s) for s in terms.sets]
     interactions = _interactions(terms, names, stability or {})
     return Circuit(
@@ -106,13 +108,18 @@ def _check(spectrum: Spectrum, components: ComponentSet, q_threshold: float, min
         )
 
 
-def _passing(mean: Spectrum, q_threshold: float, min_abs: float) -> _Terms:
+def _passing(
+    mean: Spectrum, q_threshold: float, min_abs: float, given: Mapping[tuple[int, ...], float] | None
+) -> _Terms:
     coefficient = _numpy(mean.coefficients)
     stderr = np.full_like(coefficient, np.nan) if mean.stderr is None else _numpy(mean.stderr)
     floor = FLOOR * np.abs(coefficient).max(initial=0.0)
     tested = _numpy(mean.orders) > 0
     q_value = np.full_like(coefficient, np.nan)
-    q_value[tested] = q_values(coefficient[tested], stderr[tested], floor)
+    if given is None:
+        q_value[tested] = q_values(coefficient[tested], stderr[tested], floor)
+    else:
+        q_value[tested] = [given.get(s, np.nan) for s in mean.sets if s]
     strong = (np.abs(coefficient) > floor) & (np.abs(coefficient) >= min_abs)
     rows = np.flatnonzero(tested & strong & ~(q_value > q_threshold))  # an unknown q-value passes
     sets = [mean.sets[row] for row in rows]

@@ -1,0 +1,205 @@
+"""`stability`: which sets are found again on half of the masks, or of the outputs.
+
+Subsamples are complementary pairs of random halves (Shah & Samworth 2013, after Meinshausen & Bühlmann 2010): two
+decodings that share nothing, again and again. The share of halves in which a set is found says how much of the finding
+is the sample's doing. There are two ways to find:
+
+- by a decoder, run whole on every half: the honest one, at the price of as many decodings;
+- by **refitting a pool** of given sets: least squares on every half, and Benjamini–Hochberg at `LEVEL` over the pool.
+  A hundred halves cost about as much as one decoding. It leaves out that another half might have proposed other sets,
+  and where the pool was chosen on the same masks, sets that are there by chance look more stable than they are.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import false_discovery_control
+from scipy.stats import t as student
+from torch import Tensor
+
+from spex_mech.errors import DecodeError
+from spex_mech.walsh.decoding import Decoder, Samples
+from spex_mech.walsh.independence import runs
+from spex_mech.walsh.refit import noise_floor
+from spex_mech.walsh.spectrum import Basis, monomials, pad_sets
+
+LEVEL = 0.05  # q-value at which a set of a pool counts as found in a half
+_RIDGE = 1e-9
+_PER_SET = 4  # masks of a half that each set of a pool needs for its least squares
+
+
+@dataclass(frozen=True, eq=False)
+class Stability:
+    """How often sets are found.
+
+    Attributes:
+        n, members: the sets, as in `Spectrum`, the empty one left out.
+        found: by resample (rows 2b and 2b + 1 are the halves of one pair) and set.
+        over: "masks" or "outputs", what was halved; method: by what sets were found, in words.
+    """
+
+    n: int
+    members: Int[Tensor, "set slot"]
+    found: Bool[Tensor, "resample set"]
+    over: str
+    method: str
+    seconds: float
+
+    @property
+    def share(self) -> Float[Tensor, " set"]:
+        """Share of halves in which a set was found."""
+        return self.found.double().mean(0)
+
+    @cached_property
+    def shares(self) -> Mapping[tuple[int, ...], float]:
+        """The same by set; a set that was never looked at is not there."""
+        sets = (tuple(i for i in row if i >= 0) for row in self.members.tolist())
+        return dict(zip(sets, self.share.tolist(), strict=True))
+
+    @property
+    def jaccard(self) -> float:
+        """Mean over pairs of resamples of |found in both| / |found in either|; NaN where nothing was found."""
+        return _jaccard(self.found)
+
+    @property
+    def node_jaccard(self) -> float:
+        """The same for components: those in any set that was found. The field asks for 0.8 over 100 resamples."""
+        bits = torch.zeros(len(self.members), self.n + 1).scatter_(1, self.members + 1, 1.0)[:, 1:]
+        return _jaccard(self.found.float() @ bits > 0)
+
+    def false_sets(self, threshold: float, candidates: int) -> float:
+        """A bound on the expected number of sets with a share of at least `threshold` that are found no more often than
+        at random: ``m² / ((2 threshold - 1) candidates)``, with m sets found in a half on average.
+
+        Args:
+            threshold: above ½, at most 1.
+            candidates: sets that might have been found, such as n (n + 1) / 2 for orders one and two.
+
+        Source: Shah & Samworth 2013, theorem 1. Raises `DecodeError` on another threshold, or no candidates.
+        """
+        if not 0.5 < threshold <= 1 or candidates < 1:
+            raise DecodeError(
+                f"a bound at share {threshold} of {candidates:,} candidates was asked for; the share lies above 0.5 "
+                "and at most at 1, and there is at least one candidate."
+            )
+        return float(self.found.double().sum(1).mean()) ** 2 / ((2 * threshold - 1) * candidates)
+
+    def describe(self) -> dict[str, Any]:
+        """For a run record."""
+        return {
+            "method": self.method, "over": self.over, "resamples": len(self.found), "jaccard": self.jaccard,
+            "node_jaccard": self.node_jaccard, "seconds": self.seconds,
+        }  # fmt: skip
+
+
+def stability(
+    samples: Samples,
+    by: Decoder | Int[Tensor, "set slot"] | Sequence[Sequence[int]],
+    *,
+    resamples: int = 100,
+    seed: int = 0,
+    over: str = "masks",
+) -> Stability:
+    """The share of random halves in which each set is found.
+
+    Args:
+        by: a decoder, run on every half; or a pool of sets, refitted on every half.
+        resamples: number of halves, even.
+        seed: of the halves and the decoder; same seed, same bits.
+        over: "masks", or "outputs" (prompts; all masks are used each time).
+
+    Raises:
+        DecodeError: no pairs of halves, an unknown `over`, one output alone, a pool that half of the masks cannot tell
+            apart; whatever the decoder says of half of the masks (SPEX takes no half of a code: halve the outputs).
+    """
+    started = time.perf_counter()
+    _check(samples, resamples, over)
+    halves = list(_halves(samples, resamples // 2, seed, over))
+    if isinstance(by, Decoder):
+        members, found = _decoded(halves, by, seed)
+        method = f"{by.name} on every half"
+    else:
+        members = by.cpu() if isinstance(by, Tensor) else pad_sets(by)
+        members = members[(members >= 0).any(1)]
+        found = _refitted(samples, halves, members)
+        method = f"least squares of {len(members):,} sets on every half, q <= {LEVEL:g}"
+    return Stability(samples.n, members, found, over, method, time.perf_counter() - started)
+
+
+def _check(samples: Samples, resamples: int, over: str) -> None:
+    if over not in ("masks", "outputs") or resamples < 2 or resamples % 2:
+        raise DecodeError(
+            f"{resamples} resamples over {over!r} were asked for; resamples come in pairs of halves, over 'masks' or "
+            "'outputs'."
+        )
+    if samples.values.shape[1 if over == "outputs" else 0] < 2:
+        raise DecodeError(f"one of the {over} cannot be halved; measure more.")
+
+
+def _halves(samples: Samples, pairs: int, seed: int, over: str) -> Iterator[Samples]:
+    """Complementary halves; runs of masks that share bits stay together."""
+    generator = torch.Generator().manual_seed(seed)
+    unit = torch.arange(samples.values.shape[1]) if over == "outputs" else runs(samples)
+    count = int(unit.max()) + 1
+    for _ in range(pairs):
+        rank = torch.randperm(count, generator=generator)[unit]
+        for rows in (rank < count // 2, (rank >= count // 2) & (rank < 2 * (count // 2))):
+            chosen = rows.nonzero()[:, 0]
+            yield (
+                Samples(samples.keep, samples.values[:, chosen], samples.design)
+                if over == "outputs"
+                else samples.take(chosen)
+            )
+
+
+def _decoded(halves: list[Samples], by: Decoder, seed: int) -> tuple[Tensor, Tensor]:
+    """Sets in the polynomial of any half, and of which."""
+    supports = [[s for s, c in by.decode(half, seed=seed).spectrum.terms() if s and c] for half in halves]
+    sets = sorted({s for support in supports for s in support}, key=lambda s: (len(s), s))
+    row = {s: i for i, s in enumerate(sets)}
+    found = torch.zeros(len(halves), len(sets), dtype=torch.bool)
+    for number, support in enumerate(supports):
+        found[number, [row[s] for s in support]] = True
+    return pad_sets(sets), found
+
+
+def _refitted(samples: Samples, halves: list[Samples], members: Tensor) -> Bool[Tensor, "resample set"]:
+    """Which sets of a pool least squares finds in each half."""
+    smallest = min(len(half.keep) for half in halves)
+    if len(members) * _PER_SET > smallest:
+        raise DecodeError(
+            f"a pool of {len(members):,} sets was to be refitted on halves of {smallest:,} masks; least squares needs "
+            f"{_PER_SET} masks a set. Give the strongest {smallest // _PER_SET:,} sets and take the rest out of the "
+            "values, or run a decoder."
+        )
+    basis, floor = Basis.orthonormal(samples.keep_prob), noise_floor(samples.values)
+    return torch.stack([_found(half, members, basis, floor) for half in halves])
+
+
+def _found(half: Samples, members: Tensor, basis: Basis, floor: float) -> Bool[Tensor, " set"]:
+    if not len(members):
+        return torch.zeros(0, dtype=torch.bool)
+    phi, y = monomials(half.keep, members.to(half.keep.device), basis).cpu(), half.mean_values.cpu()
+    phi, y = phi - phi.mean(0), y - y.mean()
+    gram = phi.T @ phi
+    gram += _RIDGE * len(y) * torch.eye(len(gram), dtype=gram.dtype)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    coefficients = inverse @ (phi.T @ y)
+    freedom = len(y) - len(members) - 1
+    variance = max(float((y - phi @ coefficients).square().sum()) / freedom, floor**2, 1e-300)
+    statistic = coefficients.abs() / (variance * inverse.diagonal()).sqrt()
+    return torch.from_numpy(false_discovery_control(2 * student.sf(statistic.numpy(), freedom)) <= LEVEL)
+
+
+def _jaccard(found: Bool[Tensor, "resample item"]) -> float:
+    """Mean Jaccard index over pairs of different resamples of which at least one found something."""
+    x = found.double()
+    both, size = x @ x.T, x.sum(1)
+    either = size[:, None] + size - both
+    pairs = torch.triu(either > 0, diagonal=1)
+    return float((both[pairs] / either[pairs]).mean()) if pairs.any() else float("nan")
