@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "spex_mech.ablation.binding": ("bind",),
     "spex_mech.ablation.load": ("load_model",),
+    "spex_mech.auditing": ("audit",),
+    "spex_mech.audits": ("Audit", "load_audit"),
     "spex_mech.circuit.backups": ("Backup", "find_backups"),
     "spex_mech.circuit.codec": ("load_circuit",),
     "spex_mech.circuit.graph": ("Circuit", "Interaction", "Node"),
@@ -54,6 +56,9 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from spex_mech.ablation.binding import bind as bind
     from spex_mech.ablation.load import load_model as load_model
+    from spex_mech.auditing import audit as audit
+    from spex_mech.audits import Audit as Audit
+    from spex_mech.audits import load_audit as load_audit
     from spex_mech.circuit.backups import Backup as Backup
     from spex_mech.circuit.backups import find_backups as find_backups
     from spex_mech.circuit.codec import load_circuit as load_circuit

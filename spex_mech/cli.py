@@ -91,6 +91,35 @@ def decode(
 
 
 @app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="Run folder of discover.")],
+    budget: Annotated[int, typer.Option(help="Number of masks; rows = masks × prompts.")] = 2048,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything drawn here.")] = 1,
+    size: Annotated[int | None, typer.Option(help="Components of the audited circuit; default: as few as do.")] = None,
+    known: Annotated[str | None, typer.Option(help="A known circuit, names with commas; default: the card's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Card or model, where the run does not say.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts (jsonl), with --model.")] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Put a run to the test on fresh masks, within a budget; writes audit.json beside it."""
+    from spex_mech.auditing import audit as run_audit
+    from spex_mech.printing import print_audit
+    from spex_mech.runs import load_run
+    from spex_mech.studies import open_study, reopen
+
+    found = load_run(run)
+    study = reopen(run, device=device) if model is None else open_study(model, prompts=prompts, device=device)
+    names = known.split(",") if known is not None else list(study.card.published.nodes if study.card else ())
+    result = run_audit(
+        found, study.subject, study.task, fresh_seed=seed, budget=budget, size=size, known=names, out=run,
+        progress=not quiet,
+    )  # fmt: skip
+    if not quiet:
+        print_audit(result, run, _console())
+
+
+@app.command()
 def export(
     circuit: Annotated[Path, typer.Argument(help="circuit.json of a run.")],
     to: Annotated[str, typer.Option("--to", help="json, graphml, gexf, dot or hif.")],
@@ -159,11 +188,12 @@ def version() -> None:
 def _discover(what: str, out: Path, *, quiet: bool, keep: str = "0.5", **options: Any) -> Any:
     from spex_mech.discovery import discover as run
     from spex_mech.printing import print_discovery, print_question
-    from spex_mech.studies import open_study
+    from spex_mech.studies import open_study, save_source
 
+    prompts = options.pop("prompts", None)
     study = open_study(
         what,
-        prompts=options.pop("prompts", None),
+        prompts=prompts,
         components=options.pop("components", None),
         device=options.pop("device", None),
     )
@@ -174,6 +204,7 @@ def _discover(what: str, out: Path, *, quiet: bool, keep: str = "0.5", **options
         study.subject, study.task, study.components, keep=_probabilities(keep), replacement=replacement,
         per=study.per if replacement == study.replacement else None, out=out, progress=not quiet, **options,
     )  # fmt: skip
+    save_source(out, what, prompts)
     if not quiet:
         print_discovery(found, out, _console())
     return found

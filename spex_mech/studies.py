@@ -1,5 +1,9 @@
-"""A study: everything `discover` needs, live, opened from a card or from a model and a file of prompts."""
+"""A study: everything `discover` needs, live, opened from a card or from a model and a file of prompts.
 
+A run folder made from the command line says in ``study.json`` what it was opened from, so that it can be audited.
+"""
+
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ import torch
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.load import load_model
 from spex_mech.ablation.subject import Subject
+from spex_mech.circuit.files import read_json, write_whole
 from spex_mech.components import ComponentSet, select
 from spex_mech.errors import FormatError
 from spex_mech.gallery import Card, cards, open_card
@@ -18,6 +23,8 @@ from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.exact import Exact
 from spex_mech.walsh.spectrum import Spectrum, pad_sets
+
+STUDY, STUDY_SCHEMA = "study.json", "spex_mech.study/1"
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,30 @@ def open_study(
         )
     model, tokenizer = load_model(what, device=device)
     return _study(Path(what).name, bind(model), Task.from_jsonl(prompts, tokenizer=tokenizer), components)
+
+
+def save_source(folder: str | Path, what: str | Path, prompts: str | Path | None = None) -> Path:
+    """Write down in a run folder what its study was opened from: a card or model, and prompts."""
+    known = str(what) in cards() or not Path(what).exists()  # a name of the gallery, or a hub id
+    source = str(what) if known else str(Path(what).resolve())
+    rows = None if prompts is None else str(Path(prompts).resolve())
+    record = {"schema": STUDY_SCHEMA, "what": source, "prompts": rows}
+    return write_whole(Path(folder) / STUDY, json.dumps(record, indent=1) + "\n")
+
+
+def reopen(folder: str | Path, *, device: str | None = None) -> Study:
+    """The study that a run folder was made from; raises `FormatError` where it does not say, or it is not there."""
+    path = Path(folder) / STUDY
+    if not path.exists():
+        raise FormatError(
+            f"{folder} does not say what it was made from (there is no {STUDY}, as runs from Python have none). "
+            "Name the card, or the model with its prompts: --model … --prompts …."
+        )
+    record = read_json(path, STUDY_SCHEMA)
+    what, prompts = record.get("what"), record.get("prompts")
+    if not isinstance(what, str) or not isinstance(prompts, str | None):
+        raise FormatError(f"{path} must name a card or model in 'what', and a file or nothing in 'prompts'.")
+    return open_study(what, prompts=prompts, device=device)
 
 
 def open_subject(what: str | Path, *, device: str | None = None) -> Subject:

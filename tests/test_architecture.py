@@ -33,7 +33,18 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("circuit*", ("circuit*", "components", "errors")),
     ("gallery", ("task", "components", "circuit.codec", "errors")),
     ("workflow", ("ablation*", "circuit.graph", "components", "task", "errors")),
-    ("studies", ("ablation*", "planted", "gallery", "task", "walsh*", "components", "errors")),
+    ("studies", ("ablation*", "planted", "gallery", "task", "walsh*", "circuit.files", "components", "errors")),
+    ("faithfulness", ("errors",)),
+    ("passes", ("ablation*", "responses", "errors")),
+    ("factorials", ("circuit.backups", "passes", "walsh*", "errors")),
+    ("knockouts", ("errors",)),
+    ("baselines", ("faithfulness", "passes", "responses", "walsh*", "errors")),
+    ("audits", ("factorials", "knockouts", "circuit.files", "errors")),
+    (
+        "verification",
+        ("audits", "baselines", "factorials", "faithfulness", "knockouts", "passes")
+        + ("runs", "circuit.backups", "circuit.select", "walsh*", "errors"),
+    ),
     (
         "runs",
         ("walsh*", "circuit.codec", "circuit.files", "circuit.graph", "components", "responses", "records", "errors"),

@@ -1,0 +1,266 @@
+"""`audit`: the return journey. A run's claims, each put to fresh forward passes, within a stated budget."""
+
+import hashlib
+import json
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spex_mech.ablation.binding import bind
+from spex_mech.ablation.journal import open_journal
+from spex_mech.ablation.replacement import Replacement, fit_replacement
+from spex_mech.ablation.respond import Engine
+from spex_mech.ablation.subject import Subject
+from spex_mech.audits import Audit, Known, RankingRow, Verified
+from spex_mech.baselines import Ranking, order_one, pair_ablation, single_ablation
+from spex_mech.circuit.build import plain as plain_evidence
+from spex_mech.discovery import describe_experiment
+from spex_mech.errors import DesignError, ResponseError, all_problems
+from spex_mech.faithfulness import precision_recall
+from spex_mech.locks import hold
+from spex_mech.passes import Ledger, Passes
+from spex_mech.progress import mask_progress
+from spex_mech.records import differences
+from spex_mech.runs import Discovery, whole_key
+from spex_mech.task import Task
+from spex_mech.verification import (
+    RANDOM_SETS,
+    Case,
+    add_random,
+    our_ranking,
+    smallest_faithful,
+    try_completeness,
+    try_fresh,
+    try_interactions,
+    try_minimality,
+    try_ranking,
+    try_sizes,
+    verify,
+    verify_found,
+)
+from spex_mech.walsh.design import MaskDesign
+
+LEAST = 96  # masks: the circuits at all sizes, and a few for everything else
+AUDIT = "audit.json"
+
+
+def audit(
+    found: Discovery,
+    subject: Any,
+    task: Task,
+    *,
+    fresh_seed: int = 1,
+    budget: int = 2048,
+    size: int | None = None,
+    known: Iterable[str] | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+    seconds: float = 2.0,
+) -> Audit:
+    """Put a run to the test on masks that had no part in it.
+
+    In this order: circuits chosen on the polynomial at MIB's ten sizes, to preserve the metric (CMD) and to help it
+    (CPR), and the smallest faithful one; R² on fresh masks (a fifth of the budget); the worst predicted knockouts
+    (completeness, minimality); random sets (a tenth); rankings by order-1 regression on the run's own masks, single
+    ablation, activation patching (where the task has corrupt prompts) and pairs (a tenth); KL of the chosen circuits;
+    and with all that is left, confirmation factorials for every interaction and every proposed group of backups.
+
+    Args:
+        found: a run; subject, task: the same model and prompts, which is checked by content.
+        fresh_seed: of everything drawn here.
+        budget: masks; the forward rows are masks × prompts. What it does not reach is said in ``.skipped``.
+        size: components of the audited circuit; default: the fewest whose predicted faithfulness is within .1 of 1.
+        known: names of a known circuit, to be compared with.
+        out: run folder. ``audit.json`` goes there, and a journal: the same call goes on where a killed one was.
+        progress: show a bar of masks.
+        seconds: an exact selection may take, for each size.
+
+    Raises:
+        ResponseError: another model, other prompts or another metric than the run's (what differs is named); a metric
+            that ablation does not change.
+        DesignError: a budget below 96 masks.
+
+    Source: MIB (Mueller et al. 2025) for faithfulness, CPR and CMD; Wang et al. 2022 for completeness and minimality.
+    """
+    bound, started = bind(subject), time.perf_counter()
+    task = task.check(bound.shape)
+    if budget < LEAST:
+        raise DesignError(f"an audit of {budget} masks was asked for; it needs at least {LEAST}. Raise the budget.")
+    reference = _replacement_of(found, bound, task)
+    record = _experiment(found, bound, task, reference, {"fresh_seed": fresh_seed, "budget": budget, "size": size})
+    with hold(out), mask_progress(budget, "auditing", shown=progress) as tick, ExitStack() as journals:
+        ledger = Ledger(budget, tick)
+        desk = _Desk(found, bound, task, reference, ledger, record, out, journals)
+        case = _open_case(found, desk.passes("main"), ledger, fresh_seed)
+        result = _try_all(case, desk, size, tuple(known or ()), seconds)
+        spent = {"masks": ledger.spent, "rows": ledger.spent * len(task), "seconds": time.perf_counter() - started}
+        result = replace(result, record=plain_evidence({**_provenance(found, record), **spent}))
+        if out is not None:
+            result.save(Path(out) / AUDIT)
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Desk:
+    """Where passes of different engines come from; all count against one ledger, each has its own journal."""
+
+    found: Discovery
+    subject: Subject
+    task: Task
+    reference: Replacement
+    ledger: Ledger
+    record: Mapping[str, Any]
+    out: str | Path | None
+    journals: ExitStack
+
+    def passes(self, name: str, *, metric: str | None = None, reference: Replacement | None = None) -> Passes:
+        """Passes by the run's metric and replacement, or others."""
+        task = self.task if metric is None else self.task.with_metric(metric)
+        chosen = reference or self.reference
+        engine = Engine(self.subject, task, self.found.components, chosen)
+        key = {**self.record, "use": name, "metric": metric, "replacement": chosen.describe()}
+        return Passes(engine, self.ledger, self.journals.enter_context(_journal(self.out, key, self.found)))
+
+
+@contextmanager
+def _journal(out: str | Path | None, record: Mapping[str, Any], found: Discovery) -> Iterator[Any]:
+    """A journal of its own for every audit that differs in anything, inside the run folder; None without a folder."""
+    if out is None:
+        yield None
+        return
+    key = whole_key(record, found.components)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    with open_journal(Path(out) / "audit" / name, key) as journal:
+        yield journal
+
+
+def _open_case(found: Discovery, passes: Passes, ledger: Ledger, seed: int) -> Case:
+    ends = passes.means(torch.tensor([[True], [False]]).expand(2, len(found.components)))
+    case = Case(found, passes, ledger, seed, float(ends[0]), float(ends[1]))
+    case.share(case.intact)  # raises where both ends are the same
+    return case
+
+
+def _try_all(case: Case, desk: _Desk, size: int | None, known: tuple[str, ...], seconds: float) -> Audit:
+    """Every trial in turn; the order decides who has the budget."""
+    share, skipped = case.ledger.share, list[str]()
+    inside = [name for name in known if name in case.found.components]
+    circuit = verify(case, [smallest_faithful(case, size, seconds)])[0]
+    nodes, sizes = verify_found(case), try_sizes(case, seconds)
+    fresh = try_fresh(case, max(16, share(0.2)))
+    completeness = try_completeness(case, circuit.names, share(0.03))
+    minimality = try_minimality(case, circuit.names, share(0.05))
+    unverified = sum(k.measured is None for k in [*completeness, *minimality])
+    if unverified:
+        skipped.append(f"{unverified:,} knockouts are predicted only")
+    rankings = [our_ranking(case, sizes, inside)]
+    different = len({row.count for row in sizes} - {0, len(case.names)})
+    number = min(RANDOM_SETS, share(0.1) // max(1, different))
+    if number >= 2:
+        sizes, null = add_random(case, sizes, number)
+        rankings.append(null)
+    else:
+        skipped.append("random sets of the same size")
+    rankings += _baselines(case, desk, inside, skipped)
+    circuit, sizes = _with_kl(case, desk, circuit, sizes, skipped)
+    interactions, backups, left = try_interactions(case)
+    if left:
+        skipped.append(f"{left:,} weaker interactions were not put to a factorial")
+    return Audit(
+        case.names, case.found.responses.unit, case.intact, case.empty, fresh, circuit, nodes, tuple(sizes),
+        rankings[0].cpr or 0.0, rankings[0].cmd or 0.0, tuple(rankings), tuple(completeness), tuple(minimality),
+        interactions, backups, _known(circuit.names, known, inside), tuple(skipped), {},
+    )  # fmt: skip
+
+
+def _baselines(case: Case, desk: _Desk, known: Collection[str], skipped: list[str]) -> list[RankingRow]:
+    """Rankings that do without interactions, or with pairs only, each as far as the budget goes."""
+    n, left = len(case.names), case.ledger
+    rankings = [order_one(case.found.responses, case.seed)]
+    rows = [try_ranking(case, rankings[0], known)]
+    if n + 1 > left.share(0.2):
+        skipped.append(f"single ablation and what builds on it ({n:,} masks)")
+        return rows
+    rankings.append(single_ablation(case.passes, case.names))
+    rows.append(try_ranking(case, rankings[-1], known))
+    if desk.task.corrupt is not None and desk.reference.kind != "resample":
+        rows += _patching(case, desk, known, skipped)
+    pairs = pair_ablation(case.passes, rankings[1], left.share(0.1))
+    if pairs is None:
+        skipped.append("pair ablation")
+        return rows
+    return [*rows, try_ranking(case, pairs, known)]
+
+
+def _patching(case: Case, desk: _Desk, known: Collection[str], skipped: list[str]) -> list[RankingRow]:
+    if len(case.names) + 1 > case.ledger.share(0.2):
+        skipped.append("activation patching")
+        return []
+    corrupt = fit_replacement(desk.subject, desk.task, case.found.components, "resample", seed=case.seed)
+    ranking: Ranking = single_ablation(desk.passes("patching", reference=corrupt), case.names, "activation patching")
+    return [try_ranking(case, ranking, known)]
+
+
+def _with_kl(
+    case: Case, desk: _Desk, circuit: Verified, sizes: list[Any], skipped: list[str]
+) -> tuple[Verified, list[Any]]:
+    """KL(intact ‖ circuit) of the audited circuit and of the preserving sets."""
+    keep = case.masks([circuit.names, *(row.preserve.names for row in sizes)])
+    if len(keep.unique(dim=0)) > case.ledger.left:
+        skipped.append("KL of the chosen circuits")
+        return circuit, sizes
+    kl = desk.passes("kl", metric="kl").means(keep).tolist()
+    rows = [replace(row, preserve=replace(row.preserve, kl=value)) for row, value in zip(sizes, kl[1:], strict=True)]
+    return replace(circuit, kl=kl[0]), rows
+
+
+def _known(circuit: tuple[str, ...], known: tuple[str, ...], inside: list[str]) -> Known | None:
+    if not known:
+        return None
+    outside = tuple(name for name in known if name not in inside)
+    return Known(known, outside, *precision_recall(circuit, inside))
+
+
+def _replacement_of(found: Discovery, subject: Subject, task: Task) -> Replacement:
+    """The run's replacement, its values taken again."""
+    record = found.record.get("replacement", {})
+    seed = record.get("seed", found.record.get("seed", 0))
+    return fit_replacement(subject, task, found.components, record.get("kind", "mean"), record.get("per"), seed)
+
+
+def _experiment(
+    found: Discovery, subject: Subject, task: Task, reference: Replacement, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What decides the values of an audit, by content; another experiment than the run's is refused."""
+    here = describe_experiment(subject, task, reference, MaskDesign.bernoulli(len(found.components), 1))
+    there = {part: found.record.get(part, {}) for part in ("subject", "task")}
+    same = ("weights_sha256", "weight_processing")
+    other = differences(_some(there["subject"], same), _some(here["subject"], same), "model.", ("in the run", "here"))
+    other += differences(there["task"], here["task"], "task.", ("in the run", "here"))
+    if other:
+        raise ResponseError(
+            all_problems("this is not the experiment of the run, so it cannot be audited on it:", other)
+            + "\nGive the model, the prompts and the metric of the run."
+        )
+    content = hashlib.sha256(repr(list(found.spectrum.mean_output().sorted().terms())).encode()).hexdigest()
+    return {**here, "design": None, "audit": dict(asked), "spectrum_sha256": content}
+
+
+def _some(record: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: record.get(key) for key in keys}
+
+
+def _provenance(found: Discovery, record: Mapping[str, Any]) -> dict[str, Any]:
+    run = _some(found.record, ("seed", "masks", "heldout_r2", "outcome", "unit"))
+    decoder = found.record.get("decoder", {}).get("name")
+    asked = dict(record["audit"])
+    return {
+        "spex_mech": version("spex-mech"), **asked, "run": {**run, "decoder": decoder},
+        **{part: record[part] for part in ("subject", "task", "replacement")},
+    }  # fmt: skip

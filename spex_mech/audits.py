@@ -1,0 +1,229 @@
+"""`Audit`: what fresh forward passes said of a run; as one object, a table, and ``audit.json``."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+
+from spex_mech.circuit.files import is_number, read_json, write_whole
+from spex_mech.errors import FormatError, all_problems
+from spex_mech.factorials import BackupCheck, Confirmation
+from spex_mech.knockouts import Knockout
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AUDIT_SCHEMA = "spex_mech.audit/1"
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """How well the polynomial predicts masks drawn anew; `r2` is None where their values do not vary."""
+
+    masks: int
+    keep_probs: tuple[float, ...]
+    r2: float | None
+    rmse: float
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A set of components, all others ablated: predicted, then measured.
+
+    `faithfulness` is that of the measured value; `gap` how far `predicted` is from the best possible prediction (see
+    `Selection.gap`); `kl` is KL(intact ‖ circuit) in nats at the scored position.
+    """
+
+    names: tuple[str, ...]
+    predicted: float
+    value: float
+    faithfulness: float
+    method: str
+    gap: float | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """One of MIB's sizes: the sets chosen to preserve and to help, and random sets of the same size as the null.
+
+    `random_as_good` is the share of random sets whose faithfulness is at least as near to 1 as that of `preserve`.
+    """
+
+    size: float
+    count: int
+    preserve: Verified
+    help: Verified
+    random_mean: float | None = None
+    random_std: float | None = None
+    random_as_good: float | None = None
+
+
+@dataclass(frozen=True)
+class RankingRow:
+    """A way to rank components, scored: by the circuits it makes at MIB's sizes and against a known circuit.
+
+    `masks` is what it cost, the circuits' own masks not counted. None where there is nothing to compare with.
+    """
+
+    name: str
+    masks: int
+    cpr: float | None
+    cmd: float | None
+    auroc: float | None = None
+    auroc_over_sizes: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Known:
+    """The audited circuit beside a known one; `outside` are known components that were not studied."""
+
+    names: tuple[str, ...]
+    outside: tuple[str, ...]
+    precision: float | None
+    recall: float | None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The evidence for a run, all of it from masks that had no part in finding anything.
+
+    Attributes:
+        components, unit: as the run's; intact, empty: the metric with nothing and with everything ablated.
+        fresh: held-out R² on masks drawn anew.
+        circuit: the smallest set whose predicted faithfulness is within a tenth of 1 (or of the size asked for).
+        found: all nodes of the run's circuit.
+        sizes, cpr, cmd: the selected sets at MIB's sizes; rankings: ours first, then the baselines and random sets.
+        completeness: knockouts with the largest predicted gaps, worst first; minimality: one for every component.
+        interactions: each of order 2 and more, confirmed by a factorial; backups: groups, likewise.
+        known: against a known circuit, where one was given.
+        skipped: what the budget did not reach, in words.
+        record: how it came to be.
+    """
+
+    components: tuple[str, ...]
+    unit: str
+    intact: float
+    empty: float
+    fresh: Fresh
+    circuit: Verified
+    found: Verified
+    sizes: tuple[SizeRow, ...]
+    cpr: float
+    cmd: float
+    rankings: tuple[RankingRow, ...]
+    completeness: tuple[Knockout, ...]
+    minimality: tuple[Knockout, ...]
+    interactions: tuple[Confirmation, ...]
+    backups: tuple[BackupCheck, ...]
+    known: Known | None
+    skipped: tuple[str, ...]
+    record: Mapping[str, Any]
+
+    @property
+    def confirmed(self) -> tuple[Confirmation, ...]:
+        """The interactions that are there at a false discovery rate of 5 %, with the sign that was claimed."""
+        return tuple(check for check in self.interactions if check.confirmed())
+
+    def interactions_frame(self) -> "pd.DataFrame":
+        """One row an interaction: claimed, predicted, estimate ± stderr, contexts, p, q, knockout, confirmed."""
+        import pandas as pd
+
+        names = [field.name for field in fields(Confirmation)]
+        rows = [[*(getattr(check, name) for name in names), check.confirmed()] for check in self.interactions]
+        return pd.DataFrame(rows, columns=[*names, "confirmed"])
+
+    def sizes_frame(self) -> "pd.DataFrame":
+        """One row a size: faithfulness of the sets that preserve and that help, measured, and of random sets."""
+        import pandas as pd
+
+        rows = [
+            (r.size, r.count, r.preserve.faithfulness, r.help.faithfulness, r.random_mean, r.random_std)
+            for r in self.sizes
+        ]
+        return pd.DataFrame(rows, columns=["size", "count", "preserve", "help", "random_mean", "random_std"])
+
+    def rankings_frame(self) -> "pd.DataFrame":
+        """One row a ranking."""
+        import pandas as pd
+
+        names = [field.name for field in fields(RankingRow)]
+        return pd.DataFrame([[getattr(row, name) for name in names] for row in self.rankings], columns=names)
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``audit.json``, whole or not at all; `load_audit` reads it back."""
+        record = {"schema": AUDIT_SCHEMA, **_plain(self)}
+        return write_whole(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+    def __str__(self) -> str:
+        r2 = "" if self.fresh.r2 is None else f"R² {self.fresh.r2:.3f} on {self.fresh.masks} fresh masks; "
+        return (
+            f"Audit: {r2}{len(self.circuit.names)} of {len(self.components)} components give "
+            f"{self.circuit.faithfulness:.2f} of the behaviour; {len(self.confirmed)} of {len(self.interactions)} "
+            f"interactions confirmed; CPR {self.cpr:.3f}, CMD {self.cmd:.3f}; {self.record['masks']:,} masks"
+        )
+
+    __repr__ = __str__
+
+
+def load_audit(path: str | Path) -> Audit:
+    """Read ``audit.json``; raises one `FormatError`, all problems in it, on anything that is not a whole audit."""
+    record = read_json(path, AUDIT_SCHEMA)
+    problems = list[str]()
+    found = _build(Audit, {key: value for key, value in record.items() if key != "schema"}, "", problems)
+    if problems:
+        raise FormatError(all_problems(f"{path} is not a sound audit:", problems))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it; a number that is none becomes null."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _build(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """A value of a declared type from JSON; what is wrong is noted, and None comes back."""
+    if get_origin(kind) is UnionType:
+        inner = next(arg for arg in get_args(kind) if arg is not NoneType)
+        return None if value is None else _build(inner, value, where, problems)
+    if is_dataclass(kind):
+        return _build_object(kind, value, where, problems)
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        if isinstance(value, list):
+            return tuple(_build(inner, item, f"{where}[{i}]", problems) for i, item in enumerate(value))
+    elif kind is float and is_number(value):
+        return float(value)
+    elif kind is int and is_number(value) and value == int(value):
+        return int(value)
+    elif (kind is str and isinstance(value, str)) or (get_origin(kind) is not None and isinstance(value, dict)):
+        return value
+    problems.append(f"{where} is {str(value)[:40]!r}, which is no {getattr(kind, '__name__', kind)}")
+    return None
+
+
+def _build_object(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(value, dict):
+        problems.append(f"{where or 'the file'} must be an object")
+        return None
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    missing, unknown = [n for n in names if n not in value], [n for n in value if n not in names]
+    dot = f"{where}." if where else ""
+    problems += [f"{dot}{name} is missing" for name in missing]
+    problems += [f"{dot}{str(name)[:40]} is not a field of this schema" for name in unknown]
+    if missing or unknown:
+        return None
+    return kind(**{name: _build(hints[name], value[name], f"{dot}{name}", problems) for name in names})
