@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spex_mech.errors import DecodeError, ResponseError
 from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.link import Link
 from spex_mech.walsh.spectrum import Spectrum
 
 RECOVERED_FROM = 0.9  # held-out R² from which a polynomial is called recovered
@@ -118,11 +119,20 @@ class Decoded:
 
     `stats` always has ``heldout_r2`` (R² on masks that nothing was fitted to or chosen by; None where every mask
     was measured, NaN where the held-out values do not vary), ``masks_fitted``, ``masks_heldout`` and ``seconds``.
+
+    With a `link` other than the identity the spectrum is on the latent scale, ``f = link(spectrum)``, and `raw` is the
+    polynomial of the metric itself.
     """
 
     spectrum: Spectrum
     outcome: Outcome
     stats: Mapping[str, Any] = field(default_factory=dict)
+    link: Link = Link()
+    raw: Spectrum | None = None
+
+    def predict(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
+        """The metric (mean over outputs) under each mask, link applied, float64."""
+        return self.link(self.spectrum.mean_output().evaluate(keep))
 
 
 @runtime_checkable
