@@ -1,106 +1,150 @@
 """Which players a code is best put on: designs of one budget over a real model's components, side by side.
 
-A code over all components ablates half of them in every mask, which is far from where the model works. The others stay
-nearer: over candidates chosen with a quarter of the budget, over runs of neighbours, over blocks of a tenth.
+Coded masks are fair coins for their players. Over all components they ablate half of the model, which is far from where
+it works; over chosen candidates, groups or random blocks they stay nearer, and say less about the others. Every
+design's polynomial is asked for what users ask for: masks that keep each component with probability ½, or 0.9.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from spex_mech.ablation.measure import measure
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
-from spex_mech.components import ComponentSet
-from spex_mech.studies import open_study
+from spex_mech.bench.accuracy import MANY_NEURONS
+from spex_mech.bench.timing import machine
+from spex_mech.components import ComponentSet, select
+from spex_mech.studies import Study, open_study
 from spex_mech.walsh.coded import smallest_budget
 from spex_mech.walsh.decoding import Decoded, Decoder, Samples, r_squared
 from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.linear import Linear
 from spex_mech.walsh.players import random_blocks
 from spex_mech.walsh.proxy import ProxySpex
+from spex_mech.walsh.spectrum import Spectrum
 from spex_mech.walsh.spex import Spex
 
-KEEP = 0.9  # of the masks that all polynomials over components are compared on
-PLAYERS = 24  # candidates, runs of neighbours, or blocks
-DRAWS = 2  # of blocks, for the polynomial over components
-DEGREE = 3
-_FRESH = 512
-
+Row = dict[str, Any]
 Respond = Callable[[MaskDesign], Tensor]
-Plan = tuple[str, MaskDesign, Decoder, Samples]
 Players = tuple[tuple[int, ...], ...]
+KEEPS = (0.5, 0.9)  # of the masks that all polynomials are compared on
+BUDGETS = (512, 2048)
+SHIPPED = "induction-2l"  # the card that is measured where no folder of cards is named
+PLAYERS = 24  # candidates, runs of neighbours, or blocks
+DEGREE = 3
+PROMPTS, FRESH = 8, 512
+_FEWEST = 12  # components: with fewer all masks can be had
 
 
-def run(card: str, components: str | None = None, masks: int = 1024, prompts: int = 8) -> list[dict[str, Any]]:
-    """One row a design, each of `masks` masks; designs that do not fit so few components or masks are left out.
+@dataclass(frozen=True)
+class _Plan:
+    """What is measured, and what decodes it; `paid` masks went into the choice of its players."""
 
-    ``ablated``: mean share of components; ``working``: mean response, 1 the intact model's and 0 with everything
-    ablated; ``heldout_r2``: on masks of the same design; ``fresh_r2``: of polynomials over components, on masks that
-    keep each component with probability 0.9; ``sets``, ``outcome`` and ``seconds`` of the decoding.
+    name: str
+    samples: Samples
+    decoder: Decoder
+    paid: int = 0
+
+
+def run(quick: bool = False, cards: Path | None = None, budgets: Sequence[int] = BUDGETS) -> Row:
+    """Compare players on every card of a folder (or the shipped one) at the same budgets.
+
+    Rows, one a card, budget and design: ``ablated``, the mean share of components; ``working``, the mean response, 1
+    the intact model's and 0 with everything ablated; ``heldout_r2``, on masks of the same design; ``fresh_r2_0.5`` and
+    ``fresh_r2_0.9``, on masks that keep each component with that probability, a polynomial over groups being read at
+    the share of each that is kept; ``sets``, ``outcome``, ``seconds`` of the decoding. Designs that do not fit so few
+    components or masks are left out. The summary has the medians of the three R² over cards and budgets.
     """
-    study = open_study(card, components=components)
+    folders: list[Path | str] = [SHIPPED]
+    if cards is not None:
+        folders = [folder for folder in sorted(cards.iterdir()) if (folder / "card.toml").is_file()]
+    rows: list[Row] = []
+    for card in folders:
+        rows += _card(card, budgets[:1] if quick else budgets, 2 if quick else PROMPTS)
+    return {"machine": machine("cpu"), "rows": rows, "summary": _summary(rows)}
+
+
+def _card(card: Path | str, budgets: Sequence[int], prompts: int) -> Iterator[Row]:
+    study = open_study(card)
+    components = _components(study)
+    n = len(components)
+    if n < _FEWEST:
+        return
     task = study.task.take(range(min(prompts, len(study.task))))
-    reference = fit_replacement(
-        study.subject, study.task, study.components, kind=study.replacement, per=study.per, seed=0
+    engine = Engine(
+        study.subject, task, components, fit_replacement(study.subject, task, components, study.replacement, study.per)
     )
-    engine = Engine(study.subject, task, study.components, reference)
-    n = len(study.components)
 
     def respond(design: MaskDesign) -> Tensor:
         return measure(engine, design.chunks(256))
 
-    fresh = MaskDesign.bernoulli(n, _FRESH, KEEP, seed=99)
-    scale, truth = _scale(engine, n), respond(fresh).double().mean(1)
-    rows = []
-    for name, design, decoder, samples in _designs(study.components, masks, respond):
-        decoded = decoder.decode(samples, seed=0)
-        rows.append(_row(name, n, samples, decoded, scale) | {"fresh_r2": _fresh(decoded, design, fresh, truth)})
-    return [{"card": card, "components": n, **row} for row in rows]
+    fresh = {q: MaskDesign.bernoulli(n, FRESH, q, seed=99) for q in KEEPS}
+    truth = {q: respond(design).double().mean(1) for q, design in fresh.items()}
+    nothing, intact = engine.values(torch.tensor([[False], [True]]).expand(2, n)).double().mean(1).tolist()
+    for masks in budgets:
+        for plan in _plans(components, masks, respond):
+            decoded, design = plan.decoder.decode(plan.samples, seed=0), plan.samples.design
+            asked = {f"fresh_r2_{q}": r_squared(truth[q], predicted(decoded, design, fresh[q].keep())) for q in KEEPS}
+            working = (float(plan.samples.mean_values.mean()) - nothing) / (intact - nothing)
+            case = {"card": Path(card).name, "components": n, "budget": masks, "working": working}
+            yield case | _row(plan, decoded) | asked
 
 
-def _designs(components: ComponentSet, masks: int, respond: Respond) -> list[Plan]:
-    """(name, design, decoder, responses) of all that fit."""
+def _components(study: Study) -> ComponentSet:
+    """Heads, and neurons where they are few, else MLP layers."""
+    shape = study.subject.shape
+    few = 0 < sum(shape.neurons) < MANY_NEURONS
+    return select(study.subject, "a*.h*" + (", m*.n*" if few else ", m*" if any(shape.mlps) else ""))
+
+
+def _plans(components: ComponentSet, masks: int, respond: Respond) -> Iterator[_Plan]:
+    """All designs that fit, measured."""
     n = len(components)
-    biased = MaskDesign.bernoulli(n, masks, KEEP, seed=1)
-    screened = _samples(MaskDesign.bernoulli(n, masks // 4, KEEP, seed=2), respond)
+    for q in KEEPS[::-1]:
+        yield _Plan(f"independent, keep {q}", _samples(MaskDesign.bernoulli(n, masks, q, seed=1), respond), ProxySpex())
+    screened = _samples(MaskDesign.bernoulli(n, masks // 4, KEEPS[-1], seed=2), respond)
     chosen = tuple((i,) for i in sorted(_strongest(Linear().decode(screened, seed=0), min(PLAYERS, n // 2))))
-    few = min(PLAYERS, round(2 * (1 - KEEP) * n))
-    plans: list[Plan] = [("independent masks, keep 0.9", biased, ProxySpex(), _samples(biased, respond))]
-    coded: list[tuple[str, Players, bool]] = [
-        ("code over all", tuple((i,) for i in range(n)), True),
-        ("code over candidates, rest kept", chosen, True),
-        ("code over candidates, rest ablated", chosen, False),
-        ("code over neighbours", _neighbours(components), True),
+    heads = tuple((i,) for i, component in enumerate(components) if component.kind == "head")
+    few = min(PLAYERS, round(2 * (1 - KEEPS[-1]) * n))
+    coded: list[tuple[str, Players, bool, int]] = [("code over all", tuple((i,) for i in range(n)), True, 0)]
+    if len(heads) < n:
+        coded += [("code over heads, rest kept", heads, True, 0), ("code over heads, rest ablated", heads, False, 0)]
+    coded += [
+        ("code over candidates, rest kept", chosen, True, masks // 4),
+        ("code over candidates, rest ablated", chosen, False, masks // 4),
+        ("code over neighbours", _neighbours(components), True, 0),
     ]
     if few >= 3:
-        coded.append(("code over blocks of a tenth", random_blocks(n, few, 1 - KEEP, seed=3), True))
-    for name, players, kept in coded:
-        budget = masks - len(screened.keep) * (players is chosen)  # what found the candidates is paid for
-        if len(players) >= 3 and smallest_budget(len(players), min(DEGREE, len(players))) <= budget:
-            design = _coded(n, budget, players, kept)
-            plans.append((name, design, Spex(), _samples(design, respond)))
-    if few >= 3 and smallest_budget(few, DEGREE) <= masks // DRAWS:
-        plans.append(("the same, two draws, over components", biased, ProxySpex(), _drawn(n, masks, few, respond)))
-    return plans
+        coded.append(("code over blocks of a tenth", random_blocks(n, few, 1 - KEEPS[-1], seed=3), True, 0))
+    for name, players, kept, paid in coded:
+        if len(players) >= 3 and smallest_budget(len(players), min(DEGREE, len(players))) <= masks - paid:
+            yield _Plan(name, _samples(_coded(n, masks - paid, players, kept), respond), Spex(), paid)
+    draws = masks // smallest_budget(few, DEGREE) if few >= 3 else 0
+    if draws > 1:
+        yield _Plan(f"blocks, {draws} draws, over components", _drawn(n, masks, draws, few, respond), ProxySpex())
 
 
-def _coded(n: int, budget: int, players: Players, kept: bool) -> MaskDesign:
+def _coded(n: int, budget: int, players: Players, kept: bool, seed: int = 4) -> MaskDesign:
     degree = min(DEGREE, len(players))
     if max(len(group) for group in players) > 1:
-        return MaskDesign.coded(n, degree, budget, 4, rest_kept=kept, players=players)
-    return MaskDesign.coded(n, degree, budget, 4, sorted(group[0] for group in players), kept)
+        return MaskDesign.coded(n, degree, budget, seed, rest_kept=kept, players=players)
+    return MaskDesign.coded(n, degree, budget, seed, sorted(group[0] for group in players), kept)
 
 
-def _drawn(n: int, masks: int, few: int, respond: Respond) -> Samples:
+def _drawn(n: int, masks: int, draws: int, few: int, respond: Respond) -> Samples:
     """Masks of codes over blocks of several draws, with no design, as independent masks that keep 0.9 would be."""
-    parts = []
-    for seed in range(DRAWS):
-        players = random_blocks(n, few, 1 - KEEP, seed=10 + seed)
-        parts.append(_samples(MaskDesign.coded(n, DEGREE, masks // DRAWS, seed, players=players), respond))
+    designs = [
+        _coded(n, masks // draws, random_blocks(n, few, 1 - KEEPS[-1], seed=10 + draw), True, draw)
+        for draw in range(draws)
+    ]
+    parts = [_samples(design, respond) for design in designs]
     return Samples(torch.cat([part.keep for part in parts]), torch.cat([part.values for part in parts]))
 
 
@@ -110,7 +154,7 @@ def _samples(design: MaskDesign, respond: Respond) -> Samples:
 
 def _strongest(decoded: Decoded, count: int) -> list[int]:
     """The components with the largest main effects."""
-    single = decoded.spectrum.select(decoded.spectrum.orders == 1).sorted()
+    single = decoded.spectrum.mean_output().select(decoded.spectrum.orders == 1).sorted()
     return [members[0] for members in single.sets[:count]]
 
 
@@ -123,25 +167,43 @@ def _neighbours(components: ComponentSet) -> Players:
     return tuple(tuple(run[i : i + size]) for run in places.values() for i in range(0, len(run), size))
 
 
-def _scale(engine: Engine, n: int) -> tuple[float, float]:
-    """The mean response with everything ablated, and of the intact model."""
-    ends = torch.tensor([[False], [True]]).expand(2, n)
-    nothing, intact = engine.values(ends).double().mean(1).tolist()
-    return nothing, intact
-
-
-def _row(name: str, n: int, samples: Samples, decoded: Decoded, scale: tuple[float, float]) -> dict[str, Any]:
-    nothing, intact = scale
+def _row(plan: _Plan, decoded: Decoded) -> Row:
+    design = plan.samples.design
+    groups = None if design is None else design.players
     return {
-        "players": name, "masks": len(samples.keep), "ablated": float((~samples.keep).double().mean()),
-        "working": (float(samples.mean_values.mean()) - nothing) / (intact - nothing),
+        "players": plan.name, "coded": decoded.spectrum.n if groups is None else len(groups),
+        "masks": len(plan.samples.keep), "paid": plan.paid,
+        "ablated": float((~plan.samples.keep).double().mean()),
         "sets": int((decoded.spectrum.orders > 0).sum()), "outcome": decoded.outcome.name,
         "heldout_r2": decoded.stats["heldout_r2"], "seconds": decoded.stats["seconds"],
     }  # fmt: skip
 
 
-def _fresh(decoded: Decoded, design: MaskDesign, fresh: MaskDesign, truth: Float[Tensor, " mask"]) -> float | None:
-    """R² over all components' masks; None of a polynomial over groups, which cannot say what half a group does."""
-    if design.players is not None:
-        return None
-    return r_squared(truth, decoded.spectrum.evaluate(fresh.keep()))
+def predicted(
+    decoded: Decoded, design: MaskDesign | None, keep: Bool[Tensor, "mask component"]
+) -> Float[Tensor, " mask"]:
+    """The polynomial at masks over all components; one over groups at ``x = 2 · share kept - 1`` of each group."""
+    spectrum = decoded.spectrum.mean_output()
+    if design is None or design.players is None:
+        return spectrum.evaluate(keep)
+    shares = torch.stack([keep[:, list(group)].double().mean(1) for group in design.players], 1)
+    return _multilinear(spectrum, 2 * shares - 1)
+
+
+def _multilinear(spectrum: Spectrum, x: Float[Tensor, "mask player"]) -> Float[Tensor, " mask"]:
+    out = torch.zeros(len(x), dtype=torch.float64)
+    for members, coefficient in spectrum.terms():
+        out += coefficient * x[:, list(members)].prod(1)
+    return out
+
+
+def _summary(rows: list[Row]) -> Row:
+    """Median R² of each kind of players: on its own masks, at keep 0.5, at keep 0.9."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault("blocks, draws" if "draws" in row["players"] else row["players"], []).append(row)
+    figures = ("heldout_r2", *(f"fresh_r2_{q}" for q in KEEPS))
+    return {
+        kind: {"cells": len(found)} | {name: round(median(row[name] for row in found), 3) for name in figures}
+        for kind, found in kinds.items()
+    }
