@@ -17,7 +17,7 @@ from spex_mech.ablation.journal import open_journal
 from spex_mech.ablation.replacement import Replacement, fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
-from spex_mech.audits import Audit, Known, RankingRow, Verified
+from spex_mech.audits import Audit, Fresh, Known, RankingRow, Verified
 from spex_mech.baselines import Ranking, order_one, pair_ablation, single_ablation
 from spex_mech.circuit.build import plain as plain_evidence
 from spex_mech.discovery import describe_experiment
@@ -44,6 +44,7 @@ from spex_mech.verification import (
     verify,
     verify_found,
 )
+from spex_mech.walsh.decoding import RECOVERED_FROM
 from spex_mech.walsh.design import MaskDesign
 
 LEAST = 96  # masks: the circuits at all sizes, and a few for everything else
@@ -175,7 +176,8 @@ def _try_all(case: Case, desk: _Desk, size: int | None, known: tuple[str, ...], 
     return Audit(
         case.names, case.found.responses.unit, case.intact, case.empty, fresh, circuit, nodes, tuple(sizes),
         rankings[0].cpr or 0.0, rankings[0].cmd or 0.0, tuple(rankings), tuple(completeness), tuple(minimality),
-        interactions, backups, _known(circuit.names, known, inside), tuple(skipped), {},
+        interactions, backups, _known(circuit.names, known, inside), tuple(skipped),
+        _cautions(case, fresh), {},
     )  # fmt: skip
 
 
@@ -218,6 +220,26 @@ def _with_kl(
     kl = desk.passes("kl", metric="kl").means(keep).tolist()
     rows = [replace(row, preserve=replace(row.preserve, kl=value)) for row, value in zip(sizes, kl[1:], strict=True)]
     return replace(circuit, kl=kl[0]), rows
+
+
+def _cautions(case: Case, fresh: Fresh) -> tuple[str, ...]:
+    """What keeps the figures from being read as usual."""
+    found = []
+    spread = float(case.found.responses.mean.std(correction=0))
+    if abs(case.intact - case.empty) < spread:
+        found.append(
+            f"intact and empty differ by {abs(case.intact - case.empty):.3g}, less than the run's masks do "
+            f"({spread:.3g}): what faithfulness, CPR and CMD divide by is small, so they are large and unstable"
+        )
+    if fresh.r2 is not None and fresh.r2 < RECOVERED_FROM:
+        found.append(f"circuits were chosen on a polynomial that explains {fresh.r2:.2f} of fresh masks' variance")
+    mean_keep = float(case.found.responses.keep.double().mean())
+    if mean_keep > 0.75:
+        found.append(
+            f"the run kept {mean_keep:.2f} of the components, and small circuits keep few: the polynomial extrapolates "
+            "there; compare predicted with measured"
+        )
+    return tuple(found)
 
 
 def _known(circuit: tuple[str, ...], known: tuple[str, ...], inside: list[str]) -> Known | None:

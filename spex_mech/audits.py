@@ -101,7 +101,7 @@ class Audit:
         completeness: knockouts with the largest predicted gaps, worst first; minimality: one for every component.
         interactions: each of order 2 and more, confirmed by a factorial; backups: groups, likewise.
         known: against a known circuit, where one was given.
-        skipped: what the budget did not reach, in words.
+        skipped: what the budget did not reach; cautions: what keeps figures from being read as usual; in words.
         record: how it came to be.
     """
 
@@ -122,6 +122,7 @@ class Audit:
     backups: tuple[BackupCheck, ...]
     known: Known | None
     skipped: tuple[str, ...]
+    cautions: tuple[str, ...]
     record: Mapping[str, Any]
 
     @property

@@ -46,6 +46,18 @@ def strengths(spectrum: Spectrum, names: tuple[str, ...]) -> dict[str, float]:
     return {name: value**0.5 for name, value in zip(names, energy, strict=True)}
 
 
+def marginal_effects(responses: Responses) -> dict[str, float]:
+    """Mean of the metric with a component kept less that with it ablated, over the run's masks; 0 where it never is.
+
+    Noisy, and blind to interactions; it says something of components that the polynomial has no term for.
+    """
+    keep, mean = responses.keep.double(), responses.mean.double()
+    kept, gone = keep.sum(0), (1 - keep).sum(0)
+    effect = (keep.T @ mean) / kept.clamp(min=1) - ((1 - keep).T @ mean) / gone.clamp(min=1)
+    effect = torch.where((kept > 0) & (gone > 0), effect, 0.0)
+    return dict(zip(responses.components.names, effect.tolist(), strict=True))
+
+
 def single_ablation(passes: Passes, names: tuple[str, ...], name: str = "single ablation") -> Ranking:
     """``m(N) - m(N∖i)``: one component ablated at a time. With an engine that replaces by corrupt prompts' activations
     this is activation patching (Vig et al. 2020; Meng et al. 2022) in its noising direction."""

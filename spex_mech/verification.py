@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from spex_mech.audits import Fresh, RankingRow, SizeRow, Verified
-from spex_mech.baselines import Ranking, strengths
+from spex_mech.baselines import Ranking, marginal_effects, strengths
 from spex_mech.circuit.backups import find_backups
 from spex_mech.circuit.select import Aim, Selection, choose_path
 from spex_mech.factorials import (
@@ -146,16 +146,35 @@ def verify_found(case: Case) -> Verified:
 
 
 def try_sizes(case: Case, seconds: float) -> list[SizeRow]:
-    """The best predicted sets at MIB's sizes, to preserve and to help, by forward passes."""
+    """The best predicted sets at MIB's sizes, to preserve and to help, by forward passes.
+
+    Where a size has room, components without any term in the polynomial are added (absent is not zero): by the size of
+    their marginal effect on the run's masks, and to help only those that do.
+    """
     sizes = counts(len(case.names))
     wanted = sorted(set(sizes))
     helping: Aim = "raise" if case.intact >= case.empty else "lower"
-    paths = [
-        choose_path(case.spectrum, case.found.components, wanted, aim=aim, seconds=seconds)
-        for aim in ("preserve", helping)
-    ]
-    first, second = (dict(zip(wanted, verify(case, path), strict=True)) for path in paths)
+    found = []
+    for aim in ("preserve", helping):
+        path = choose_path(case.spectrum, case.found.components, wanted, aim=aim, seconds=seconds)
+        found.append(dict(zip(wanted, verify(case, _filled(case, path)), strict=True)))
+    first, second = found
     return [SizeRow(size, count, first[count], second[count]) for size, count in zip(SIZES, sizes, strict=True)]
+
+
+def _filled(case: Case, path: Sequence[Selection]) -> list[Selection]:
+    used = {case.names[i] for s, _ in case.spectrum.terms() for i in s}
+    effects = {name: e for name, e in marginal_effects(case.found.responses).items() if name not in used}
+    if path[0].aim != "preserve":
+        sign = 1 if path[0].aim == "raise" else -1
+        effects = {name: e for name, e in effects.items() if sign * e > 0}
+    order = ranked(effects, absolute=True)
+    filled = []
+    for one in path:
+        added = set(order[: one.size - len(one.names)])
+        names = tuple(name for name in case.names if name in added or name in one.names)
+        filled.append(replace(one, names=names, method=f"{one.method}, filled up") if added else one)
+    return filled
 
 
 def add_random(case: Case, rows: Sequence[SizeRow], number: int) -> tuple[list[SizeRow], RankingRow]:

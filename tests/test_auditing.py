@@ -198,8 +198,32 @@ def test_fresh_masks_are_the_runs_kind_of_masks():
     found, task = found_of(subject, keep=[0.5, 0.9], decoder="linear")
     audit = sm.audit(found, subject, task, budget=300)
     assert audit.fresh.keep_probs == (0.5, 0.9)
+    assert any("explains 0." in caution for caution in audit.cautions)  # a line cannot tell an AND
     found, task = found_of(subject, keep=0.9, decoder="linear")
-    assert sm.audit(found, subject, task, budget=300).fresh.keep_probs == (0.9,)
+    audit = sm.audit(found, subject, task, budget=300)
+    assert audit.fresh.keep_probs == (0.9,)
+    assert any("extrapolates" in caution for caution in audit.cautions)
+
+
+def test_components_without_a_term_fill_the_room_of_a_size():
+    """Absent is not zero: the whole size is kept where nothing speaks against it, so that at size 1 all is intact."""
+    weak = dict.fromkeys(("a0.h0", "a0.h1", "a1.h0", "a1.h1", "m0.n0"), 0.01)
+    subject = planted.additive({"a0.h2": 10.0, **weak}, layout=SMALL)
+    found, task = found_of(subject, budget=60, decoder="linear")
+    audit = sm.audit(found, subject, task, budget=200)
+    unknown = set(found.components.names) - {n for i in found.circuit.interactions for n in i.components}
+    assert unknown & set(weak)
+    last = audit.sizes[-1]
+    assert last.preserve.faithfulness == pytest.approx(1.0, abs=1e-6)
+    assert unknown <= set(last.preserve.names)
+    assert last.preserve.method.endswith("filled up")
+
+
+def test_a_small_difference_of_the_ends_is_told():
+    terms = {("a0.h1", "a1.h0"): 1.0, ("a1.h1",): 0.05}
+    subject = planted.polynomial(terms, basis="walsh", layout=SMALL)
+    found, task = found_of(subject)
+    assert any("unstable" in caution for caution in sm.audit(found, subject, task, budget=200).cautions)
 
 
 def test_an_asked_size_is_audited(backup):
