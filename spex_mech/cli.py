@@ -21,6 +21,9 @@ app = typer.Typer(
 )
 Out = Annotated[Path, typer.Option("--out", help="Run folder; the same call on the same folder resumes.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the masks, the held-out split and resampling.")]
+LinkName = Annotated[
+    str, typer.Option("--link", help="auto, identity, or how the metric saturates: logistic, softplus, spline.")
+]
 DecoderName = Annotated[str, typer.Option("--decoder", help="auto, proxyspex, spex, linear or exact.")]
 Device = Annotated[str | None, typer.Option("--device", help="Where the model lives: cpu, cuda, cuda:1 …")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; only errors.")]
@@ -59,6 +62,7 @@ def discover(
     budget: Annotated[int, typer.Option(help="Number of masks; rows = masks × prompts.")] = 1024,
     keep: Annotated[str, typer.Option(help="Keep-probability, or several with commas (0.5,0.9), or coded.")] = "0.5",
     decoder: DecoderName = "auto",
+    link: LinkName = "auto",
     replacement: Annotated[str | None, typer.Option(help="mean, zero or resample; default: the card's.")] = None,
     share: Annotated[int, typer.Option(help="Masks in a row that agree on the earlier layers, passed once.")] = 1,
     seed: Seed = 0,
@@ -68,7 +72,7 @@ def discover(
     """Ablate sets of components, recover their interactions, write the circuit."""
     _discover(
         what, out, quiet=quiet, prompts=prompts, components=components, budget=budget, keep=keep,
-        decoder=decoder, replacement=replacement, share=share, seed=seed, device=device,
+        decoder=decoder, link=link, replacement=replacement, share=share, seed=seed, device=device,
     )  # fmt: skip
 
 
@@ -77,6 +81,7 @@ def decode(
     responses: Annotated[Path, typer.Argument(help="responses.safetensors of a run.")],
     out: Out,
     decoder: DecoderName = "auto",
+    link: LinkName = "auto",
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -85,7 +90,7 @@ def decode(
     from spex_mech.printing import print_discovery
     from spex_mech.responses import Responses
 
-    found = run(Responses.load(responses), decoder, seed, out)
+    found = run(Responses.load(responses), decoder, seed, out, link=link)
     if not quiet:
         print_discovery(found, out, _console())
 

@@ -15,6 +15,7 @@ from spex_mech.ablation.replacement import Replacement, fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
 from spex_mech.circuit.build import build_circuit
+from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet, select
 from spex_mech.errors import DecodeError, DesignError
 from spex_mech.fingerprints import hash_function
@@ -25,12 +26,13 @@ from spex_mech.records import plain
 from spex_mech.responses import Responses
 from spex_mech.runs import RUN_SCHEMA, Discovery, recall, store, whole_key
 from spex_mech.task import Task
-from spex_mech.walsh.certainty import check_certainty, weigh
-from spex_mech.walsh.decoding import Decoder, Samples
+from spex_mech.walsh.certainty import Certainty, check_certainty, weigh
+from spex_mech.walsh.decoding import Decoded, Decoder, Samples
 from spex_mech.walsh.design import MAX_COMPLETE, MaskDesign
 from spex_mech.walsh.exact import Exact
 from spex_mech.walsh.joint import Joint
 from spex_mech.walsh.linear import Linear
+from spex_mech.walsh.linked import Linked
 from spex_mech.walsh.proxy import ProxySpex
 from spex_mech.walsh.spex import Spex
 
@@ -56,6 +58,7 @@ def discover(
     share: int = 1,
     folds: int = 0,
     resamples: int = 0,
+    link: str = "auto",
 ) -> Discovery:
     """Find which components of `subject` matter together for `task`, from `budget` ablation masks.
 
@@ -82,8 +85,11 @@ def discover(
             mask. Worth it where the forward passes are what costs; raise the budget by as much.
         folds: what errors and q-values are made from: 0, the decoder's held-out masks, at no cost; K ≥ 2, cross-fitting
             over K folds, which uses every mask and costs K decodings (3 is a good number).
-        resamples: what stability is made from: 0, a hundred refits of the sets found, each to half of the masks; an
+        resamples: what stability is made from: 0, a hundred refits of the sets that pass, each to half of the masks; an
             even number, so many decodings of half of the masks each.
+        link: what lies between polynomial and metric: "identity" (nothing), a saturating function by name ("logistic",
+            "softplus", "spline"), or "auto": the identity, unless masks that had no part in the fit say clearly that it
+            loses. With a link, interactions are on the latent scale; ``interactions("raw")`` are the metric's own.
         per: "position" or "pooled" means; default: per position where all prompts have one length.
 
     Returns:
@@ -99,7 +105,7 @@ def discover(
     chosen = choose_components(subject, components)
     task = task.check(subject.shape)
     design = share_early(choose_design(len(chosen), budget, keep, decoder, seed), chosen, share)
-    choose_decoder(decoder, design, design.n_masks)  # a budget the decoder cannot use is refused before it is spent
+    choose_decoder(decoder, design, design.n_masks, link)  # a budget it cannot use is refused before it is spent
     check_certainty(design, folds, resamples)
     with hold(out):
         reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
@@ -112,7 +118,7 @@ def discover(
             with mask_progress(design.n_masks, "ablating", shown=progress) as tick:
                 responses, resumed = measure_once(engine, design, record, out, tick)
         spent = {"seconds": {"respond": time.perf_counter() - started}, **resumed}
-        return decode_held(responses, decoder, seed, out, spent, folds, resamples)
+        return decode_held(responses, decoder, seed, out, spent, folds, resamples, link)
 
 
 def measure_once(
@@ -157,6 +163,7 @@ def decode(
     out: str | Path | None = None,
     folds: int = 0,
     resamples: int = 0,
+    link: str = "auto",
 ) -> Discovery:
     """Decode responses that were paid for before; the second half of `discover`, which needs no model.
 
@@ -164,7 +171,7 @@ def decode(
     is in use or holds other responses.
     """
     with hold(out):
-        return decode_held(responses, decoder, seed, out, {}, folds, resamples)
+        return decode_held(responses, decoder, seed, out, {}, folds, resamples, link)
 
 
 def decode_held(
@@ -175,36 +182,46 @@ def decode_held(
     spent: Mapping[str, Any],
     folds: int = 0,
     resamples: int = 0,
+    link: str = "auto",
 ) -> Discovery:
     """`decode` into a run folder that this process holds; `spent` goes into the record."""
     if out is not None:
         store(responses, Path(out))
     design = design_of(responses)
-    solver = choose_decoder(decoder, design, len(responses))
+    solver = choose_decoder(decoder, design, len(responses), link)
     check_certainty(design, folds, resamples)
     samples = Samples(responses.keep, responses.values, design)
     decoded = solver.decode(samples, seed=seed)
     started = time.perf_counter()
     sure = weigh(samples, solver, decoded, seed=seed, folds=folds, resamples=resamples)
     weighed = time.perf_counter() - started
-    decoded = replace(decoded, spectrum=sure.spectrum)
+    decoded, circuit = replace(decoded, spectrum=sure.spectrum), describe_circuit(responses, solver, decoded, sure)
+    raw_circuit = None
+    if isinstance(solver, Linked) and decoded.raw is not None:
+        raw = weigh(samples, solver.base, decoded.raw, seed=seed, folds=folds, resamples=resamples)
+        raw_circuit = describe_circuit(responses, solver, decoded.raw, raw)
+        decoded = replace(decoded, raw=replace(decoded.raw, spectrum=raw.spectrum))
     record = describe_run(responses, solver, decoded.stats, seed) | plain({"certainty": sure.record})
     record |= spent
     taken = {"decode": float(decoded.stats["seconds"]), "certainty": weighed}
     record["seconds"] = {**record.get("seconds", {}), **taken}
     record["outcome"] = decoded.outcome.name
+    found = Discovery(responses, decoded, circuit, record, raw_circuit)
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def describe_circuit(responses: Responses, solver: Decoder, decoded: Decoded, sure: Certainty) -> Circuit:
+    """The circuit of a decoding, on the scale it is on: behind a link in latent units."""
     evidence = {
         **decoded.stats, "decoder": solver.name, "outcome": decoded.outcome.name, "certainty": sure.record,
         **responses.provenance,
     }  # fmt: skip
-    circuit = build_circuit(
-        decoded.spectrum, responses.components, unit=responses.unit, evidence=evidence, q_value=sure.q_value,
-        stability=sure.stability,
+    return build_circuit(
+        sure.spectrum, responses.components, evidence=evidence, q_value=sure.q_value, stability=sure.stability,
+        unit=responses.unit if decoded.link.is_identity else f"{responses.unit} (latent)", link=decoded.link.name,
     )  # fmt: skip
-    found = Discovery(responses, decoded, circuit, record)
-    if out is not None:
-        found.save(out)
-    return found
 
 
 def choose_components(subject: Subject, components: ComponentSet | str | None) -> ComponentSet:
@@ -249,10 +266,11 @@ def share_early(design: MaskDesign, components: ComponentSet, share: int) -> Mas
     return design.sharing(inside, share)
 
 
-def choose_decoder(name: str, design: MaskDesign | None, masks: int) -> Decoder:
+def choose_decoder(name: str, design: MaskDesign | None, masks: int, link: str = "identity") -> Decoder:
     """A decoder by name; "auto" takes exact for all masks, spex for coded ones, proxyspex for the rest.
 
-    Raises `DecodeError`: no such decoder, or fewer masks than it can use.
+    With another link than "identity" it is `Linked`. Raises `DecodeError`: no such decoder or link, or fewer masks than
+    it can use.
     """
     if name == "auto":
         name = {"complete": "exact", "coded": "spex"}.get("" if design is None else design.kind, "proxyspex")
@@ -265,7 +283,7 @@ def choose_decoder(name: str, design: MaskDesign | None, masks: int) -> Decoder:
             f"decoder {name!r} was given {masks:,} masks; it needs at least {least:,} to hold some out and "
             "cross-validate on the rest. Raise the budget."
         )
-    return solver
+    return solver if link == "identity" else Linked(solver, link)
 
 
 def design_of(responses: Responses) -> MaskDesign | None:

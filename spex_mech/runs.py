@@ -2,7 +2,8 @@
 
 A run folder holds ``run.json`` (how it came to be), ``responses.safetensors`` (what the forward passes cost),
 ``journal.sqlite`` (the same, chunk by chunk, as it was measured), ``spectrum.json``, ``circuit.json`` and
-``interactions.csv``. It is read back without a model.
+``interactions.csv``; where there is a link, the last three also with ``_raw`` in their names, on the metric's own
+scale. It is read back without a model.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -21,15 +22,17 @@ from spex_mech.circuit.codec import load_circuit
 from spex_mech.circuit.files import read_json, write_whole
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet
-from spex_mech.errors import FormatError
+from spex_mech.errors import DecodeError, FormatError
 from spex_mech.records import plain, refuse_other
 from spex_mech.responses import Responses, pack_bits
 from spex_mech.walsh.decoding import Decoded, Outcome
+from spex_mech.walsh.link import Link
 from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
 
 RUN_SCHEMA = "spex_mech.run/1"
 SPECTRUM_SCHEMA = "spex_mech.spectrum/1"
 RESPONSES = "responses.safetensors"
+_RAW = "_raw"  # ends the names of the files on the metric's own scale, where there is a link
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Discovery:
     decoded: Decoded
     circuit: Circuit
     record: Mapping[str, Any]
+    raw_circuit: Circuit | None = None
 
     @property
     def components(self) -> ComponentSet:
@@ -50,28 +54,39 @@ class Discovery:
         return self.decoded.spectrum
 
     @property
+    def link(self) -> Link:
+        """What leads from the polynomial to the metric: the identity, or an increasing function."""
+        return self.decoded.link
+
+    @property
     def heldout_r2(self) -> float | None:
         """R² on masks that nothing was fitted to or chosen by; None where every mask was measured."""
         return self.decoded.stats["heldout_r2"]
 
     def predict(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
-        """The polynomial's value of the metric (mean over prompts) under each mask, in the metric's unit."""
-        return self.spectrum.mean_output().evaluate(keep)
+        """The surrogate's value of the metric (mean over prompts) under each mask, link applied, in its unit."""
+        return self.decoded.predict(keep)
 
-    def interactions(self) -> pd.DataFrame:
-        """One row an interaction, strongest first: components, order, coefficient, stderr, q_value, …"""
-        return self.circuit.frame()
+    def interactions(self, scale: Literal["latent", "raw"] = "latent") -> pd.DataFrame:
+        """One row an interaction, strongest first: components, order, coefficient, stderr, q_value, …
+
+        Where there is a link, "latent" are the interactions before it, in latent units, and "raw" those of the metric
+        itself, of which some are the link's doing. Without a link the two are the same.
+        """
+        if scale not in ("latent", "raw"):
+            raise DecodeError(f"there is no scale {scale!r}; interactions are on the 'latent' or the 'raw' scale.")
+        return (self.circuit if scale == "latent" or self.raw_circuit is None else self.raw_circuit).frame()
 
     def save(self, folder: str | Path) -> Path:
         """Write the run folder; every file is written whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         store(self.responses, folder)
-        save_spectrum(self.spectrum, self.components, self.responses.unit, folder / "spectrum.json")
-        self.circuit.save(folder / "circuit.json")
-        frame = self.interactions()
-        frame = frame.assign(components=[" ".join(names) for names in frame["components"]])
-        write_whole(folder / "interactions.csv", frame.to_csv(index=False))
+        _save_scale(folder, "", self.decoded, self.circuit)
+        for name in () if self.raw_circuit else _scale_files(_RAW):
+            (folder / name).unlink(missing_ok=True)  # of a decoding before this one
+        if self.decoded.raw is not None and self.raw_circuit is not None:
+            _save_scale(folder, _RAW, self.decoded.raw, self.raw_circuit)
         write_whole(folder / "run.json", json.dumps(self.record, indent=2, sort_keys=True, default=str) + "\n")
         return folder
 
@@ -85,17 +100,42 @@ def load_run(folder: str | Path) -> Discovery:
         raise FormatError(f"{folder} is not a finished run folder: {', '.join(missing)} missing. Run discover again.")
     record = read_json(folder / "run.json", RUN_SCHEMA)
     responses = Responses.load(folder / RESPONSES)
-    spectrum = load_spectrum(folder / "spectrum.json", responses.components)
+    spectrum, link = load_spectrum(folder / "spectrum.json", responses.components)
+    circuit, raw, raw_circuit = load_circuit(folder / "circuit.json"), None, None
     try:
-        decoded = Decoded(spectrum, Outcome[record["outcome"]], record["decoder"]["stats"])
-        decoded.stats["heldout_r2"]
+        stats = record["decoder"]["stats"]
+        stats["heldout_r2"]
+        if not link.is_identity:
+            without, raw_circuit = stats["without_link"], load_circuit(folder / f"circuit{_RAW}.json")
+            raw_spectrum, _ = load_spectrum(folder / f"spectrum{_RAW}.json", responses.components)
+            raw = Decoded(raw_spectrum, Outcome[without["outcome"]], without)
+        decoded = Decoded(spectrum, Outcome[record["outcome"]], stats, link, raw)
     except (KeyError, TypeError) as error:
         raise FormatError(f"{folder / 'run.json'} lacks {error}; it is not a run record of this version.") from error
-    return Discovery(responses, decoded, load_circuit(folder / "circuit.json"), record)
+    return Discovery(responses, decoded, circuit, record, raw_circuit)
 
 
-def save_spectrum(spectrum: Spectrum, components: ComponentSet, unit: str, path: str | Path) -> None:
-    """Write a polynomial of the headline mean as JSON, component names instead of indices, strongest term first."""
+def _scale_files(suffix: str) -> tuple[str, str, str]:
+    return f"spectrum{suffix}.json", f"circuit{suffix}.json", f"interactions{suffix}.csv"
+
+
+def _save_scale(folder: Path, suffix: str, decoded: Decoded, circuit: Circuit) -> None:
+    """The polynomial, circuit and table of one scale."""
+    spectrum, graph, table = (folder / name for name in _scale_files(suffix))
+    save_spectrum(decoded.spectrum, circuit.components, circuit.unit, spectrum, decoded.link)
+    circuit.save(graph)
+    frame = circuit.frame()
+    frame = frame.assign(components=[" ".join(names) for names in frame["components"]])
+    write_whole(table, frame.to_csv(index=False))
+
+
+def save_spectrum(
+    spectrum: Spectrum, components: ComponentSet, unit: str, path: str | Path, link: Link = Link()
+) -> None:
+    """Write a polynomial of the headline mean as JSON, component names instead of indices, strongest term first.
+
+    ``"link"`` is "identity", or an object: `Link.to_dict`.
+    """
     mean = spectrum.mean_output().sorted()
     errors = [None] * len(mean) if mean.stderr is None else [e if e == e else None for e in mean.stderr.tolist()]
     terms = [
@@ -107,19 +147,18 @@ def save_spectrum(spectrum: Spectrum, components: ComponentSet, unit: str, path:
         "components": list(components.names),
         "basis": mean.basis.kind,
         "keep_prob": mean.basis.keep_prob,
-        "link": "identity",
+        "link": "identity" if link.is_identity else link.to_dict(),
         "unit": unit,
         "terms": terms,
     }
     write_whole(Path(path), json.dumps(record, indent=1) + "\n")
 
 
-def load_spectrum(path: str | Path, components: ComponentSet) -> Spectrum:
-    """Read a polynomial back onto the bits of `components`; raises `FormatError` on anything that is not one."""
+def load_spectrum(path: str | Path, components: ComponentSet) -> tuple[Spectrum, Link]:
+    """Read a polynomial and its link back, onto the bits of `components`; raises `FormatError` on anything else."""
     record = read_json(Path(path), SPECTRUM_SCHEMA)
     try:
-        if record["link"] != "identity":
-            raise FormatError(f"{path} has link {record['link']!r}; this version reads 'identity' only.")
+        link = Link() if record["link"] == "identity" else Link.from_dict(record["link"])
         basis = Basis(record["basis"], record["keep_prob"])
         coefficients = {tuple(sorted(components.indices(t["set"]))): float(t["coefficient"]) for t in record["terms"]}
         errors = [t["stderr"] for t in record["terms"]]
@@ -129,7 +168,7 @@ def load_spectrum(path: str | Path, components: ComponentSet) -> Spectrum:
     numbers = [float("nan") if e is None else float(e) for e in errors]
     stderr = torch.tensor(numbers, dtype=torch.float64) if known else None
     values = torch.tensor(list(coefficients.values()), dtype=torch.float64)
-    return Spectrum(len(components), pad_sets(coefficients), values, basis, stderr)
+    return Spectrum(len(components), pad_sets(coefficients), values, basis, stderr), link
 
 
 def recall(out: str | Path | None, record: Mapping[str, Any], components: ComponentSet) -> Responses | None:

@@ -46,6 +46,7 @@ def build_circuit(
     q_value: Mapping[tuple[int, ...], float] | None = None,
     stability: Mapping[tuple[int, ...], float] | None = None,
     roles: Mapping[str, str] | None = None,
+    link: str = "identity",
 ) -> Circuit:
     """The circuit of a polynomial: its non-constant terms that are found at a false discovery rate of `q_threshold`.
 
@@ -65,6 +66,7 @@ def build_circuit(
         q_value: by ascending indices; sets not named have none.
         stability: share of resamples that found a set, by ascending indices; sets not named have none.
         roles: names from the literature for components, by component name.
+        link: the family of the link behind which the polynomial is; `unit` is then the latent one.
 
     Returns:
         a `Circuit`; `knockout` sums over all recovered supersets of a set, also those that did not pass.
@@ -84,6 +86,7 @@ def build_circuit(
         unit=unit,
         basis=mean.basis.kind,
         keep_prob=mean.basis.keep_prob,
+        link=link,
         baseline=mean.get(()),
         energy={order: energy for order, energy in mean.energy_by_order().items() if order},
         evidence=plain(evidence),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("components", "order", "coefficient", "stderr", "q_value", "stability", "kind", "knockout")
+LINKS = ("identity", "logistic", "softplus", "spline")
 _HTML_ROWS = 12
 
 
@@ -83,7 +84,8 @@ class Circuit:
         interactions: the terms that passed, order 1 included; kept strongest first, however they are given.
         unit: of every coefficient (logit, nat, probability).
         basis: "walsh" or "biased"; keep_prob: the keep-probability of the basis, for "biased" only.
-        link: "identity": the polynomial is the metric itself.
+        link: "identity": the polynomial is the metric itself. Else it is latent, and an increasing function of this
+            family leads from it to the metric; its parameters are in ``evidence["link"]``, and `unit` says "(latent)".
         baseline: the constant term; None where it was not recovered.
         energy: Σ F(S)² by order over the whole polynomial, also the terms that did not pass, in unit².
         evidence: how the circuit came to be, as plain JSON data: heldout_r2, masks_fitted, decoder, outcome, subject,
@@ -222,8 +224,8 @@ def _header_problems(circuit: Circuit) -> list[str]:
         )
     if circuit.keep_prob is not None and not 0 < circuit.keep_prob < 1:
         problems.append(f"keep_prob is {circuit.keep_prob}; it lies strictly between 0 and 1")
-    if circuit.link != "identity":
-        problems.append(f"link is {circuit.link!r}; this version knows 'identity'")
+    if circuit.link not in LINKS:
+        problems.append(f"link is {circuit.link!r}; this version knows {', '.join(LINKS)}")
     problems += _number_problems("the circuit", baseline=circuit.baseline)
     for order, energy in circuit.energy.items():
         problems += _number_problems(f"energy of order {order}", low=0.0, energy=energy)

@@ -5,6 +5,9 @@
 - The decoder's own errors, where it held nothing out; optimistic, since it chose the sets on the masks it fitted.
 - The spread over outputs, where every one of the 2^n masks was measured.
 
+With a link, masks speak for the latent polynomial through `Decoded.on_latent_scale`, the link taken as given.
+Cross-fitting is for the metric's own scale only, since every fold would have a link of its own.
+
 Coefficients stay the decoder's. A standard error is that of the evidence: how well masks without a part in the
 selection know the coefficient.
 """
@@ -20,13 +23,12 @@ from torch import Tensor
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.decoding import Decoded, Decoder, Samples, r_squared, split_masks
 from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.independence import FEWEST
+from spex_mech.walsh.independence import FEWEST, as_drawn
 from spex_mech.walsh.inference import Inference, confirm, infer
 from spex_mech.walsh.spectrum import Spectrum
-from spex_mech.walsh.stability import Stability, stability
+from spex_mech.walsh.stability import LEVEL, Stability, stability
 
-_POOL = 256  # sets that are refitted on halves of the masks
-_MASKS_A_SET = 8
+_POOL = 128  # sets that are refitted to halves of the masks
 _HALVES = 100
 
 Members = tuple[int, ...]
@@ -56,15 +58,15 @@ def weigh(
 
     Args:
         folds: 0, or the number of folds to cross-fit over.
-        resamples: 0 (refit the sets found on 100 halves of the masks), or on how many halves to run the whole decoder.
+        resamples: 0 (refit the sets that pass to 100 halves of the masks), or on how many halves to run the whole decoder.
 
     Raises `DecodeError` where `folds` or `resamples` cannot be had from these masks.
     """
-    if _complete(samples):
+    if _complete(samples) and decoded.link.is_identity:
         how = {"method": "every mask was measured; errors are over outputs"}
         return Certainty(decoded.spectrum, None, None, {"inference": how, "stability": None})
     found = _inference(samples, decoder, decoded, seed, folds)
-    again = _stability(samples, decoder, decoded.spectrum, seed, resamples)
+    again = _stability(samples, decoder, decoded, seed, resamples)
     how = {"method": "the decoder's own errors, on the masks that chose the sets: optimistic"}
     record = {
         "inference": how if found is None else {**found.describe(), "agree": agreement(found, decoded.spectrum)},
@@ -96,11 +98,11 @@ def heldout_samples(samples: Samples, decoder: Decoder, decoded: Decoded, seed: 
     A decoder with a share `heldout` sets aside ``split_masks(samples.groups, heldout, seed)``; one of coded masks, the
     fair coins behind the code. Whether it did is checked: the polynomial's R² on them must be the one it reported.
     """
-    rows = _set_aside(samples, decoder, seed)
+    rows = set_aside(samples, decoder, seed)
     if rows is None or len(rows) < FEWEST or decoded.spectrum.n != samples.n:
         return None
-    held = replace(samples.take(rows), design=_drawn(samples, len(rows)))
-    r2 = r_squared(held.mean_values, decoded.spectrum.mean_output().evaluate(held.keep))
+    held = as_drawn(samples, rows)
+    r2 = r_squared(held.mean_values, decoded.predict(held.keep))
     reported = decoded.stats["heldout_r2"]
     same = reported is not None and (abs(r2 - reported) <= 1e-6 or (r2 != r2 and reported != reported))
     return held if same else None
@@ -115,27 +117,26 @@ def agreement(found: Inference, spectrum: Spectrum) -> float | None:
 
 
 def _inference(samples: Samples, decoder: Decoder, decoded: Decoded, seed: int, folds: int) -> Inference | None:
-    if folds:
+    if folds and decoded.link.is_identity:
         return infer(samples, decoder, folds=folds, seed=seed, also=decoded.spectrum.members)
     held = heldout_samples(samples, decoder, decoded, seed)
-    return None if held is None else confirm(held, decoded.spectrum)
+    return None if held is None else confirm(decoded.on_latent_scale(held), decoded.spectrum)
 
 
-def _stability(samples: Samples, decoder: Decoder, spectrum: Spectrum, seed: int, resamples: int) -> Stability | None:
-    """By the decoder, or by refitting the strongest sets with the other terms taken out of the values."""
-    if resamples:
-        return stability(samples, decoder, resamples=resamples, seed=seed)
+def _refits(
+    samples: Samples, spectrum: Spectrum, q_value: Mapping[Members, float] | None, seed: int
+) -> Stability | None:
+    """The strongest of the sets that pass, refitted to halves; all other terms are taken out of the values."""
     mean = spectrum.mean_output().sorted()
-    if mean.n != samples.n or not mean.basis.is_orthonormal:
+    if mean.n != samples.n or not mean.basis.is_orthonormal or len(samples.keep) < 2 * FEWEST:
         return None
-    joint = mean.select(mean.orders > 0)
-    size = min(_POOL, len(samples.keep) // _MASKS_A_SET)
-    if not size or not len(joint):
+    passing = [bool(s) and (q_value is None or q_value.get(s, 1.0) <= LEVEL) for s in mean.sets]
+    pool = torch.tensor(passing).cumsum(0).le(_POOL) & torch.tensor(passing)
+    if not pool.any():
         return None
-    places = torch.arange(len(joint))
-    rest = samples.mean_values - joint.select(places >= size).evaluate(samples.keep).to(samples.values.device)
-    pool = joint.select(places < size).members
-    return stability(replace(samples, values=rest[:, None]), pool, resamples=_HALVES, seed=seed)
+    others = mean.select(~pool & (mean.orders > 0)).evaluate(samples.keep).to(samples.values.device)
+    rest = replace(samples, values=(samples.mean_values - others)[:, None])
+    return stability(rest, mean.select(pool).members, resamples=_HALVES, seed=seed)
 
 
 def _with_errors(spectrum: Spectrum, found: Inference) -> Spectrum:
@@ -146,20 +147,13 @@ def _with_errors(spectrum: Spectrum, found: Inference) -> Spectrum:
     return replace(mean, stderr=stderr.masked_fill(stderr.isinf(), torch.nan))
 
 
-def _set_aside(samples: Samples, decoder: Decoder, seed: int) -> Int[Tensor, " row"] | None:
+def set_aside(samples: Samples, decoder: Decoder, seed: int) -> Int[Tensor, " row"] | None:
+    """The rows that a decoder of this kind holds out; None where that is not known."""
     design, share = samples.design, getattr(decoder, "heldout", None)
     if design is not None and design.code is not None:
         coins = len(samples.keep) == design.n_masks and design.players is None
         return torch.arange(design.code.size, len(samples.keep)) if coins and decoder.name == "spex" else None
     return split_masks(samples.groups, share, seed)[1] if isinstance(share, float) else None
-
-
-def _drawn(samples: Samples, masks: int) -> MaskDesign:
-    """The design of held-out masks: that of all, less the masks that are not there. Whole runs are held out."""
-    design = samples.design
-    if design is None or design.code is not None or not design.keep_probs:
-        return MaskDesign.bernoulli(samples.n, masks, samples.keep_prob)
-    return replace(design, n_masks=masks)
 
 
 def _complete(samples: Samples) -> bool:

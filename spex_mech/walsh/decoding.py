@@ -121,18 +121,31 @@ class Decoded:
     was measured, NaN where the held-out values do not vary), ``masks_fitted``, ``masks_heldout`` and ``seconds``.
 
     With a `link` other than the identity the spectrum is on the latent scale, ``f = link(spectrum)``, and `raw` is the
-    polynomial of the metric itself.
+    decoding of the metric itself.
     """
 
     spectrum: Spectrum
     outcome: Outcome
     stats: Mapping[str, Any] = field(default_factory=dict)
     link: Link = Link()
-    raw: Spectrum | None = None
+    raw: "Decoded | None" = None
 
     def predict(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
         """The metric (mean over outputs) under each mask, link applied, float64."""
         return self.link(self.spectrum.mean_output().evaluate(keep))
+
+    def on_latent_scale(self, samples: Samples) -> Samples:
+        """The mean over outputs as it is on the latent scale to first order; without a link, the samples themselves.
+
+        ``z = η + (f - g(η)) g'(η) / mean g'(η)²`` with η this polynomial: one step of Fisher scoring. Its noise is that
+        of f, not what the inverse of g would make of it.
+        """
+        if self.link.is_identity:
+            return samples
+        eta = self.spectrum.mean_output().evaluate(samples.keep)
+        slope = self.link.derivative(eta)
+        missed = samples.mean_values.to(eta.device) - self.link(eta)
+        return Samples(samples.keep, (eta + missed * slope / slope.square().mean())[:, None], samples.design)
 
 
 @runtime_checkable

@@ -54,7 +54,7 @@ class Link:
     Raises:
         DecodeError: parameters that are not finite or make no increasing function, all problems at once.
 
-    >>> Link("logistic", (0.0, 1.0, 0.0, 0.25))(torch.tensor([0.0])).tolist()
+    >>> Link("logistic", (0.0, 1.0, 0.0, 0.25))(Tensor([0.0])).tolist()
     [0.5]
     """
 

@@ -15,21 +15,23 @@ as SPEX finds them, are not lost. The held-out masks take part in none of this: 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
+from spex_mech.walsh.certainty import set_aside
 from spex_mech.walsh.decoding import Decoded, Decoder, Outcome, Samples, fold_masks, judge, r_squared, split_masks
+from spex_mech.walsh.independence import FEWEST
 from spex_mech.walsh.linkfit import Grower, LinkedFit
 from spex_mech.walsh.pursuit import Members
 from spex_mech.walsh.refit import noise_floor
 from spex_mech.walsh.shapes import SHAPES
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
-LinkChoice = Literal["auto", "identity", "logistic", "softplus", "spline"]
-LINK_CHOICES: tuple[str, ...] = get_args(LinkChoice)
+LINK_CHOICES = ("auto", "identity", "logistic", "softplus", "spline")
 LEAST_MASKS = 24  # fewer are not cross-validated
 MOST_LOOKED_AT = 1 << 33  # components² × masks: what one round of pursuit multiplies
 _LESS = 0.05  # share of the variance left over that a link must take away
@@ -46,14 +48,12 @@ class Linked:
         link: "auto" decides by evidence; a family's name takes the best link of that family whatever the evidence,
             which `stats["link"]` tells all the same.
         grower: of the fits with a link; folds: of their cross-validation.
-        heldout: share of the masks held out; None: the base decoder's own, so that both are judged on the same masks.
     """
 
     base: Decoder
-    link: LinkChoice = "auto"
+    link: str = "auto"
     grower: Grower = field(default_factory=Grower)
     folds: int = 4
-    heldout: float | None = None
 
     def __post_init__(self) -> None:
         if self.link not in LINK_CHOICES:
@@ -64,11 +64,16 @@ class Linked:
         return self.base.name
 
     @property
+    def heldout(self) -> float:
+        """Share of the masks held out: the base decoder's own, so that both are judged on the same masks."""
+        return getattr(self.base, "heldout", 0.2)
+
+    @property
     def least_masks(self) -> int:
         return getattr(self.base, "least_masks", 1)
 
     def decode(self, samples: Samples, *, seed: int) -> Decoded:
-        """See `Decoder`. With a link, the spectrum is on the latent scale, and `Decoded.raw` on that of the metric.
+        """See `Decoder`. With a link, the spectrum is on the latent scale, and `Decoded.raw` is the base decoder's.
 
         ``stats["link"]`` has ``name``, ``asked``, ``why``, ``heldout_r2_without`` (the base decoder's) and, as far as
         it went, ``left`` (share of the variance, by shape), ``cross_validated`` (R² by shape), ``duel`` (R² of both).
@@ -82,19 +87,19 @@ class Linked:
         evidence |= {"asked": self.link, "heldout_r2_without": plain.stats["heldout_r2"]}
         seconds = time.perf_counter() - started
         if found is None:
-            stats = {**plain.stats, "link": {"name": "identity", **evidence}, "seconds": seconds}
-            return replace(plain, stats=stats)
-        stats = {**found[1], "link": {**found[0].link.to_dict(), **evidence}, "without_link": plain.stats}
+            return replace(plain, stats={**plain.stats, "link": {"name": "identity", **evidence}, "seconds": seconds})
+        without = {**plain.stats, "outcome": plain.outcome.name}
+        stats = {**found[1], "link": {**found[0].link.to_dict(), **evidence}, "without_link": without}
         outcome = judge(found[0].spectrum, stats["heldout_r2"])
-        return Decoded(found[0].spectrum, outcome, {**stats, "seconds": seconds}, found[0].link, plain.spectrum)
+        return Decoded(found[0].spectrum, outcome, {**stats, "seconds": seconds}, found[0].link, plain)
 
 
 class _Trial:
     """One decoding's search for a link."""
 
     def __init__(self, options: Linked, samples: Samples, plain: Decoded, seed: int) -> None:
-        share = getattr(options.base, "heldout", 0.2) if options.heldout is None else options.heldout
-        fitting, self.held = split_masks(samples.groups, share, seed)
+        self.held = _held_out(options, samples, seed)
+        fitting = torch.ones(len(samples.keep), dtype=torch.bool).index_fill_(0, self.held, False).nonzero()[:, 0]
         self.options, self.samples, self.plain, self.seed = options, samples, plain, seed
         self.known = samples.take(fitting)
         self.groups = samples.groups[fitting.to(samples.groups.device)]
@@ -136,6 +141,8 @@ class _Trial:
             return "the masks or the responses do not vary"
         if len(known.keep) < LEAST_MASKS:
             return f"{len(known.keep)} masks to fit to are too few to tell a link from none"
+        if self.plain.spectrum.n != known.n:
+            return "the polynomial is one of groups of components, the masks are of components"
         if auto and self.plain.outcome is Outcome.COMPLETE:
             return "every mask was measured, so the polynomial is exact as it is"
         if auto and known.n**2 * len(known.keep) > MOST_LOOKED_AT:
@@ -193,6 +200,13 @@ class _Trial:
     def _fit(self, samples: Samples, shape: str, spectrum: Spectrum) -> LinkedFit:
         seeds = _strong(spectrum, len(samples.keep))
         return self.options.grower.fit(samples.keep, samples.mean_values, self.basis, shape, seeds)
+
+
+def _held_out(options: Linked, samples: Samples, seed: int) -> Int[Tensor, " row"]:
+    """Behind a code its fair coins, if there are enough; else the share that the base decoder sets aside as well."""
+    rows = set_aside(samples, options.base, seed)
+    enough = rows is not None and len(rows) >= FEWEST
+    return rows if enough and rows is not None else split_masks(samples.groups, options.heldout, seed)[1]
 
 
 def clearly_better(values: Float[Tensor, " mask"], one: Float[Tensor, " mask"], other: Float[Tensor, " mask"]) -> bool:
