@@ -1,6 +1,8 @@
 """SPEX: planted polynomials come back, with what is left told; nothing held out is used; errors name the way out."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -396,6 +398,35 @@ def test_a_gpu_finds_the_same(kind, n, budget):
     assert set(gpu.sets) == set(cpu.sets) == set(truth.sets)
     wrong = {name: max(abs(s[m] - truth[m]) for m in truth.sets) for name, s in (("cpu", cpu), ("gpu", gpu))}
     assert wrong["gpu"] <= 2 * wrong["cpu"] + 1e-12
+
+
+_MEASURED = """
+import resource, sys, torch
+from spex_mech.bench.functions import planted_function
+from spex_mech.walsh.spex import decode_function
+n, budget = int(sys.argv[1]), int(sys.argv[2])
+unit = 2**20 if sys.platform == "darwin" else 2**10
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+function, asked = planted_function("tanh", n, sets=25, seed=n), iter(range(10**6))
+decoded = decode_function(lambda keep: function.noisy(keep, 0.05, next(asked)), n, 4, budget, seed=1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit - before, decoded.stats["sets"])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the resource module is not there on Windows")
+@pytest.mark.parametrize(
+    ("n", "budget", "mib", "least"),
+    [(4096, 10_684, 256, 100), pytest.param(36_864, 13_104, 512, 130, marks=pytest.mark.slow)],
+)
+def test_memory_of_a_crowded_design_with_many_components(n, budget, mib, least):
+    """Masks, planting and decoding together, through a saturating read-out: by chunks, with no n × n table.
+
+    At 36,864 components one matrix of all masks would be 460 MiB, a table of all pairs of components 10 GiB.
+    """
+    call = [sys.executable, "-c", _MEASURED, str(n), str(budget)]
+    more, sets = subprocess.run(call, check=True, capture_output=True, text=True, timeout=300).stdout.split()
+    assert float(more) < mib
+    assert int(sets) >= least
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from spex_mech.bench.functions import Kind, Planted, planted_function, support_f1
+from spex_mech.bench.functions import Kind, Planted, narrowed, planted_function, support_f1
 from spex_mech.bench.peers import shapiq_spex
 from spex_mech.bench.timing import interleaved, machine, median_ratio
 from spex_mech.walsh.coded import parity_rows
@@ -117,10 +117,11 @@ def _theirs(answer: Row, functions: list[Planted], kind: Kind) -> Row:
 
 
 def _accuracy(function: Planted, decoded: Decoded) -> Row:
-    fresh = MaskDesign.bernoulli(function.spectrum.n, _FRESH, seed=7)
+    truth, found = narrowed(function.spectrum, decoded.spectrum)
+    fresh = MaskDesign.bernoulli(truth.n, _FRESH, seed=7).keep()
     return {
         "f1": support_f1(function.sets, set(decoded.spectrum.sets)),
-        "r2": r_squared(function.on(fresh), Planted(decoded.spectrum).on(fresh)),
+        "r2": r_squared(Planted(truth, function.link)(fresh), found.evaluate(fresh)),
         "sets": decoded.stats["sets"],
         "outcome": decoded.outcome.name,
     }
