@@ -43,11 +43,13 @@ def print_question(study: Study, budget: int, out: Path, console: Console) -> No
 def print_discovery(found: Discovery, out: Path, console: Console) -> None:
     """The strongest interactions, how far to trust them, and where the files are."""
     frame = found.interactions()
-    console.print(_interaction_table(frame, found.responses.unit))
+    console.print(_interaction_table(frame, found.circuit.unit))
     if len(frame) > SHOWN:
         console.print(f"… and {len(frame) - SHOWN:,} more in {escape(str(out / 'interactions.csv'))}")
     console.print(_verdict(found))
-    _print_strongest(frame, found.responses.unit, console)
+    if not found.link.is_identity:
+        console.print(_about_link(found))
+    _print_strongest(frame, found.circuit.unit, console)
     console.print(f"[dim]{escape(str(out))}: responses.safetensors, spectrum.json, circuit.json, interactions.csv[/]")
 
 
@@ -85,6 +87,16 @@ def _verdict(found: Discovery) -> str:
     colour = "green" if r2 >= 0.9 else "yellow"
     advice = "" if r2 >= 0.9 else f" {outcome.meaning.capitalize()}; {outcome.remedy}."
     return f"Held-out R² [bold {colour}]{r2:.3f}[/] on {held:,} masks that nothing was fitted to.{advice} ({timing})"
+
+
+def _about_link(found: Discovery) -> str:
+    """That the interactions are latent, what that buys, and where the others are."""
+    without = found.decoded.stats["link"]["heldout_r2_without"]
+    compared = "" if without is None else f" Without it the held-out R² is {without:.3f}."
+    return (
+        f"The metric saturates: between the polynomial and it lies a link, [bold]{found.link.describe()}[/], and the "
+        f"interactions above are those before it.{compared} The metric's own: interactions_raw.csv."
+    )
 
 
 def _resumed(record: Mapping[str, Any]) -> str:
@@ -142,6 +154,8 @@ def print_audit(result: Audit, out: Path, console: Console) -> None:
             )
     for what in result.skipped:
         console.print(f"[yellow]left out for want of budget:[/] {escape(what)}")
+    for what in result.cautions:
+        console.print(f"[yellow]caution:[/] {escape(what)}")
     masks, budget, rows = (result.record[key] for key in ("masks", "budget", "rows"))
     console.print(f"[dim]{masks:,} of {budget:,} masks, {rows:,} rows; {escape(str(out / 'audit.json'))}[/]")
 
