@@ -58,7 +58,7 @@ def weigh(
 
     Args:
         folds: 0, or the number of folds to cross-fit over.
-        resamples: 0 (refit the sets that pass to 100 halves of the masks), or on how many halves to run the whole decoder.
+        resamples: 0 (refit the sets that pass to 100 halves of the masks), or on how many halves to run the decoder.
 
     Raises `DecodeError` where `folds` or `resamples` cannot be had from these masks.
     """
@@ -66,7 +66,12 @@ def weigh(
         how = {"method": "every mask was measured; errors are over outputs"}
         return Certainty(decoded.spectrum, None, None, {"inference": how, "stability": None})
     found = _inference(samples, decoder, decoded, seed, folds)
-    again = _stability(samples, decoder, decoded, seed, resamples)
+    q_value = None if found is None else found.q_values()
+    again = (
+        stability(samples, decoder, resamples=resamples, seed=seed)
+        if resamples
+        else _refits(decoded.on_latent_scale(samples), decoded.spectrum, q_value, seed)
+    )
     how = {"method": "the decoder's own errors, on the masks that chose the sets: optimistic"}
     record = {
         "inference": how if found is None else {**found.describe(), "agree": agreement(found, decoded.spectrum)},
@@ -75,7 +80,7 @@ def weigh(
     shares = None if again is None else again.shares
     if found is None:
         return Certainty(decoded.spectrum, None, shares, record)
-    return Certainty(_with_errors(decoded.spectrum, found), found.q_values(), shares, record)
+    return Certainty(_with_errors(decoded.spectrum, found), q_value, shares, record)
 
 
 def check_certainty(design: MaskDesign | None, folds: int, resamples: int) -> None:
