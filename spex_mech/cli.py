@@ -155,14 +155,14 @@ def doctor(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(metavar="ablation|decode|accuracy", help="What to measure.")],
+    what: Annotated[str, typer.Argument(metavar="ablation|decode|accuracy|players", help="What to measure.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every cell measured to this file.")] = None,
     quick: Annotated[bool, typer.Option(help="Small sizes only: does it run, not how fast.")] = False,
     peer_python: Annotated[
         Path | None, typer.Option(help="decode: an interpreter that has shapiq to run beside.")
     ] = None,
-    cards: Annotated[Path | None, typer.Option(help="accuracy: a folder of cards to measure on as well.")] = None,
+    cards: Annotated[Path | None, typer.Option(help="accuracy, players: a folder of cards to measure on.")] = None,
 ) -> None:
     """Measure the engine or the decoders against floors, neighbours and each other, all in one run."""
     from spex_mech.printing import print_bench
@@ -179,8 +179,12 @@ def bench(
         from spex_mech.bench.accuracy import run as run_accuracy
 
         result = run_accuracy(quick, cards)
+    elif what == "players":
+        from spex_mech.bench.players import run as run_players
+
+        result = run_players(quick, cards)
     else:
-        raise SpexMechError(f"there is no bench {what!r}; the benches are ablation, decode and accuracy.")
+        raise SpexMechError(f"there is no bench {what!r}; the benches are ablation, decode, accuracy and players.")
     print_bench(result, json_file, _console())
 
 

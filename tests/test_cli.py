@@ -92,6 +92,16 @@ def test_bench_accuracy_compares_the_decoders(cli_run, tmp_path):
     assert "case hierarchical" in out
 
 
+def test_bench_players_compares_designs_of_one_budget(cli_run, tmp_path):
+    code, out, _ = cli_run("bench", "players", "--quick", "--json", tmp_path / "b.json")
+    assert code == 0
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert {row["card"] for row in rows} == {"induction-2l"}
+    assert all(row["masks"] + row["paid"] == 512 for row in rows)
+    assert "code over all" in out
+    assert "fresh_r2_0.9" in out
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -104,7 +114,7 @@ def test_bench_accuracy_compares_the_decoders(cli_run, tmp_path):
         (("discover", "planted-and", "--replacement", "magic"), ("magic", "resample")),
         (("discover", "no-such-card"), ("no-such-card", "induction-2l", "--prompts")),
         (("decode", "nothing.safetensors"), ("nothing.safetensors",)),
-        (("bench", "everything"), ("everything", "ablation, decode and accuracy")),
+        (("bench", "everything"), ("everything", "ablation, decode, accuracy and players")),
         (("discover",), ("Missing",)),
     ],
 )
