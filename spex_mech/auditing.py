@@ -233,6 +233,11 @@ def _cautions(case: Case, fresh: Fresh) -> tuple[str, ...]:
         )
     if fresh.r2 is not None and fresh.r2 < RECOVERED_FROM:
         found.append(f"circuits were chosen on a polynomial that explains {fresh.r2:.2f} of fresh masks' variance")
+    if not case.found.link.is_identity:
+        found.append(
+            f"between the polynomial and the metric lies a link ({case.found.link.describe()}); the interactions and "
+            "backups put to the test are those of the metric itself, some of which are the link's doing"
+        )
     mean_keep = float(case.found.responses.keep.double().mean())
     if mean_keep > 0.75:
         found.append(

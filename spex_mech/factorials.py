@@ -36,7 +36,7 @@ T = TypeVar("T", "Confirmation", "BackupCheck")
 
 @dataclass(frozen=True)
 class Confirmation:
-    """One interaction, measured again. Numbers in the metric's unit (`claimed` on the latent scale, under a link).
+    """One interaction of the metric itself, measured again. Numbers in the metric's unit.
 
     Attributes:
         components: the set; claimed: its coefficient in the circuit.

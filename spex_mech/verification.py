@@ -10,6 +10,7 @@ from torch import Tensor
 from spex_mech.audits import Fresh, RankingRow, SizeRow, Verified
 from spex_mech.baselines import Ranking, marginal_effects, strengths
 from spex_mech.circuit.backups import find_backups
+from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.select import Aim, Selection, choose_path
 from spex_mech.factorials import (
     MAX_ORDER,
@@ -74,6 +75,17 @@ class Case:
     @property
     def spectrum(self) -> Spectrum:
         return self.found.spectrum
+
+    @property
+    def claims(self) -> Circuit:
+        """What the run says of the metric itself; where it has a link, its circuit is of what lies before."""
+        return self.found.raw_circuit or self.found.circuit
+
+    @property
+    def polynomial(self) -> Spectrum:
+        """The polynomial of the metric itself; where the run has a link, not the latent one."""
+        raw = self.found.decoded.raw
+        return (self.found.decoded if raw is None else raw).spectrum.mean_output()
 
     @property
     def floor(self) -> float:
@@ -267,11 +279,11 @@ def try_interactions(case: Case) -> tuple[tuple[Confirmation, ...], tuple[Backup
     Interactions of order 2 to 8; a set that is both is measured once. Groups may take a third of what is left.
     """
     proposed = _proposed(case)
-    claimed = {i.components: i.coefficient for i in case.found.circuit.interactions if 2 <= i.order <= MAX_ORDER}
+    claimed = {i.components: i.coefficient for i in case.claims.interactions if 2 <= i.order <= MAX_ORDER}
     tables = _factorials(case, proposed, case.passes.left // 3)
     number = len(tables)
     tables |= _factorials(case, [names for names in claimed if names not in tables], case.passes.left)
-    basis, floor = case.spectrum.basis, case.floor
+    basis, floor = case.polynomial.basis, case.floor
     confirmed = [confirm(tables[s], s, c, basis, floor) for s, c in claimed.items() if s in tables]
     backups = [check_backup(tables[s], s, floor) for s in list(tables)[:number]]
     return adjust(confirmed), adjust(backups), len({*proposed, *claimed} - tables.keys())
@@ -279,22 +291,19 @@ def try_interactions(case: Case) -> tuple[tuple[Confirmation, ...], tuple[Backup
 
 def _factorials(case: Case, groups: Sequence[tuple[str, ...]], allowance: int) -> dict[tuple[str, ...], Table]:
     """The factorials of as many groups as the allowance has room for, first ones first."""
-    basis, spectrum = case.spectrum.basis, case.spectrum.mean_output()
-    keep_prob, found = 0.5 if basis.keep_prob is None else basis.keep_prob, dict[tuple[str, ...], Table]()
+    polynomial, found = case.polynomial, dict[tuple[str, ...], Table]()
+    keep_prob = 0.5 if polynomial.basis.keep_prob is None else polynomial.basis.keep_prob
     number, contexts = contexts_for([len(names) for names in groups], allowance)
-    linear = case.found.circuit.link == "identity" and basis.is_orthonormal
     for names in groups[:number]:
         group = case.found.components.indices(names)
         keep = factorial_masks(group, len(case.names), keep_prob, contexts, case.seed)
-        expected = expected_values(spectrum, group) if linear else None
-        found[names] = Table.of(case.passes.values(keep), case.predict(keep), len(group), expected)
+        expected = expected_values(polynomial, group)
+        found[names] = Table.of(case.passes.values(keep), polynomial.evaluate(keep), len(group), expected)
     return found
 
 
 def _proposed(case: Case) -> list[tuple[str, ...]]:
     """Groups of backups that the polynomial proposes, of at least a hundredth of the whole effect."""
-    if not case.spectrum.basis.is_orthonormal:
-        return []
     least = WORTH * abs(case.intact - case.empty)
-    groups = find_backups(case.spectrum, case.found.components, q_threshold=PROPOSE, min_excess=least)
+    groups = find_backups(case.polynomial, case.found.components, q_threshold=PROPOSE, min_excess=least)
     return [group.components for group in groups[:MAX_PROPOSED]]

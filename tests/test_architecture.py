@@ -43,7 +43,7 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     (
         "verification",
         ("audits", "baselines", "factorials", "faithfulness", "knockouts", "passes")
-        + ("runs", "circuit.backups", "circuit.select", "walsh*", "errors"),
+        + ("runs", "circuit.backups", "circuit.graph", "circuit.select", "walsh*", "errors"),
     ),
     (
         "runs",

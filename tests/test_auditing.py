@@ -16,7 +16,8 @@ from spex_mech.discovery import decode, describe_experiment
 from spex_mech.errors import DesignError, FormatError, ResponseError
 from spex_mech.faithfulness import counts, faithfulness, model_distance, performance_ratio
 from spex_mech.passes import seed_of
-from spex_mech.walsh.decoding import r_squared
+from spex_mech.walsh.decoding import Samples, r_squared
+from spex_mech.walsh.exact import Exact
 
 CARDS = Path(__file__).resolve().parents[2] / "shared" / "cards"
 LAYOUT = planted.Layout(n_layers=2, n_heads=4, d_mlp=2)
@@ -217,6 +218,23 @@ def test_components_without_a_term_fill_the_room_of_a_size():
     assert last.preserve.faithfulness == pytest.approx(1.0, abs=1e-6)
     assert unknown <= set(last.preserve.names)
     assert last.preserve.method.endswith("filled up")
+
+
+def test_behind_a_link_the_metrics_own_interactions_are_put_to_the_test():
+    """Additive behind a sigmoid: the metric has interactions of its own, which the audit measures, and says so."""
+    weights = {("a0.h0",): 2.0, ("a0.h1",): 1.5, ("a1.h2",): 1.0, (): -2.0}
+    subject = planted.polynomial(weights, link="sigmoid", layout=SMALL)
+    found, task = found_of(subject, n_prompts=2, budget=200, link="logistic", decoder="proxyspex")
+    audit = sm.audit(found, subject, task, budget=600)
+    assert any("link" in caution for caution in audit.cautions)
+    components = found.components
+    keep = sm.MaskDesign.complete(len(components)).keep()
+    values = planted.truth(subject, components).evaluate(keep).sigmoid()
+    truth = Exact().decode(Samples(keep, values[:, None])).spectrum
+    assert audit.confirmed
+    for check in audit.interactions:
+        exact = truth.get(components.indices(check.components)) or 0.0
+        assert abs(check.estimate - exact) < max(6 * check.stderr, 1e-5)
 
 
 def test_a_small_difference_of_the_ends_is_told():

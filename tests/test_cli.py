@@ -63,6 +63,32 @@ def test_discover_decode_export_chain(cli_run, tmp_path):
         assert "wrote" in out
 
 
+def test_a_run_is_audited_from_its_folder_alone(cli_run, tmp_path):
+    assert cli_run("discover", "planted-or", "--budget", 300, "--decoder", "linear", "--out", tmp_path, "-q")[0] == 0
+    code, out, _ = cli_run("audit", tmp_path, "--budget", 200)
+    assert code == 0
+    audit = sm.load_audit(tmp_path / "audit.json")
+    assert audit.record["masks"] <= 200
+    assert set(audit.known.names) == set(sm.open_card("planted-or").published.nodes)
+    assert "single ablation" in out
+    assert "caution:" in out  # a line does not explain an OR
+    assert max(len(line) for line in out.splitlines() if "│" in line or "┃" in line) <= 80
+
+
+def test_an_audit_that_cannot_be_is_refused(cli_run, tmp_path):
+    assert cli_run("discover", "planted-or", "--budget", 300, "--decoder", "linear", "--out", tmp_path, "-q")[0] == 0
+    code, _, err = cli_run("audit", tmp_path, "--budget", 20)
+    assert (code, "at least 96" in err) == (2, True)
+    code, _, err = cli_run("audit", tmp_path, "--model", "planted-and")
+    assert (code, "not the experiment" in err) == (2, True)
+    (tmp_path / "study.json").unlink()
+    code, _, err = cli_run("audit", tmp_path)
+    assert (code, "--model" in err) == (2, True)
+    assert cli_run("audit", tmp_path, "--model", "planted-or", "--budget", 100, "-q")[0] == 0
+    code, _, err = cli_run("audit", tmp_path / "none")
+    assert (code, "not a finished run folder" in err) == (2, True)
+
+
 def test_doctor_binds_and_lists_sites(cli_run):
     code, out, _ = cli_run("doctor", "induction-2l")
     assert code == 0
