@@ -14,16 +14,20 @@ Errors are sandwiches: over masks (or the runs of masks that share bits), each r
 (HC3, MacKinnon & White 1985) and never below what equal errors would give; over outputs; and over both at once, where
 what the two have in common counts once (Cameron, Gelbach & Miller 2011). Rare products of a biased basis are decided by
 few masks: degrees of freedom are ``(Σ h²)² / Σ h⁴ - 1``, the number of masks that speak, or the same expected under the
-design, whichever is less, and tests are Student's. A set with less than one is not judged: at keep-probability 0.9 it
-takes 132 masks for a pair and 1,066 for a triple.
+design, whichever is less, and sets of one order lend each other some (`moderate`); tests are Student's. A set with less
+than one is not judged: at keep-probability 0.9 it takes 132 masks for a pair and 1,066 for a triple.
 
 Source: augmented inverse-propensity weighting, Robins, Rotnitzky & Zhao 1994; cross-fitting, Chernozhukov et al. 2018.
 """
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.optimize import brentq
+from scipy.special import polygamma
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -33,6 +37,7 @@ from spex_mech.walsh.refit import noise_floor
 from spex_mech.walsh.spectrum import Basis, monomials
 
 _BLOCK = 1 << 21  # products looked at at a time: 16 MB, in a dozen tables
+_ALIKE = 10  # sets of one order from which their variances say something of each other
 _NEAR_ONE = 0.9999  # leverage of a mask that decides a coefficient alone
 
 
@@ -90,6 +95,19 @@ class Seen:
         return Seen(self.samples.take(rows), self.missed[rows], self.coefficients, every, self.fold[rows], run)
 
 
+class _Raw(NamedTuple):
+    """Variances of the estimates, and what they are judged by; columns as in `Estimates`."""
+
+    value: Tensor
+    robust: Tensor  # [set] HC3
+    equal: Tensor  # [set] as if all errors were alike
+    freedom: Tensor
+    most: Tensor  # [set] masks that count, less two
+    own: Tensor  # [set, output]
+    over: Tensor  # [set] over outputs
+    shared: Tensor  # [set] what both directions have in common
+
+
 def estimate(seen: Seen, members: Int[Tensor, "set slot"], basis: Basis) -> Estimates:
     """Estimates and errors for every set, a block of sets at a time. See the module's text."""
     dual, speaking = _dual(members, basis, seen.samples), _speaking(members, basis, seen.samples)
@@ -103,8 +121,7 @@ def estimate(seen: Seen, members: Int[Tensor, "set slot"], basis: Basis) -> Esti
         weights = own if dual is None or phi is None else phi @ dual[:, rows]
         constant = (members[rows] < 0).all(1)
         parts.append(_block(seen, own, weights, constant, rows, speaking[rows], floor))
-    names = ("value", "stderr", "freedom", "stderr_outputs", "stderr_both", "by_output")
-    return Estimates(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    return _judged(_Raw(*(torch.cat(columns) for columns in zip(*parts, strict=True))), (members >= 0).sum(1))
 
 
 def mixture_gram(
@@ -157,7 +174,7 @@ def _dual(members: Tensor, basis: Basis, samples: Samples) -> Float[Tensor, "set
 
 def _block(
     seen: Seen, phi: Tensor, weights: Tensor, constant: Tensor, rows: Tensor, speaking: Tensor, floor: float
-) -> Estimates:
+) -> _Raw:
     """The sets of some rows, by instruments `weights`, which are φ itself in an orthonormal basis."""
     counts = seen.counts[:, rows][seen.fold].double()
     size = counts.sum(0)
@@ -173,28 +190,66 @@ def _block(
     value = (h * partial).sum(0) / reach
     left = less_mean(partial) - value * centred
     leverage = (counts / size + h * centred / reach).clamp(0, _NEAR_ONE)
-    variance = _summed(h * left / (1 - leverage), seen.run).square().sum(0)
+    robust = _summed(h * left / (1 - leverage), seen.run).square().sum(0)
     power = _summed(h.square(), seen.run)
+    least = floor**2 * h.square().sum(0)
     equal = power.sum(0) * left.square().sum(0) / (size - 2).clamp(min=1)
-    stderr = torch.maximum(variance, equal).sqrt().clamp(min=floor * h.square().sum(0).sqrt()) / reach.abs()
-    expected = len(power) / len(counts) * size * speaking - 1
-    freedom = torch.minimum(power.sum(0).square() / power.square().sum(0) - 1, expected)
+    independent = len(power) / len(counts) * size
+    freedom = torch.minimum(power.sum(0).square() / power.square().sum(0), independent * speaking) - 1
     own = (h.T @ seen.missed + (h * explained).sum(0)[:, None]) / reach[:, None]
-    over, both = _output_errors(seen, h, centred, own, stderr, reach)
-    blind = ~reach.isfinite() | (freedom < 1)
+    over, shared = _over_outputs(seen, h, centred, own, reach)
+    robust, equal = (variance.clamp(min=least) / reach**2 for variance in (robust, equal))
+    return _Raw(value, robust, equal, freedom, independent - 2, own, over, shared)
+
+
+def _judged(raw: _Raw, orders: Int[Tensor, " set"]) -> Estimates:
+    """Errors and degrees of freedom, sets of one order together."""
+    blind = ~raw.robust.isfinite() | ~(raw.freedom >= 1)
+    ratio, freedom = raw.robust / raw.equal, raw.freedom.clone()
+    for order in orders.unique():
+        rows = ((orders == order) & ~blind).nonzero()[:, 0]
+        ratio[rows], freedom[rows] = moderate(ratio[rows], freedom[rows], raw.most[rows])
+    variance = raw.equal * ratio.clamp(min=1)
+    both = torch.maximum(variance + raw.over - raw.shared, torch.maximum(variance, raw.over))
     return Estimates(
-        value.nan_to_num(0.0), stderr.masked_fill(blind, torch.inf), freedom.nan_to_num(0.0).clamp(min=0), over, both,
-        own.nan_to_num(0.0),
+        raw.value.nan_to_num(0.0), variance.sqrt().masked_fill(blind, torch.inf),
+        freedom.masked_fill(blind, 0.0), raw.over.sqrt(), both.sqrt(), raw.own.nan_to_num(0.0),
     )  # fmt: skip
 
 
-def _output_errors(
-    seen: Seen, h: Tensor, centred: Tensor, own: Tensor, stderr: Tensor, reach: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Errors over outputs, and over masks and outputs: the sum of both variances less what they share."""
+def moderate(
+    ratio: Float[Tensor, " set"], freedom: Float[Tensor, " set"], most: Float[Tensor, " set"]
+) -> tuple[Float[Tensor, " set"], Float[Tensor, " set"]]:
+    """Variance ratios of many sets drawn towards what they have in common, and the degrees of freedom that this gives.
+
+    With d degrees of freedom the observed ratio is ``s² ~ σ² χ²_d / d``; over sets the true ones are
+    ``σ² ~ d₀ s₀² / χ²_{d₀}``. Both d₀ and s₀ follow from the mean and the variance of log s². Then
+    ``σ̂² = (d₀ s₀² + d s²) / (d₀ + d)`` has ``d₀ + d`` degrees of freedom. Fewer than `_ALIKE` sets stay as they are.
+
+    Source: Smyth 2004, "Linear models and empirical Bayes methods for assessing differential expression", §6.
+    """
+    if len(ratio) < _ALIKE:
+        return ratio, freedom
+    half = freedom / 2
+    logs = ratio.clamp(min=1e-12).log() - torch.digamma(half) + half.log()
+    excess = float(logs.var() - torch.polygamma(1, half).mean())
+    prior = 2 * _inverse_trigamma(excess) if excess > 0 else math.inf
+    prior = min(prior, float(most.max()))
+    at = torch.tensor(prior / 2, dtype=torch.float64)
+    centre = (logs.mean() + torch.digamma(at) - at.log()).exp()
+    return (prior * centre + freedom * ratio) / (prior + freedom), torch.minimum(prior + freedom, most)
+
+
+def _inverse_trigamma(value: float) -> float:
+    """x > 0 with ψ'(x) = value, by bisection of the logarithm."""
+    return math.exp(brentq(lambda x: float(polygamma(1, math.exp(x))) - value, -30.0, 30.0))
+
+
+def _over_outputs(seen: Seen, h: Tensor, centred: Tensor, own: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance over outputs, and the part of it that is also in the variance over masks."""
     outputs = own.shape[1]
     if outputs == 1:
-        return torch.full_like(stderr, torch.nan), torch.full_like(stderr, torch.nan)
+        return torch.full_like(reach, torch.nan), torch.full_like(reach, torch.nan)
     apart = own - own.mean(1, keepdim=True)
     over = apart.square().sum(1) / (outputs * (outputs - 1))
     rest = seen.missed - seen.missed.mean(1, keepdim=True)
@@ -202,9 +257,7 @@ def _output_errors(
     weight = h.square()
     cells = weight.T @ rest.square().sum(1) - 2 * (weight * centred * (rest @ apart.T)).sum(0)
     cells = cells + (weight * centred.square()).sum(0) * apart.square().sum(1)
-    shared = cells.clamp(min=0) / reach**2 / (outputs * (outputs - 1))
-    both = torch.maximum(stderr**2 + over - shared, torch.maximum(stderr**2, over))
-    return over.sqrt(), both.sqrt()
+    return over, cells.clamp(min=0) / reach**2 / (outputs * (outputs - 1))
 
 
 def _summed(products: Float[Tensor, "mask set"], run: Int[Tensor, " mask"]) -> Float[Tensor, "run set"]:

@@ -23,6 +23,19 @@ def runs(samples: Samples) -> Int[Tensor, " mask"]:
     return torch.arange(len(samples.keep)) // repeats
 
 
+def as_drawn(samples: Samples, rows: Int[Tensor, " row"]) -> Samples:
+    """Some of the masks, whole runs of them, with a design that says how they were drawn and no more.
+
+    Of coded masks, which are fair coins each, that is all that is left of their design.
+    """
+    design = samples.design
+    if design is None or design.code is not None or not design.keep_probs:
+        drawn = MaskDesign.bernoulli(samples.n, len(rows), samples.keep_prob)
+    else:
+        drawn = replace(design, n_masks=len(rows))
+    return Samples(samples.keep[rows], samples.values[rows], drawn)
+
+
 def cut_folds(run: Int[Tensor, " mask"], folds: int, seed: int) -> Int[Tensor, " mask"]:
     """The fold of every mask; folds are of equal size to one run."""
     order = torch.randperm(int(run.max()) + 1, generator=torch.Generator().manual_seed(seed))

@@ -232,7 +232,9 @@ def _without(samples: Samples, rows: Tensor, by: Any, basis: Basis, seed: int) -
     """The polynomial of the masks of all folds but one."""
     rest = samples.take(rows.nonzero()[:, 0])
     if isinstance(by, Decoder):
-        return by.decode(rest, seed=seed).spectrum.mean_output().rewrite(basis)
+        decoded = by.decode(rest, seed=seed)
+        decoded = decoded if decoded.raw is None else decoded.raw  # a link of one fold is not another's
+        return decoded.spectrum.mean_output().rewrite(basis)
     return fit(rest.keep, rest.mean_values, _as_members(by), basis)
 
 

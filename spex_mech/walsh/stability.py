@@ -5,9 +5,10 @@ decodings that share nothing, again and again. The share of halves in which a se
 is the sample's doing. There are two ways to find:
 
 - by a decoder, run whole on every half: the honest one, at the price of as many decodings;
-- by **refitting a pool** of given sets: least squares on every half, and Benjamini–Hochberg at `LEVEL` over the pool.
-  A hundred halves cost about as much as one decoding. It leaves out that another half might have proposed other sets,
-  and where the pool was chosen on the same masks, sets that are there by chance look more stable than they are.
+- by **refitting a pool** of given sets: ridge regression on the other half of the pair, confirmed on this one at q ≤
+  `LEVEL` over the pool (of outputs: ridge regression on the half itself, by its own errors). A hundred halves cost less
+  than one decoding. It leaves out that another half might have proposed other sets; and where the pool was chosen on
+  the same masks, sets that are there by chance look more stable than they are.
 """
 
 import time
@@ -19,18 +20,16 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import false_discovery_control
-from scipy.stats import t as student
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.decoding import Decoder, Samples
-from spex_mech.walsh.independence import runs
-from spex_mech.walsh.refit import noise_floor
-from spex_mech.walsh.spectrum import Basis, monomials, pad_sets
+from spex_mech.walsh.independence import as_drawn, runs
+from spex_mech.walsh.inference import confirm
+from spex_mech.walsh.refit import fit, significance
+from spex_mech.walsh.spectrum import Basis, pad_sets
 
 LEVEL = 0.05  # q-value at which a set of a pool counts as found in a half
-_RIDGE = 1e-9
-_PER_SET = 4  # masks of a half that each set of a pool needs for its least squares
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +113,8 @@ def stability(
         over: "masks", or "outputs" (prompts; all masks are used each time).
 
     Raises:
-        DecodeError: no pairs of halves, an unknown `over`, one output alone, a pool that half of the masks cannot tell
-            apart; whatever the decoder says of half of the masks (SPEX takes no half of a code: halve the outputs).
+        DecodeError: no pairs of halves, an unknown `over`, one output alone, halves too small to confirm
+            anything; whatever the decoder says of half of the masks (SPEX takes no half of a code: halve the outputs).
     """
     started = time.perf_counter()
     _check(samples, resamples, over)
@@ -126,8 +125,8 @@ def stability(
     else:
         members = by.cpu() if isinstance(by, Tensor) else pad_sets(by)
         members = members[(members >= 0).any(1)]
-        found = _refitted(samples, halves, members)
-        method = f"least squares of {len(members):,} sets on every half, q <= {LEVEL:g}"
+        found = _refitted([as_drawn(h, torch.arange(len(h.keep))) for h in halves], members, over)
+        method = f"{len(members):,} sets refitted to halves, q <= {LEVEL:g}"
     return Stability(samples.n, members, found, over, method, time.perf_counter() - started)
 
 
@@ -168,32 +167,18 @@ def _decoded(halves: list[Samples], by: Decoder, seed: int) -> tuple[Tensor, Ten
     return pad_sets(sets), found
 
 
-def _refitted(samples: Samples, halves: list[Samples], members: Tensor) -> Bool[Tensor, "resample set"]:
-    """Which sets of a pool least squares finds in each half."""
-    smallest = min(len(half.keep) for half in halves)
-    if len(members) * _PER_SET > smallest:
-        raise DecodeError(
-            f"a pool of {len(members):,} sets was to be refitted on halves of {smallest:,} masks; least squares needs "
-            f"{_PER_SET} masks a set. Give the strongest {smallest // _PER_SET:,} sets and take the rest out of the "
-            "values, or run a decoder."
-        )
-    basis, floor = Basis.orthonormal(samples.keep_prob), noise_floor(samples.values)
-    return torch.stack([_found(half, members, basis, floor) for half in halves])
-
-
-def _found(half: Samples, members: Tensor, basis: Basis, floor: float) -> Bool[Tensor, " set"]:
+def _refitted(halves: list[Samples], members: Tensor, over: str) -> Bool[Tensor, "resample set"]:
+    """Which sets of a pool are found in each half."""
     if not len(members):
-        return torch.zeros(0, dtype=torch.bool)
-    phi, y = monomials(half.keep, members.to(half.keep.device), basis).cpu(), half.mean_values.cpu()
-    phi, y = phi - phi.mean(0), y - y.mean()
-    gram = phi.T @ phi
-    gram += _RIDGE * len(y) * torch.eye(len(gram), dtype=gram.dtype)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    coefficients = inverse @ (phi.T @ y)
-    freedom = len(y) - len(members) - 1
-    variance = max(float((y - phi @ coefficients).square().sum()) / freedom, floor**2, 1e-300)
-    statistic = coefficients.abs() / (variance * inverse.diagonal()).sqrt()
-    return torch.from_numpy(false_discovery_control(2 * student.sf(statistic.numpy(), freedom)) <= LEVEL)
+        return torch.zeros(len(halves), 0, dtype=torch.bool)
+    fits = [fit(half.keep, half.mean_values, members, Basis.orthonormal(half.keep_prob)) for half in halves]
+    if over == "outputs":
+        p = [significance(one)[one.orders > 0] for one in fits]
+        return torch.stack([torch.from_numpy(false_discovery_control(x.numpy()) <= LEVEL) for x in p])
+    others = [number ^ 1 for number in range(len(halves))]
+    found = [confirm(half, fits[other]).q_values() for half, other in zip(halves, others, strict=True)]
+    sets = [s for s in fits[0].sets if s]
+    return torch.tensor([[q[s] <= LEVEL for s in sets] for q in found])
 
 
 def _jaccard(found: Bool[Tensor, "resample item"]) -> float:
