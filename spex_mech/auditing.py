@@ -20,6 +20,7 @@ from spex_mech.ablation.subject import Subject
 from spex_mech.audits import Audit, Fresh, Known, RankingRow, Verified
 from spex_mech.baselines import Ranking, order_one, pair_ablation, single_ablation
 from spex_mech.circuit.build import plain as plain_evidence
+from spex_mech.confirmation import try_interactions
 from spex_mech.discovery import describe_experiment
 from spex_mech.errors import DesignError, ResponseError, all_problems
 from spex_mech.faithfulness import precision_recall
@@ -37,7 +38,6 @@ from spex_mech.verification import (
     smallest_faithful,
     try_completeness,
     try_fresh,
-    try_interactions,
     try_minimality,
     try_ranking,
     try_sizes,

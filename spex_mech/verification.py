@@ -9,21 +9,8 @@ from torch import Tensor
 
 from spex_mech.audits import Fresh, RankingRow, SizeRow, Verified
 from spex_mech.baselines import Ranking, marginal_effects, strengths
-from spex_mech.circuit.backups import find_backups
 from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.select import Aim, Selection, choose_path
-from spex_mech.factorials import (
-    MAX_ORDER,
-    BackupCheck,
-    Confirmation,
-    Table,
-    adjust,
-    check_backup,
-    confirm,
-    contexts_for,
-    expected_values,
-    factorial_masks,
-)
 from spex_mech.faithfulness import (
     SIZES,
     auroc,
@@ -52,9 +39,6 @@ from spex_mech.walsh.spectrum import Spectrum
 
 ENOUGH = 0.1  # of faithfulness: how near to 1 the audited circuit's prediction must be
 RANDOM_SETS = 8  # a size, as the null
-MAX_PROPOSED = 16  # groups of backups that are put to the test
-WORTH = 0.01  # of the whole effect: groups whose excess is smaller are not put to the test
-PROPOSE = 0.2  # false discovery rate at which the polynomial proposes them; fresh masks decide
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,39 +255,3 @@ def try_minimality(case: Case, circuit: Collection[str], allowance: int) -> list
 def _supports(spectrum: Spectrum) -> list[tuple[int, ...]]:
     """The recovered sets, strongest first."""
     return [s for s, _ in spectrum.mean_output().sorted().terms() if s]
-
-
-def try_interactions(case: Case) -> tuple[tuple[Confirmation, ...], tuple[BackupCheck, ...], int]:
-    """A factorial each for proposed groups of backups and for interactions, strongest first; how many found no room.
-
-    Interactions of order 2 to 8; a set that is both is measured once. Groups may take a third of what is left.
-    """
-    proposed = _proposed(case)
-    claimed = {i.components: i.coefficient for i in case.claims.interactions if 2 <= i.order <= MAX_ORDER}
-    tables = _factorials(case, proposed, case.passes.left // 3)
-    number = len(tables)
-    tables |= _factorials(case, [names for names in claimed if names not in tables], case.passes.left)
-    basis, floor = case.polynomial.basis, case.floor
-    confirmed = [confirm(tables[s], s, c, basis, floor) for s, c in claimed.items() if s in tables]
-    backups = [check_backup(tables[s], s, floor) for s in list(tables)[:number]]
-    return adjust(confirmed), adjust(backups), len({*proposed, *claimed} - tables.keys())
-
-
-def _factorials(case: Case, groups: Sequence[tuple[str, ...]], allowance: int) -> dict[tuple[str, ...], Table]:
-    """The factorials of as many groups as the allowance has room for, first ones first."""
-    polynomial, found = case.polynomial, dict[tuple[str, ...], Table]()
-    keep_prob = 0.5 if polynomial.basis.keep_prob is None else polynomial.basis.keep_prob
-    number, contexts = contexts_for([len(names) for names in groups], allowance)
-    for names in groups[:number]:
-        group = case.found.components.indices(names)
-        keep = factorial_masks(group, len(case.names), keep_prob, contexts, case.seed)
-        expected = expected_values(polynomial, group)
-        found[names] = Table.of(case.passes.values(keep), polynomial.evaluate(keep), len(group), expected)
-    return found
-
-
-def _proposed(case: Case) -> list[tuple[str, ...]]:
-    """Groups of backups that the polynomial proposes, of at least a hundredth of the whole effect."""
-    least = WORTH * abs(case.intact - case.empty)
-    groups = find_backups(case.polynomial, case.found.components, q_threshold=PROPOSE, min_excess=least)
-    return [group.components for group in groups[:MAX_PROPOSED]]

@@ -42,9 +42,10 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("audits", ("factorials", "knockouts", "circuit.files", "errors")),
     (
         "verification",
-        ("audits", "baselines", "factorials", "faithfulness", "knockouts", "passes")
-        + ("runs", "circuit.backups", "circuit.graph", "circuit.select", "walsh*", "errors"),
+        ("audits", "baselines", "faithfulness", "knockouts", "passes")
+        + ("runs", "circuit.graph", "circuit.select", "walsh*", "errors"),
     ),
+    ("confirmation", ("verification", "factorials", "circuit.backups", "errors")),
     (
         "runs",
         ("walsh*", "circuit.codec", "circuit.files", "circuit.graph", "components", "responses", "records", "errors"),
