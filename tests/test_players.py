@@ -12,7 +12,8 @@ from spex_mech.bench.functions import planted_function
 from spex_mech.errors import DesignError
 from spex_mech.walsh.decoding import Outcome, Samples
 from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.players import random_blocks
+from spex_mech.walsh.players import of_blocks, random_blocks
+from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.spex import Spex
 
 
@@ -83,6 +84,55 @@ def test_spex_reads_the_polynomial_over_the_players(budget):
     assert decoded.stats["heldout_r2"] > 0.98
 
 
+@given(st.integers(0, 2**31), st.sampled_from(["walsh", "mobius", "knockout"]))
+@settings(max_examples=25, deadline=None)
+def test_a_polynomial_over_blocks_is_the_one_over_components_where_blocks_go_together(seed, basis):
+    """At every setting of the blocks, whatever basis the components' polynomial is written in."""
+    players = random_blocks(16, 4, 0.4, seed)
+    spectrum = planted_function("random", 16, sets=12, seed=seed).spectrum.rewrite(Basis(basis))
+    design = MaskDesign.coded(16, 2, players=players)
+    bits = MaskDesign.complete(4).keep()
+    keep = torch.ones(16, 16, dtype=torch.bool)
+    for player, group in enumerate(players):
+        keep[:, list(group)] = bits[:, [player]]
+    assert torch.equal(design.of_players(keep), bits)
+    assert torch.allclose(of_blocks(spectrum, players).evaluate(bits), spectrum.evaluate(keep))
+
+
+def test_what_a_code_over_blocks_estimates_and_how_well():
+    """The coefficients of the components, summed by parity, with an error of σ / √N."""
+    inner = planted_function("random", 60, sets=30, degree=3, seed=4)
+    players = random_blocks(60, 12, 0.4, seed=2)
+    truth = of_blocks(inner.spectrum, players)
+    scores = []
+    for seed in range(12):
+        design = MaskDesign.coded(60, 4, 4000, seed=seed, players=players)
+        keep = design.keep()
+        found = Spex().decode(Samples(keep, inner.noisy(keep, 0.4, seed)[:, None], design), seed=0).spectrum
+        errors = torch.tensor([found[s] - truth[s] for s in truth.sets if s in found.sets and s])
+        assert found.stderr.mean() == pytest.approx(0.4 / math.sqrt(design.code.size), rel=0.1)
+        scores.append(errors * math.sqrt(design.code.size) / 0.4)
+    assert len(torch.cat(scores)) > 60
+    assert torch.cat(scores).std() == pytest.approx(1.0, abs=0.2)
+
+
+def test_over_draws_a_block_is_a_poor_estimate_of_one_component():
+    """Mean w_i + (s - 1) w̄, variance (s - 1)(1 - (s - 1)/(n - 1)) S², of an additive function; no mask is measured."""
+    n, size, weights = 80, 4, torch.randn(80, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    line = Spectrum.from_terms(n, {(i,): float(w) for i, w in enumerate(weights)})
+    component, seen = 7, []
+    for seed in range(1500):
+        players = random_blocks(n, 10, 0.25, seed)
+        block = [number for number, group in enumerate(players) if component in group]
+        if block:
+            seen.append(of_blocks(line, players)[tuple(block)])
+    others = torch.cat([weights[:component], weights[component + 1 :]])
+    drawn = torch.tensor(seen, dtype=torch.float64)
+    variance = (size - 1) * (1 - (size - 1) / (n - 1)) * float(others.var())
+    assert float(drawn.mean()) == pytest.approx(float(weights[7] + 3 * others.mean()), abs=4 * (variance / 700) ** 0.5)
+    assert float(drawn.var()) == pytest.approx(variance, rel=0.2)
+
+
 def test_what_cannot_be_a_player():
     with pytest.raises(DesignError, match="40 blocks cannot be made of 20 components, the 20% of 100"):
         random_blocks(100, 40, 0.1)
@@ -96,5 +146,7 @@ def test_what_cannot_be_a_player():
         MaskDesign.coded(10, 1, players=[(0, 1), (2,), (10,)])
     with pytest.raises(DesignError, match="2 components; codes are over 3"):
         MaskDesign.coded(10, 1, players=[(0, 1), (2,)])
+    with pytest.raises(DesignError, match="blocks share a component"):
+        of_blocks(Spectrum.from_terms(3, {(0,): 1.0}), [(0, 1), (1, 2)])
     with pytest.raises(DesignError, match="candidates or players, not both"):
         MaskDesign.coded(10, 1, candidates=[0, 1, 2], players=[(0,), (1,), (2,)])
