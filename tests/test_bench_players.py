@@ -23,7 +23,6 @@ def test_every_design_pays_for_its_masks_and_is_checked():
     assert all(row["heldout_r2"] > 0.9 for row in rows.values())
     assert rows["code over all"]["fresh_r2_0.5"] > 0.95
     assert rows["independent, keep 0.9"]["fresh_r2_0.9"] > 0.95
-    assert rows["code over candidates, rest kept"]["working"] <= 1
     assert result["summary"]["code over all"]["fresh_r2_0.5"] == pytest.approx(
         rows["code over all"]["fresh_r2_0.5"], abs=5e-4
     )

@@ -5,6 +5,7 @@ it works; over chosen candidates, groups or random blocks they stay nearer, and 
 design's polynomial is asked for what users ask for: masks that keep each component with probability ½, or 0.9.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +57,11 @@ class _Plan:
 def run(quick: bool = False, cards: Path | None = None, budgets: Sequence[int] = BUDGETS) -> Row:
     """Compare players on every card of a folder (or the shipped one) at the same budgets.
 
-    Rows, one a card, budget and design: ``ablated``, the mean share of components; ``working``, the mean response, 1
-    the intact model's and 0 with everything ablated; ``heldout_r2``, on masks of the same design; ``fresh_r2_0.5`` and
-    ``fresh_r2_0.9``, on masks that keep each component with that probability, a polynomial over groups being read at
-    the share of each that is kept; ``sets``, ``outcome``, ``seconds`` of the decoding. Designs that do not fit so few
-    components or masks are left out. The summary has the medians of the three R² over cards and budgets.
+    Rows, one a card, budget and design: ``ablated``, the mean share of components; ``heldout_r2``, on masks of the same
+    design; ``fresh_r2_0.5`` and ``fresh_r2_0.9``, on masks that keep each component with that probability, a polynomial
+    over groups being read at the share of each that is kept; ``sets``, ``outcome``, ``seconds`` of the decoding.
+    Designs that do not fit so few components or masks are left out. The summary has the medians of the three R² over
+    cards and budgets, without those where nothing varies.
     """
     folders: list[Path | str] = [SHIPPED]
     if cards is not None:
@@ -87,14 +88,11 @@ def _card(card: Path | str, budgets: Sequence[int], prompts: int) -> Iterator[Ro
 
     fresh = {q: MaskDesign.bernoulli(n, FRESH, q, seed=99) for q in KEEPS}
     truth = {q: respond(design).double().mean(1) for q, design in fresh.items()}
-    nothing, intact = engine.values(torch.tensor([[False], [True]]).expand(2, n)).double().mean(1).tolist()
     for masks in budgets:
         for plan in _plans(components, masks, respond):
             decoded, design = plan.decoder.decode(plan.samples, seed=0), plan.samples.design
             asked = {f"fresh_r2_{q}": r_squared(truth[q], predicted(decoded, design, fresh[q].keep())) for q in KEEPS}
-            working = (float(plan.samples.mean_values.mean()) - nothing) / (intact - nothing)
-            case = {"card": Path(card).name, "components": n, "budget": masks, "working": working}
-            yield case | _row(plan, decoded) | asked
+            yield {"card": Path(card).name, "components": n, "budget": masks} | _row(plan, decoded) | asked
 
 
 def _components(study: Study) -> ComponentSet:
@@ -204,6 +202,11 @@ def _summary(rows: list[Row]) -> Row:
         kinds.setdefault("blocks, draws" if "draws" in row["players"] else row["players"], []).append(row)
     figures = ("heldout_r2", *(f"fresh_r2_{q}" for q in KEEPS))
     return {
-        kind: {"cells": len(found)} | {name: round(median(row[name] for row in found), 3) for name in figures}
+        kind: {"cells": len(found)} | {name: _middle([row[name] for row in found]) for name in figures}
         for kind, found in kinds.items()
     }
+
+
+def _middle(figures: Sequence[float]) -> float | None:
+    varying = [figure for figure in figures if not math.isnan(figure)]
+    return round(median(varying), 3) if varying else None
