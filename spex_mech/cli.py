@@ -25,6 +25,10 @@ LinkName = Annotated[
     str, typer.Option("--link", help="auto, identity, or how the metric saturates: logistic, softplus, spline.")
 ]
 DecoderName = Annotated[str, typer.Option("--decoder", help="auto, proxyspex, spex, linear or exact.")]
+Folds = Annotated[int, typer.Option("--folds", help="Cross-fit errors and q over so many folds; 0: held-out masks.")]
+Resamples = Annotated[
+    int, typer.Option("--resamples", help="Decode so many halves of the masks for stability; 0: refit them.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="Where the model lives: cpu, cuda, cuda:1 …")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; only errors.")]
 
@@ -65,6 +69,8 @@ def discover(
     link: LinkName = "auto",
     replacement: Annotated[str | None, typer.Option(help="mean, zero or resample; default: the card's.")] = None,
     share: Annotated[int, typer.Option(help="Masks in a row that agree on the earlier layers, passed once.")] = 1,
+    folds: Folds = 0,
+    resamples: Resamples = 0,
     seed: Seed = 0,
     device: Device = None,
     quiet: Quiet = False,
@@ -72,7 +78,8 @@ def discover(
     """Ablate sets of components, recover their interactions, write the circuit."""
     _discover(
         what, out, quiet=quiet, prompts=prompts, components=components, budget=budget, keep=keep,
-        decoder=decoder, link=link, replacement=replacement, share=share, seed=seed, device=device,
+        decoder=decoder, link=link, replacement=replacement, share=share, folds=folds, resamples=resamples, seed=seed,
+        device=device,
     )  # fmt: skip
 
 
@@ -82,6 +89,8 @@ def decode(
     out: Out,
     decoder: DecoderName = "auto",
     link: LinkName = "auto",
+    folds: Folds = 0,
+    resamples: Resamples = 0,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -90,7 +99,7 @@ def decode(
     from spex_mech.printing import print_discovery
     from spex_mech.responses import Responses
 
-    found = run(Responses.load(responses), decoder, seed, out, link=link)
+    found = run(Responses.load(responses), decoder, seed, out, folds, resamples, link)
     if not quiet:
         print_discovery(found, out, _console())
 

@@ -47,6 +47,8 @@ def print_discovery(found: Discovery, out: Path, console: Console) -> None:
     if len(frame) > SHOWN:
         console.print(f"… and {len(frame) - SHOWN:,} more in {escape(str(out / 'interactions.csv'))}")
     console.print(_verdict(found))
+    if sure := _certainty(found):
+        console.print(sure)
     if not found.link.is_identity:
         console.print(_about_link(found))
     _print_strongest(frame, found.circuit.unit, console)
@@ -97,6 +99,18 @@ def _about_link(found: Discovery) -> str:
         f"The metric saturates: between the polynomial and it lies a link, [bold]{found.link.describe()}[/], and the "
         f"interactions above are those before it.{compared} The metric's own: interactions_raw.csv."
     )
+
+
+def _certainty(found: Discovery) -> str:
+    """What errors and q-values rest on, and how far halves of the masks agree; empty where the run does not say."""
+    record = found.record.get("certainty") or {}
+    inference, again = record.get("inference"), record.get("stability")
+    text = f"Errors and q: {inference['method']}" if inference else ""
+    text += f" ({inference['masks']:,} masks)." if inference and "masks" in inference else "." if inference else ""
+    if again and again["jaccard"] is not None:
+        text += f" Halves of the masks agree on sets to {again['jaccard']:.2f}, on components to "
+        text += f"{again['node_jaccard']:.2f} (Jaccard)."
+    return text
 
 
 def _resumed(record: Mapping[str, Any]) -> str:

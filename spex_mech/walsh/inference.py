@@ -35,7 +35,7 @@ from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 from torch import Tensor
 
-from spex_mech.errors import DecodeError
+from spex_mech.errors import DecodeError, all_problems
 from spex_mech.walsh.debias import Estimates, Seen, estimate
 from spex_mech.walsh.decoding import Decoder, Samples
 from spex_mech.walsh.independence import FEWEST, cut_folds, dependence, runs, with_design
@@ -200,7 +200,7 @@ def confirm(unseen: Samples, spectrum: Spectrum) -> Inference:
     if spectrum.n != unseen.n:
         problems.append(f"the polynomial is over {spectrum.n:,} components, the masks over {unseen.n:,}")
     if problems:
-        raise DecodeError(alldependence("these masks cannot confirm this polynomial:", problems))
+        raise DecodeError(all_problems("these masks cannot confirm this polynomial:", problems))
     unseen = with_design(unseen)
     polynomial = spectrum.mean_output().rewrite(Basis.orthonormal(unseen.keep_prob))
     members = _union([polynomial.members])
@@ -280,4 +280,4 @@ def _check(samples: Samples, folds: int, by: Any) -> None:
             f"{least:,} outside of it"
         )
     if problems:
-        raise DecodeError(alldependence("these masks allow no cross-fitted inference:", problems))
+        raise DecodeError(all_problems("these masks allow no cross-fitted inference:", problems))
