@@ -168,7 +168,7 @@ class _Trial:
         return left
 
     def _cross_validated(self, shapes: list[str]) -> str | None:
-        """The best shape on unseen masks, if it beats the identity clearly; the earlier one of equals."""
+        """The best shape on unseen masks, if it beats the identity clearly; a spline only if it beats others so."""
         fold = fold_masks(self.groups, self.options.folds, self.seed)
         seeds = _strong(self.plain.spectrum, len(self.keep))
         unseen = {
@@ -177,9 +177,9 @@ class _Trial:
         }
         values = self.values.cpu()
         self.evidence["cross_validated"] = {name: r_squared(values, guess) for name, guess in unseen.items()}
-        best = shapes[0]
-        for name in shapes[1:]:
-            best = name if clearly_better(values, unseen[name], unseen[best]) else best
+        best = min(shapes, key=lambda name: (name == "spline", float((values - unseen[name]).square().mean())))
+        if "spline" in shapes and clearly_better(values, unseen["spline"], unseen[best]):
+            best = "spline"
         return best if clearly_better(values, unseen[best], unseen["identity"]) else None
 
     def _wins_duel(self, shape: str) -> bool:

@@ -2,9 +2,9 @@
 
 Noise is added after g, so the squared error is taken on the metric's own scale and g is never inverted. A round of
 growth takes the sets whose products correlate best with the gradient of that error, ``(f - g(η)) g'(η)`` (matching
-pursuit, `pursuit.Search`), then moves coefficients and shape together by damped Gauss–Newton steps (Marquardt 1963):
-the columns of the linearised problem are ``g'(η) φ_S`` and the derivatives of g by its parameters. In the end, sets
-that are not significant are taken out again.
+pursuit, `pursuit.Search`; main effects first, since a bent g makes false pairs of them), then moves coefficients and
+shape together by damped Gauss–Newton steps (Marquardt 1963): the columns of the linearised problem are ``g'(η) φ_S``
+and the derivatives of g by its parameters. In the end, sets that are not significant are taken out again.
 """
 
 import math
@@ -77,7 +77,8 @@ class Grower:
         """The fit with a shape of `SHAPES`, or "identity"; `seeds` are sets to begin with, beside the empty one."""
         state = _State.start(keep, values, basis, SHAPES.get(shape), seeds)
         offset, slope = basis.affine
-        search = Search(offset + slope * keep.float(), self.degree)
+        z = offset + slope * keep.float()
+        state, search = self._grown(Search(z, 1), state), Search(z, self.degree)
         for _ in range(1 + self.again):
             before, state = state.noise, self._pruned(self._grown(search, state).refined(_LAST_STEPS))
             if not state.noise < _AGAIN * before:
