@@ -179,12 +179,12 @@ def test_intervals_of_sets_named_in_advance_cover(keep_probs, masks, outputs):
 )
 def test_intervals_of_sets_that_were_found_cover(keep_probs, masks, folds):
     flags = []
-    for seed in range(30):
+    for seed in range(20):
         samples, truth = drawn(seed, masks=masks, keep_probs=keep_probs, ands=5)
         found = infer(samples, Greedy(), folds=folds, seed=seed)
         pairs = {s: c for s, c in truth.items() if len(s) < 3 or keep_probs == (0.5,)}
         flags += covered(found, pairs, *found.interval())
-    assert len(flags) > 250
+    assert len(flags) > 150
     assert 0.93 <= share(flags) <= 0.98
 
 
@@ -219,7 +219,7 @@ def test_triples_are_not_judged_where_too_few_masks_ablate_them():
 def test_errors_over_prompts_cover_other_prompts_and_those_over_masks_do_not():
     """Prompts differ in their coefficient with standard deviation 0.5; forty populations of twelve."""
     covers = {"masks": [], "outputs": [], "both": []}
-    for seed in range(150):
+    for seed in range(100):
         generator = torch.Generator().manual_seed(seed)
         keep = MaskDesign.bernoulli(4, 60, seed=seed).keep()
         own = 1.0 + 0.5 * torch.randn(12, dtype=torch.float64, generator=generator)
@@ -239,7 +239,7 @@ def test_errors_over_prompts_cover_other_prompts_and_those_over_masks_do_not():
 def test_runs_of_masks_that_share_bits_count_as_one():
     """With four masks a run, what the shared components do is seen in a quarter of the settings."""
     flags, ratio = [], []
-    for seed in range(60):
+    for seed in range(40):
         design = MaskDesign.bernoulli(10, 240, seed=seed).sharing(range(5), 4)
         keep = design.keep()
         function = Spectrum.from_terms(10, {(0,): 1.0, (1, 2): 0.7, (0, 3): 0.7, (7,): 1.0})
@@ -269,7 +269,7 @@ def test_p_values_of_nothing_are_uniform():
 def test_noise_gives_no_set(level):
     """Also where the decoder reports junk; the decoder's own errors find sets there all the time."""
     honest, own = [], []
-    for seed in range(60):
+    for seed in range(40):
         samples = noise_only(seed)
         honest.append(any(q <= 0.05 for q in infer(samples, Greedy(level), folds=3, seed=seed).q_values().values()))
         found = Greedy(level).decode(samples, seed=0).spectrum
@@ -282,7 +282,7 @@ def test_noise_gives_no_set(level):
 
 def test_false_discoveries_stay_below_their_rate_where_there_is_something_to_find():
     false, found_true = [], []
-    for seed in range(40):
+    for seed in range(25):
         samples, truth = drawn(seed, masks=400, noise=0.7)
         reported = {s for s, q in infer(samples, Greedy(5.0), folds=3, seed=seed).q_values().items() if q <= 0.05}
         false.append(len(reported - truth.keys()) / max(1, len(reported)))
@@ -310,16 +310,20 @@ def test_with_boosted_trees_intervals_cover_and_discoveries_are_true():
 
 @pytest.mark.parametrize("keep_prob", [0.5, 0.9])
 def test_an_additive_function_has_no_interaction(keep_prob):
-    reported = []
-    for seed in range(40):
+    """At the stated rate: of what is reported, interactions are at most a twentieth."""
+    false, mains = [], []
+    for seed in range(25):
         generator = torch.Generator().manual_seed(seed)
         keep = MaskDesign.bernoulli(16, 400, keep_prob, seed).keep()
         values = keep.double() @ torch.randn(16, 1, dtype=torch.float64, generator=generator)
         values = values + 0.3 * torch.randn(400, 1, dtype=torch.float64, generator=generator)
         samples = Samples(keep, values, MaskDesign.bernoulli(16, 400, keep_prob, seed))
         q = infer(samples, Greedy(5.0), folds=3, seed=seed).q_values()
-        reported.append(any(value <= 0.05 for s, value in q.items() if len(s) > 1))
-    assert share(reported) <= 0.1
+        reported = [len(s) for s, value in q.items() if value <= 0.05]
+        false.append(sum(size > 1 for size in reported) / max(1, len(reported)))
+        mains.append(reported.count(1))
+    assert sum(false) / len(false) <= 0.05
+    assert sum(mains) / len(mains) > 8
 
 
 def test_sets_of_all_masks_that_no_fold_found_are_not_confirmed():
