@@ -13,10 +13,11 @@ outputs; `stderr_outputs` and `stderr_both` say how sure the same numbers are fo
 **Tests and intervals.** A fold's p-value counts for a set only where the set was found without that fold; it is then
 valid whatever the decoder did. The folds share masks through the selection, so they are joined by Bonferroni, ``p = K
 min_k p_k``, and an interval is what the folds' own intervals of level 1 - α/K have in common; a set found in no fold
-has p = 1. Of the sets found, the expected share whose interval misses is at most α, however the decoder chose. The
-family of a q-value (Benjamini & Hochberg 1995) is all non-empty sets that were found in any fold; it takes their tests
-as independent or positively dependent, as they are to first order in an orthonormal basis. Sets named in advance need
-no selection: all folds count together.
+has p = 1. Of the sets found, the expected share whose interval misses is at most α, however the decoder chose. By
+chance the joined p-values of sets that are not there fall below u as often as those of one fold's sets would, so that
+the family of a q-value (Benjamini & Hochberg 1995) has as many tests as a fold makes on average; tests are taken as
+independent or positively dependent, as they are to first order in an orthonormal basis. Sets named in advance need no
+selection: all folds count together.
 
 **Designs.** Masks must be drawn independently: one keep-probability, or several in strata. Coded masks are not (they
 share hashes and delays, so sets that collide look alike on all of them): only the fair coins behind the code confirm.
@@ -85,6 +86,11 @@ class Inference:
         return self.estimates.value / self.estimates.stderr
 
     @property
+    def tests(self) -> float:
+        """The size of the family that q is adjusted for: the sets, or how many of them a fold judges on average."""
+        return float(len(self.members) - 1 if self.chosen is None else self.chosen[:, 1:].sum(1).double().mean())
+
+    @property
     def inclusion(self) -> Float[Tensor, " set"]:
         """Share of folds without which a set was found; 1 for sets named in advance."""
         return torch.ones(len(self.members)).double() if self.chosen is None else self.chosen.double().mean(0)
@@ -128,7 +134,7 @@ class Inference:
     def describe(self) -> dict[str, Any]:
         """For a run record."""
         return {
-            "method": self.method, "masks": self.masks, "tests": len(self.members) - 1, "folds": len(self.folds),
+            "method": self.method, "masks": self.masks, "tests": self.tests, "folds": len(self.folds),
             "adjustment": "Benjamini-Hochberg", "seconds": self.seconds,
         }  # fmt: skip
 
@@ -178,7 +184,8 @@ def infer(
     seen = Seen(samples, _missed(samples, polynomials, fold), coefficients, counts, fold, run)
     pooled = estimate(seen, members, basis)
     alone = tuple(estimate(seen.of_fold(k), members, basis) for k in range(folds))
-    p, q = _adjusted(pooled.p_values() if chosen is None else _joined([a.p_values() for a in alone], chosen))
+    p = pooled.p_values() if chosen is None else _joined([a.p_values() for a in alone], chosen)
+    p, q = _adjusted(p, None if chosen is None else float(chosen[:, 1:].double().sum(1).mean()))
     what = f"found by {by.name}" if isinstance(by, Decoder) else "named in advance"
     method = f"cross-fitted over {folds} folds, sets {what}"
     seconds = time.perf_counter() - started
@@ -260,12 +267,14 @@ def _joined(p: Sequence[Tensor], chosen: Bool[Tensor, "fold set"]) -> Float[Tens
     return (len(p) * counting.amin(0)).clamp(max=1.0)
 
 
-def _adjusted(p: Float[Tensor, " set"]) -> tuple[Tensor, Tensor]:
-    """p and q with the empty set, the first, left out."""
+def _adjusted(p: Float[Tensor, " set"], tests: float | None = None) -> tuple[Tensor, Tensor]:
+    """p and q with the empty set, the first, left out; `tests`: how many there are on average, by default all."""
     p, q = p.clone(), torch.full_like(p, torch.nan)
-    p[0] = torch.nan
-    if len(p) > 1:
-        q[1:] = torch.from_numpy(false_discovery_control(p[1:].numpy()))
+    p[0], several = torch.nan, p[1:]
+    if len(several):
+        share = 1.0 if tests is None else max(1.0, tests) / len(several)
+        adjusted = torch.from_numpy(false_discovery_control(several.numpy())) * share
+        q[1:] = torch.where(several < 1, adjusted.clamp(max=1.0), 1.0)
     return p, q
 
 
