@@ -401,6 +401,16 @@ def test_jaccard_and_bound_by_hand():
     assert math.isnan(nothing.jaccard)
 
 
+def test_a_pool_is_refitted_on_its_own_components_alone():
+    """Twenty thousand further components change nothing, and are not copied a hundred times."""
+    samples, truth = drawn(5, masks=100)
+    more = MaskDesign.bernoulli(20_000, 100, 0.5, seed=9).keep()
+    wide = Samples(torch.cat([samples.keep, more], 1), samples.values, MaskDesign.bernoulli(20_016, 100, 0.5))
+    assert torch.equal(
+        stability(wide, list(truth), resamples=10).found, stability(samples, list(truth), resamples=10).found
+    )
+
+
 def test_same_seed_same_halves():
     samples, truth = drawn(5, noise=2.0)
     one, same, other = (stability(samples, list(truth), resamples=10, seed=seed).found for seed in (1, 1, 2))
@@ -475,6 +485,8 @@ def test_what_cannot_be_inferred_is_refused_with_all_its_reasons():
         infer(part, [(0,)])
     with pytest.raises(DecodeError, match="'masks' or 'outputs'"):
         stability(samples, Greedy(), resamples=3)
+    with pytest.raises(DecodeError, match="no non-empty sets"):
+        stability(samples, [()])
     with pytest.raises(DecodeError, match="cannot be halved"):
         stability(samples, Greedy(), over="outputs")
     with pytest.raises(DecodeError, match="pairs of halves"):

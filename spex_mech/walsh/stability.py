@@ -24,7 +24,7 @@ from torch import Tensor
 
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.decoding import Decoder, Samples
-from spex_mech.walsh.independence import as_drawn, runs
+from spex_mech.walsh.independence import as_drawn, runs, with_design
 from spex_mech.walsh.inference import confirm
 from spex_mech.walsh.refit import fit, significance
 from spex_mech.walsh.spectrum import Basis, pad_sets
@@ -113,19 +113,22 @@ def stability(
         over: "masks", or "outputs" (prompts; all masks are used each time).
 
     Raises:
-        DecodeError: no pairs of halves, an unknown `over`, one output alone, halves too small to confirm
-            anything; whatever the decoder says of half of the masks (SPEX takes no half of a code: halve the outputs).
+        DecodeError: no pairs of halves, an unknown `over`, one output alone, an empty pool, halves too small to
+            confirm anything; whatever the decoder says of half of the masks (SPEX takes no half of a code: halve the outputs).
     """
     started = time.perf_counter()
     _check(samples, resamples, over)
-    halves = list(_halves(samples, resamples // 2, seed, over))
+    pairs = resamples // 2
     if isinstance(by, Decoder):
-        members, found = _decoded(halves, by, seed)
+        members, found = _decoded(_halves(samples, pairs, seed, over), by, seed)
         method = f"{by.name} on every half"
     else:
         members = by.cpu() if isinstance(by, Tensor) else pad_sets(by)
         members = members[(members >= 0).any(1)]
-        found = _refitted([as_drawn(h, torch.arange(len(h.keep))) for h in halves], members, over)
+        if not len(members):
+            raise DecodeError("a pool of no non-empty sets was to be refitted; name the sets whose stability is asked.")
+        narrow, places = _narrowed(samples, members)
+        found = _refitted(list(_halves(narrow, pairs, seed, over)), places, over)
         method = f"{len(members):,} sets refitted to halves, q <= {LEVEL:g}"
     return Stability(samples.n, members, found, over, method, time.perf_counter() - started)
 
@@ -149,19 +152,26 @@ def _halves(samples: Samples, pairs: int, seed: int, over: str) -> Iterator[Samp
         rank = torch.randperm(count, generator=generator)[unit]
         for rows in (rank < count // 2, (rank >= count // 2) & (rank < 2 * (count // 2))):
             chosen = rows.nonzero()[:, 0]
-            yield (
-                Samples(samples.keep, samples.values[:, chosen], samples.design)
-                if over == "outputs"
-                else samples.take(chosen)
-            )
+            if over == "outputs":
+                yield Samples(samples.keep, samples.values[:, chosen], samples.design)
+            else:
+                yield samples.take(chosen)
 
 
-def _decoded(halves: list[Samples], by: Decoder, seed: int) -> tuple[Tensor, Tensor]:
+def _narrowed(samples: Samples, members: Tensor) -> tuple[Samples, Tensor]:
+    """The samples with the columns of the components in some sets only, and the sets over these: halves are copies."""
+    columns = members[members >= 0].unique()
+    places = torch.where(members >= 0, torch.searchsorted(columns, members.clamp(min=0)), -1)
+    keep = samples.keep[:, columns.to(samples.keep.device)].cpu()
+    return Samples(keep, samples.values.cpu(), with_design(samples).design), places
+
+
+def _decoded(halves: Iterator[Samples], by: Decoder, seed: int) -> tuple[Tensor, Tensor]:
     """Sets in the polynomial of any half, and of which."""
     supports = [[s for s, c in by.decode(half, seed=seed).spectrum.terms() if s and c] for half in halves]
     sets = sorted({s for support in supports for s in support}, key=lambda s: (len(s), s))
     row = {s: i for i, s in enumerate(sets)}
-    found = torch.zeros(len(halves), len(sets), dtype=torch.bool)
+    found = torch.zeros(len(supports), len(sets), dtype=torch.bool)
     for number, support in enumerate(supports):
         found[number, [row[s] for s in support]] = True
     return pad_sets(sets), found
@@ -169,8 +179,7 @@ def _decoded(halves: list[Samples], by: Decoder, seed: int) -> tuple[Tensor, Ten
 
 def _refitted(halves: list[Samples], members: Tensor, over: str) -> Bool[Tensor, "resample set"]:
     """Which sets of a pool are found in each half."""
-    if not len(members):
-        return torch.zeros(len(halves), 0, dtype=torch.bool)
+    halves = [as_drawn(half, torch.arange(len(half.keep))) for half in halves]
     fits = [fit(half.keep, half.mean_values, members, Basis.orthonormal(half.keep_prob)) for half in halves]
     if over == "outputs":
         p = [significance(one)[one.orders > 0] for one in fits]
