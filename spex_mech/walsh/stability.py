@@ -114,7 +114,8 @@ def stability(
 
     Raises:
         DecodeError: no pairs of halves, an unknown `over`, one output alone, an empty pool, halves too small to
-            confirm anything; whatever the decoder says of half of the masks (SPEX takes no half of a code: halve the outputs).
+            confirm anything; whatever the decoder says of half of the masks (SPEX takes no half of a code: halve the
+            outputs).
     """
     started = time.perf_counter()
     _check(samples, resamples, over)
