@@ -109,7 +109,7 @@ class Bins:
     ) -> Float[Tensor, "set group output"]:
         """``Σ_p signs_p values_p`` of every set in its own bin of every group."""
         if values.shape[2] == 1:
-            return (signs[:, :, None] @ values[where])[:, :, 0]
+            return (signs * gf2.rows_of(values[..., 0], where)).sum(2, keepdim=True)
         table, filled = buckets(where.flatten(), len(values))
         products = (
             signs.flatten(0, 1)[table] * filled[..., None]
@@ -130,7 +130,7 @@ class Bins:
         for group in range(self.code.groups):
             meet = where[:, group, None] == where[:, group]
             gram += (signs[:, group] @ signs[:, group].T).masked_fill_(~meet, 0)
-        moment = (signs.flatten(1)[:, None] @ self.values[where].flatten(1, 2))[:, 0]
+        moment = (signs.flatten(1)[:, None] @ gf2.rows_of(self.values, where).flatten(1, 2))[:, 0]
         factor = torch.linalg.cholesky(gram + _RIDGE * self.rows * torch.eye(len(gram), device=gram.device))
         inverse = torch.cholesky_inverse(factor) / self.code.bins
         return torch.cholesky_solve(moment, factor), inverse

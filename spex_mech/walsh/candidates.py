@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spex_mech.walsh.bins import Bins, buckets, tidy
+from spex_mech.walsh.gf2 import rows_of
 
 _ELEMENTS = 1 << 24  # of one block of scores: 64 MB
 
@@ -83,7 +84,7 @@ class Sorted:
         spelled, where = bins.spell(members, torch.float32)
         groups, shape = bins.code.groups, (bins.code.groups, bins.code.bins)
         table, filled = buckets(where.flatten(), len(bins.values))
-        signs = spelled.flatten(0, 1)[table].mul_(filled[..., None])
+        signs = rows_of(spelled.flatten(0, 1), table).mul_(filled[..., None])
         return cls(members, (table // groups).unflatten(0, shape), signs.unflatten(0, shape))
 
 
@@ -152,7 +153,7 @@ def _scores(a: Tensor, b: Tensor, soft: Tensor, where: Tensor, still: bool) -> F
     """
     fixed, moving = (a, b) if still else (b, a)
     meets = torch.arange(len(fixed), device=soft.device)[:, None] ^ where
-    moved = (moving[meets] * soft[:, None]).flatten(1, 2)
+    moved = rows_of(moving, meets).mul_(soft[:, None]).flatten(1, 2)
     scores = (fixed @ moved.mT).abs_().unflatten(2, (len(soft), moving.shape[1]))
     return scores.permute(2, 0, 1, 3) if still else scores.permute(2, 0, 3, 1)
 

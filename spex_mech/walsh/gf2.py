@@ -1,7 +1,7 @@
 """Vectors over GF(2) in 64-bit words: packing, sums over sets, parities, ranks and products, batched, on any device."""
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 WORD = 64
@@ -38,7 +38,12 @@ def signs(words: Int[Tensor, "... word"], bits: int, dtype: torch.dtype = torch.
     octets = torch.arange(256, device=words.device)[:, None]
     table = 1 - 2 * ((octets >> torch.arange(8, device=words.device)) & 1).to(dtype)
     split = (words[..., None] >> torch.arange(0, WORD, 8, device=words.device)) & 255
-    return table[split].flatten(-3)[..., :bits]
+    return rows_of(table, split).flatten(-3)[..., :bits]
+
+
+def rows_of(table: Shaped[Tensor, "row ..."], numbers: Int[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """``table[numbers]`` for numbers from 0 on: whole rows are copied at once, where indexing goes number by number."""
+    return table.index_select(0, numbers.flatten()).reshape(*numbers.shape, *table.shape[1:])
 
 
 def sum_rows(table: Int[Tensor, "row word"], members: Int[Tensor, "set slot"]) -> Int[Tensor, "set word"]:
@@ -53,8 +58,8 @@ def sum_rows(table: Int[Tensor, "row word"], members: Int[Tensor, "set slot"]) -
 def sum_padded(table: Int[Tensor, "row word"], members: Int[Tensor, "set slot"]) -> Int[Tensor, "set word"]:
     """`sum_rows` of a table that has a row of zeros at its end, which is the one that -1 names."""
     out = torch.zeros(len(members), table.shape[1], dtype=table.dtype, device=table.device)
-    for column in members.unbind(1):
-        out ^= table[column]
+    for column in members.remainder(len(table)).unbind(1):
+        out ^= table.index_select(0, column)
     return out
 
 
