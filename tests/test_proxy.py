@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.decoding import Decoder, Outcome, Samples, r_squared, split_masks
 from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.proxy import ProxySpex, add
+from spex_mech.walsh.grown import add
+from spex_mech.walsh.proxy import ProxySpex
 from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.trees import Boosting
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spex_mech.errors import DecodeError, ResponseError
 from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.refit import fit, nested_errors, noise_floor, prune, significance
+from spex_mech.walsh.refit import fit, nested_errors, nested_pair, noise_floor, prune, significance
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
 
 SETS = pad_sets([(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2, 3)])
@@ -144,6 +144,21 @@ def test_nested_errors_are_those_of_separate_fits(basis, scaled):
             part = None if scale is None else scale[: size + 1]
             alone = fit(keep, y, SETS[: size + 1], basis, ridge=ridge, scale=part)
             assert torch.allclose(errors[a, size], alone.evaluate(fresh) - fresh_y, atol=1e-9)
+
+
+def test_a_prior_is_what_the_fit_is_shrunk_towards():
+    """Errors towards a prior are those of the fit to what the prior leaves; and only the sizes asked for come back."""
+    basis, scale = Basis("biased", 0.8), normal(len(SETS), seed=2).abs() + 0.1
+    keep, y, fresh, fresh_y = masks(5, 40), normal(40), masks(5, 13, seed=1), normal(13, seed=1)
+    prior = Spectrum(5, SETS, normal(len(SETS), seed=3), basis)
+    sizes = [1, 4, 6]
+    given, unseen = (keep, y), (fresh, fresh_y)
+    plain, near = nested_pair(given, unseen, SETS, basis, [0.3], scale, sizes=sizes, prior=prior.coefficients)
+    assert torch.equal(plain, nested_errors(given, unseen, SETS, basis, [0.3], scale)[:, sizes])
+    for k, size in enumerate(sizes):
+        part = prior.select(torch.arange(size + 1))
+        left = fit(keep, y - part.evaluate(keep), part.members, basis, ridge=0.3, scale=scale[: size + 1])
+        assert torch.allclose(near[0, k], part.evaluate(fresh) + left.evaluate(fresh) - fresh_y, atol=1e-9)
 
 
 @settings(max_examples=25, deadline=None)

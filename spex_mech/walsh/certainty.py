@@ -107,7 +107,7 @@ def heldout_samples(samples: Samples, decoder: Decoder, decoded: Decoded, seed: 
     if rows is None or len(rows) < FEWEST or decoded.spectrum.n != samples.n:
         return None
     held = as_drawn(samples, rows)
-    r2 = r_squared(held.mean_values, decoded.predict(held.keep))
+    r2 = r_squared(held.mean_values, decoded.judged.predict(held.keep))
     reported = decoded.stats["heldout_r2"]
     same = reported is not None and (abs(r2 - reported) <= 1e-6 or (r2 != r2 and reported != reported))
     return held if same else None
@@ -125,7 +125,7 @@ def _inference(samples: Samples, decoder: Decoder, decoded: Decoded, seed: int, 
     if folds and decoded.link.is_identity:
         return infer(samples, decoder, folds=folds, seed=seed, also=decoded.spectrum.members)
     held = heldout_samples(samples, decoder, decoded, seed)
-    return None if held is None else confirm(decoded.on_latent_scale(held), decoded.spectrum)
+    return None if held is None else confirm(decoded.on_latent_scale(held), decoded.judged.spectrum)
 
 
 def _refits(

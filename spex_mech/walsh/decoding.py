@@ -1,7 +1,7 @@
 """What every decoder takes and gives: `Samples` in, `Decoded` out, by the protocol `Decoder`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
@@ -120,6 +120,9 @@ class Decoded:
     `stats` always has ``heldout_r2`` (R² on masks that nothing was fitted to or chosen by; None where every mask
     was measured, NaN where the held-out values do not vary), ``masks_fitted``, ``masks_heldout`` and ``seconds``.
 
+    `before` is the polynomial that had not seen the held-out masks, where `spectrum` is the same sets solved for again
+    with them; ``heldout_r2`` is its, and what they say of errors is said of it (`judged`).
+
     With a `link` other than the identity the spectrum is on the latent scale, ``f = link(spectrum)``, and `raw` is the
     decoding of the metric itself.
     """
@@ -129,6 +132,12 @@ class Decoded:
     stats: Mapping[str, Any] = field(default_factory=dict)
     link: Link = Link()
     raw: "Decoded | None" = None
+    before: Spectrum | None = None
+
+    @property
+    def judged(self) -> "Decoded":
+        """The decoding as it was before it saw the held-out masks."""
+        return self if self.before is None else replace(self, spectrum=self.before, before=None)
 
     def predict(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
         """The metric (mean over outputs) under each mask, link applied, float64."""

@@ -21,6 +21,7 @@ _ROUNDS = 4  # of both; reached only where the columns are nearly dependent
 _TOLERANCE = 1e-5  # largest change of a coefficient in a round, relative to the largest coefficient
 _PATIENCE = 12  # penalties before the path ends, within which the cross-validated error fell by less than …
 _GAIN = 0.998  # … a five-hundredth
+_CROWDED = 0.7  # of the rows: a fit with more active columns is about to pass through every value
 _LOWEST = 1e-3  # the last penalty, relative to the first
 
 
@@ -43,8 +44,8 @@ def lasso_cv(
     """``min_β 1/(2N) |y - β_0 - xβ|² + α|β|₁`` with the α of least cross-validated error on one path of penalties.
 
     The path falls from the α that leaves only the intercept to a thousandth of it, and ends early where the error no
-    longer falls. `folds` numbers the fold of every row from 0; the intercept is not penalised. Values that do not vary
-    give the intercept alone.
+    longer falls, or where nearly as many columns are active as there are rows. `folds` numbers the fold of every row
+    from 0; the intercept is not penalised. Values that do not vary give the intercept alone.
     """
     centre, scale = float(values.mean()), float(values.std(correction=0))
     if scale <= 1e-12 * max(1e-300, float(values.abs().max())):
@@ -58,7 +59,7 @@ def lasso_cv(
         if best is None or error < best[0]:
             best = (error, alpha, beta[:, -1].clone())
         bar, waited = (error, 0) if error < _GAIN * bar else (bar, waited + 1)
-        if waited >= _PATIENCE:
+        if waited >= _PATIENCE or bool(((beta != 0).sum(0) > _CROWDED * fits.counts).any()):
             break
     assert best is not None
     error, alpha, chosen = best

@@ -114,7 +114,7 @@ class _Trial:
         self.evidence["why"] = why
         if shape is None:
             return None, self.evidence
-        fit = self._fit(self.known, shape, self.plain.spectrum)
+        fit = self._fit(self.known, shape, self.plain.judged.spectrum)
         if fit.link.is_identity:
             self.evidence["why"] = "no set of components was found under a link"
             return None, self.evidence
@@ -141,7 +141,7 @@ class _Trial:
             return "the masks or the responses do not vary"
         if len(known.keep) < LEAST_MASKS:
             return f"{len(known.keep)} masks to fit to are too few to tell a link from none"
-        if self.plain.spectrum.n != known.n:
+        if self.plain.judged.spectrum.n != known.n:
             return "the polynomial is one of groups of components, the masks are of components"
         if auto and self.plain.outcome is Outcome.COMPLETE:
             return "every mask was measured, so the polynomial is exact as it is"
@@ -162,7 +162,7 @@ class _Trial:
     def _look(self, shapes: list[str]) -> dict[str, float]:
         """The variance that each leaves, as a share of all."""
         spread = float(self.values.var(correction=0))
-        fits = {name: self._fit(self.known, name, self.plain.spectrum) for name in ("identity", *shapes)}
+        fits = {name: self._fit(self.known, name, self.plain.judged.spectrum) for name in ("identity", *shapes)}
         left = {name: fit.noise / spread for name, fit in fits.items()}
         self.evidence["left"] = left
         return left
@@ -170,7 +170,7 @@ class _Trial:
     def _cross_validated(self, shapes: list[str]) -> str | None:
         """The best shape on unseen masks, if it beats the identity clearly; a spline only if it beats others so."""
         fold = fold_masks(self.groups, self.options.folds, self.seed)
-        seeds = _strong(self.plain.spectrum, len(self.keep))
+        seeds = _strong(self.plain.judged.spectrum, len(self.keep))
         unseen = {
             name: self.options.grower.cross_fit(self.keep, self.values, self.basis, fold, name, seeds)
             for name in ("identity", *shapes)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spex_mech.walsh.outputs import Readout, rotated_outputs
 from spex_mech.walsh.spectrum import Basis
 
 _STEPS_BEFORE_PEAK = 0.3  # of the one-cycle rate
@@ -48,7 +49,8 @@ class Network:
         seed: int,
     ) -> "NetworkEnsemble":
         """One member a fold, trained on the masks outside it. Same seed, same bits on one device."""
-        x, (y, target) = _inputs(keep, basis), _targets(values, self.most_outputs)
+        x, (y, readout) = _inputs(keep, basis), rotated_outputs(values, self.most_outputs)
+        y = y.float()
         members = int(fold.max()) + 1
         weights = self._initial(members, keep.shape[1], y.shape[1], seed, keep.device)
         generator = torch.Generator().manual_seed(seed)
@@ -74,7 +76,7 @@ class Network:
             loss.backward()
             optimiser.step()
             cycle.step()
-        return NetworkEnsemble({name: w.detach() for name, w in weights.items()}, basis, target)
+        return NetworkEnsemble({name: w.detach() for name, w in weights.items()}, basis, readout)
 
     def _initial(self, members: int, n: int, outputs: int, seed: int, device: torch.device) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -95,20 +97,19 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class NetworkEnsemble:
-    """Trained members; `target` takes their outputs to the mean over the function's outputs, in its unit."""
+    """Trained members; `readout` takes their first output to the mean over the function's outputs, in its unit."""
 
     weights: dict[str, Tensor]
     basis: Basis
-    target: tuple[Tensor, float]
+    readout: Readout
 
     @torch.inference_mode()
     def members(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "member mask"]:
         """What each member says the mean over outputs is."""
-        readout, centre = self.target
         parts = []
         for rows in keep.split(1 << 14):
             x = _inputs(rows, self.basis).expand(len(self.weights["w1"]), -1, -1)
-            parts.append(_forward(self.weights, x) @ readout + centre)
+            parts.append(self.readout.mean(_forward(self.weights, x)[..., 0]))
         return torch.cat(parts, 1)
 
     def predict(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
@@ -123,26 +124,6 @@ class NetworkEnsemble:
 def _inputs(keep: Bool[Tensor, "mask component"], basis: Basis) -> Float[Tensor, "mask component"]:
     offset, slope = basis.affine
     return offset + slope * keep.float()
-
-
-def _targets(values: Float[Tensor, "mask output"], most: int) -> tuple[Tensor, tuple[Tensor, float]]:
-    """What the members learn, and the way back to the mean over outputs (weights, offset).
-
-    The mean over outputs comes first, with unit variance; then what the outputs have beside it, in the directions where
-    they vary most, in units of the largest.
-    """
-    y = values.double()
-    mean = y.mean(1, keepdim=True)
-    centre, spread = float(mean.mean()), float(mean.std(correction=0)) or 1.0
-    targets, rest = (mean - centre) / spread, y - mean
-    directions = min(most, y.shape[1]) - 1
-    if directions > 0:
-        rest = rest - rest.mean(0)
-        rest = rest @ torch.linalg.eigh(rest.T @ rest).eigenvectors.flip(1)[:, :directions]
-        targets = torch.cat([targets, rest / rest.std(0, correction=0).max().clamp(min=1e-12)], 1)
-    readout = torch.zeros(targets.shape[1], device=y.device)
-    readout[0] = spread
-    return targets.float(), (readout, centre)
 
 
 def _forward(weights: dict[str, Tensor], x: Float[Tensor, "member mask component"]) -> Tensor:

@@ -14,29 +14,60 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.walsh.decoding import Samples, r_squared
-from spex_mech.walsh.lasso import lasso_cv
+from spex_mech.walsh.gaussian import GaussianProcess
+from spex_mech.walsh.grown import Base, Grown
 from spex_mech.walsh.neural import Network
-from spex_mech.walsh.proxy import ProxySpex
+from spex_mech.walsh.proxy import Choice, ProxySpex
 from spex_mech.walsh.pursuit import Pursuit
 from spex_mech.walsh.refit import prune
-from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
-from spex_mech.walsh.trees import Boosting
+from spex_mech.walsh.spectrum import Basis, Spectrum
 
 Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
-COARSE, FINE = 4, 12  # folds: of parts that take seconds to fit, and of those that take none
-_INNER_FOLDS = 4
+FINE = 12  # folds of parts that take no time; the others' folds are made of them, fewer the longer a fit takes
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A part after fitting; `r2` is that of `unseen`."""
+    """A part after fitting.
+
+    Attributes:
+        unseen: of every mask fitted to, what a version says that has not seen it; `r2` and `seconds` are its.
+        polynomial: where it is a sparse one.
+        again: the same with more samples: what was chosen stays, what is solved for is solved for again.
+    """
 
     name: str
     predict: Predict
     unseen: Float[Tensor, " mask"]
+    again: Callable[["Given"], "Fitted"]
     r2: float = float("nan")
     seconds: float = 0.0
     polynomial: Spectrum | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What parts are fitted to: samples, the fine fold of every mask, and lines and trees, which several parts use."""
+
+    samples: Samples
+    fold: Int[Tensor, " mask"]
+    basis: Basis
+    seed: int
+    grown: Grown
+
+    @property
+    def nothing(self) -> Float[Tensor, " mask"]:
+        """The unseen predictions of what was fitted to all masks: none."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def coarse(self) -> Int[Tensor, " mask"]:
+        """The folds of parts that take long: as many as few masks need, four where there are many."""
+        return coarse(self.fold)
+
+
+def coarse(fold: Int[Tensor, " mask"]) -> Int[Tensor, " mask"]:
+    """Fewer folds, by the number of masks: what is fitted without a quarter of few masks is not what all would give."""
+    return fold % (12 if len(fold) <= 160 else 6 if len(fold) <= 320 else 4)
 
 
 class Part(Protocol):
@@ -45,30 +76,18 @@ class Part(Protocol):
     @property
     def name(self) -> str: ...
 
-    def cross_fit(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Fitted: ...
+    def cross_fit(self, given: Given) -> Fitted: ...
 
 
-def fit_parts(parts: list[Part], samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> list[Fitted]:
-    """Every part fitted to the samples, with its cross-fitted R² and its seconds; `fold` numbers fine folds."""
+def fit_parts(parts: list[Part], given: Given) -> list[Fitted]:
+    """Every part fitted, with its cross-fitted R² and its seconds."""
     done = []
     for part in parts:
         started = time.perf_counter()
-        found = part.cross_fit(samples, fold, basis, seed)
-        r2 = r_squared(samples.mean_values.cpu(), found.unseen.cpu())
+        found = part.cross_fit(given)
+        r2 = r_squared(given.samples.mean_values.cpu(), found.unseen.cpu())
         done.append(replace(found, r2=r2, seconds=time.perf_counter() - started))
     return done
-
-
-def _folded(
-    train: Callable[[Tensor, Tensor], Predict], keep: Tensor, values: Tensor, fold: Int[Tensor, " mask"]
-) -> Float[Tensor, " mask"]:
-    """Each mask's value by a version trained without its fold."""
-    unseen = torch.zeros(len(values), dtype=torch.float64)
-    for number in range(int(fold.max()) + 1):
-        out = fold == number
-        if out.any():
-            unseen[out] = train(keep[~out], values[~out])(keep[out]).cpu().double()
-    return unseen
 
 
 @dataclass(frozen=True)
@@ -79,13 +98,21 @@ class PursuitPart:
     name: str
     pursuit: Pursuit
 
-    def cross_fit(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Fitted:
-        def train(keep: Tensor, values: Tensor) -> Predict:
-            return self._spectrum(keep, values, basis).evaluate
+    def cross_fit(self, given: Given) -> Fitted:
+        keep, values, fold = given.samples.keep, given.samples.mean_values, given.fold
+        unseen = torch.zeros(len(values), dtype=torch.float64)
+        for number in fold.unique().tolist():
+            out = fold == number
+            inside = (~out).to(keep.device)
+            found = self._spectrum(keep[inside], values[inside], given.basis)
+            unseen[out] = found.evaluate(keep[~inside]).cpu().double()
+        return self._whole(given, unseen)
 
-        keep, values = samples.keep, samples.mean_values
-        whole = self._spectrum(keep, values, basis)
-        return Fitted(self.name, whole.evaluate, _folded(train, keep, values, fold), polynomial=whole)
+    def _whole(self, given: Given, unseen: Float[Tensor, " mask"]) -> Fitted:
+        whole = self._spectrum(given.samples.keep, given.samples.mean_values, given.basis)
+        return Fitted(
+            self.name, whole.evaluate, unseen, lambda more: self._whole(more, given.nothing), polynomial=whole
+        )
 
     def _spectrum(self, keep: Tensor, values: Tensor, basis: Basis) -> Spectrum:
         n = keep.shape[1]
@@ -95,77 +122,73 @@ class PursuitPart:
 
 @dataclass(frozen=True)
 class ProxyPart:
-    """ProxySPEX: the refit of a tree proxy's strongest sets. How it refits is chosen once, on all masks."""
+    """ProxySPEX: the refit of a proxy's strongest sets."""
 
     name: str
     proxy: ProxySpex
 
-    def cross_fit(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Fitted:
-        keep, values = samples.keep.cpu(), samples.mean_values.cpu()
-        fold = fold % COARSE
-        choice, _ = self.proxy.choose(keep, values, fold, basis, seed)
+    def cross_fit(self, given: Given) -> Fitted:
+        trials = self.proxy.try_all(given.grown)
+        return self._whole(given, trials.best(), trials.unseen())
 
-        def train(keep: Tensor, values: Tensor) -> Predict:
-            return self.proxy.polynomial(choice, keep, values, basis, seed).evaluate
-
-        whole = self.proxy.polynomial(choice, keep, values, basis, seed)
-        return Fitted(self.name, whole.evaluate, _folded(train, keep, values, fold), polynomial=whole)
-
-
-@dataclass(frozen=True)
-class LinePart:
-    """Order one, by a Lasso whose penalty is cross-validated."""
-
-    name: str
-
-    def cross_fit(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Fitted:
-        def train(keep: Tensor, values: Tensor) -> Predict:
-            return line(keep, values, basis).evaluate
-
-        keep, values = samples.keep, samples.mean_values
-        whole = line(keep, values, basis)
-        return Fitted(self.name, whole.evaluate, _folded(train, keep, values, fold % COARSE), polynomial=whole)
-
-
-def line(keep: Tensor, values: Tensor, basis: Basis) -> Spectrum:
-    """The Lasso line of some masks; its folds are in the order of the masks, which are independent."""
-    offset, slope = basis.affine
-    found = lasso_cv(offset + slope * keep.double(), values, torch.arange(len(values)) % _INNER_FOLDS, 30)
-    chosen = found.coefficients.nonzero()[:, 0].cpu()
-    coefficients = torch.cat([torch.tensor([found.intercept]).double(), found.coefficients.cpu().double()[chosen]])
-    return Spectrum(keep.shape[1], pad_sets([(), *((i,) for i in chosen.tolist())]), coefficients, basis)
+    def _whole(self, given: Given, choice: Choice, unseen: Float[Tensor, " mask"]) -> Fitted:
+        whole = self.proxy.polynomial(choice, given.grown, None)
+        return Fitted(
+            self.name, whole.evaluate, unseen, lambda more: self._whole(more, choice, given.nothing), polynomial=whole
+        )
 
 
 @dataclass(frozen=True)
-class TreePart:
-    """Boosted trees, on the values or on what a Lasso line leaves of them."""
+class GrownPart:
+    """A Lasso line (which is a polynomial), boosted trees, or trees on what the line leaves of the values."""
+
+    name: Base
+
+    def cross_fit(self, given: Given) -> Fitted:
+        return self._whole(given, given.grown.unseen(self.name))
+
+    def _whole(self, given: Given, unseen: Float[Tensor, " mask"]) -> Fitted:
+        grown, name = given.grown, self.name
+        line = grown.line(None) if name == "line" else None
+        return Fitted(
+            name,
+            lambda keep: grown.predict(None, name, keep),
+            unseen,
+            lambda more: self._whole(more, given.nothing),
+            polynomial=line,
+        )
+
+
+@dataclass(frozen=True)
+class GaussianPart:
+    """A Gaussian process over all outputs."""
 
     name: str
-    boosting: Boosting
-    line: bool
+    process: GaussianProcess
 
-    def cross_fit(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Fitted:
-        def train(keep: Tensor, values: Tensor) -> Predict:
-            if not self.line:
-                return self.boosting.train(keep, values, seed).predict
-            straight = line(keep, values, basis)
-            trees = self.boosting.train(keep, values - straight.evaluate(keep), seed)
-            return lambda new: straight.evaluate(new).cpu() + trees.predict(new)
+    def cross_fit(self, given: Given) -> Fitted:
+        samples = given.samples
+        found = self.process.train(samples.keep, samples.values, given.coarse(), given.basis, given.seed)
 
-        keep, values = samples.keep, samples.mean_values
-        return Fitted(self.name, train(keep, values), _folded(train, keep, values, fold % COARSE))
+        def again(more: Given) -> Fitted:
+            return Fitted(self.name, found.given(more.samples.keep, more.samples.values), given.nothing, again)
+
+        return Fitted(self.name, found.given(samples.keep, samples.values), found.out_of_sample(), again)
 
 
 @dataclass(frozen=True)
 class NeuralPart:
-    """A neural ensemble over all outputs; its members are its cross-fits."""
+    """A neural ensemble over all outputs; its members are its cross-fits. With more samples it stays as it is."""
 
     name: str
     network: Network
-    lasso: float
 
-    def cross_fit(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Fitted:
-        fold = fold % COARSE
-        settings = replace(self.network, lasso=self.lasso)
-        ensemble = settings.train(samples.keep, samples.values, fold, basis, seed)
-        return Fitted(self.name, ensemble.predict, ensemble.out_of_sample(samples.keep, fold).cpu())
+    def cross_fit(self, given: Given) -> Fitted:
+        samples, fold = given.samples, given.coarse()
+        ensemble = self.network.train(samples.keep, samples.values, fold, given.basis, given.seed)
+        unseen = ensemble.out_of_sample(samples.keep, fold).cpu()
+
+        def again(more: Given) -> Fitted:
+            return Fitted(self.name, ensemble.predict, given.nothing, again)
+
+        return Fitted(self.name, ensemble.predict, unseen, again)

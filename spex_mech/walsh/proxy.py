@@ -7,21 +7,22 @@ fold; a pruned polynomial wins where it is as good within a standard error; and 
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.decoding import Decoded, Samples, fold_masks, judge, r_squared, split_masks
-from spex_mech.walsh.refit import fit, nested_errors, noise_floor, prune
-from spex_mech.walsh.spectrum import Basis, Spectrum, merge_sets, pad_sets
+from spex_mech.walsh.grown import BASES, Base, Grown, add
+from spex_mech.walsh.refit import fit, nested_pair, noise_floor, prune
+from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.trees import Boosting
 
-Base = Literal["line", "trees", "line+trees"]
+Mode = Literal["pruned", "refit", "near proxy"]
 _SIZES = (25, 50, 100, 200, 400, 800, 1600)
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 
@@ -31,7 +32,7 @@ class Choice:
     """One way from trees to polynomial: which proxy, how the strongest sets are refitted, how many, how stiffly."""
 
     base: Base
-    mode: Literal["pruned", "refit", "near proxy"]
+    mode: Mode
     size: int
     ridge: float
 
@@ -76,108 +77,117 @@ class ProxySpex:
             )
         basis = Basis.orthonormal(samples.keep_prob)
         fitting, held = split_masks(samples.groups, self.heldout, seed)
-        keep, values = samples.keep[fitting].cpu(), samples.mean_values[fitting].cpu()
         unseen, truth = samples.keep[held].cpu(), samples.mean_values[held].cpu()
         fold = fold_masks(samples.groups[fitting.to(samples.groups.device)], self.folds, seed)
-        choice, errors = self.choose(keep, values, fold, basis, seed)
-        proxies = {base: self._proxy(base, keep, values, basis, seed) for base in ("line", choice.base)}
-        spectrum = self._build(choice, proxies[choice.base], keep, values, basis)
+        grown = self.grow(samples.take(fitting), fold, basis, seed)
+        trials = self.try_all(grown)
+        choice = trials.best()
+        spectrum = self.polynomial(choice, grown, None)
         r2 = r_squared(truth, spectrum.evaluate(unseen))
         stats: dict[str, Any] = {
             "heldout_r2": r2,
-            "proxy_heldout_r2": r_squared(truth, proxies[choice.base].evaluate(unseen)),
-            "linear_heldout_r2": r_squared(truth, proxies["line"].evaluate(unseen)),
+            "proxy_heldout_r2": r_squared(truth, grown.predict(None, choice.base, unseen)),
+            "linear_heldout_r2": r_squared(truth, grown.predict(None, "line", unseen)),
             "masks_fitted": len(fitting),
             "masks_heldout": len(held),
             "terms": len(spectrum),
             "choice": asdict(choice),
-            "cross_validated": errors,
+            "cross_validated": trials.r2_by_base(),
             "seconds": time.perf_counter() - started,
         }
         return Decoded(spectrum, judge(spectrum, r2), stats)
 
-    def choose(
-        self, keep: Tensor, values: Tensor, fold: Tensor, basis: Basis, seed: int
-    ) -> tuple[Choice, dict[str, float]]:
-        """The sparsest choice within a standard error of the least cross-validated squared error, and the R² of each
-        kind of proxy at its best."""
-        squared: dict[Choice, list[Tensor]] = {}
-        for number in range(self.folds):
-            train, test = fold != number, fold == number
-            for choice, error in self._trials((keep[train], values[train]), (keep[test], values[test]), basis, seed):
-                squared.setdefault(choice, []).append(error**2)
-        whole = {choice: torch.cat(parts) for choice, parts in squared.items() if len(parts) == self.folds}
-        best = min(whole, key=lambda choice: float(whole[choice].mean()))
-        floor = noise_floor(values) ** 2
+    def grow(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Grown:
+        """The proxies of some samples, to be fitted as they are asked for."""
+        return Grown(samples.keep.cpu(), samples.mean_values.cpu(), fold.cpu(), basis, self.boosting, seed)
+
+    def try_all(self, grown: Grown) -> "Trials":
+        """Every choice, fitted without each fold in turn."""
+        return Trials({number: dict(self._trials(grown, number)) for number in grown.folds}, grown)
+
+    def polynomial(self, choice: Choice, grown: Grown, fold: int | None) -> Spectrum:
+        """The polynomial of a choice: proxy, sets and coefficients from the masks outside a fold, or all."""
+        rows = grown.rows(fold)
+        return _build(choice, grown.polynomial(fold, choice.base), grown.keep[rows], grown.values[rows], grown.basis)
+
+    def _trials(self, grown: Grown, fold: int) -> Iterator[tuple[Choice, Float[Tensor, " mask"]]]:
+        """The errors on a fold of every choice fitted without it."""
+        rows = grown.rows(fold)
+        seen, unseen = (grown.keep[rows], grown.values[rows]), (grown.keep[~rows], grown.values[~rows])
+        for base in BASES:
+            proxy = grown.polynomial(fold, base)
+            pruned = _build(Choice(base, "pruned", 0, 0.0), proxy, *seen, grown.basis)
+            yield Choice(base, "pruned", 0, 0.0), pruned.evaluate(unseen[0]) - unseen[1]
+            sizes = _sizes(len(proxy), min(self.most_sets, len(seen[0])))
+            if not sizes:
+                continue
+            top = _strongest(proxy, sizes[-1])
+            errors = nested_pair(
+                seen, unseen, top.members, grown.basis, _RIDGES, _scale(top), sizes=sizes, prior=top.coefficients
+            )
+            modes: tuple[Mode, Mode] = ("refit", "near proxy")
+            for mode, found in zip(modes, errors, strict=True):
+                for number, ridge in enumerate(_RIDGES):
+                    yield from ((Choice(base, mode, k, ridge), e) for k, e in zip(sizes, found[number], strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """The errors of every choice on the masks of each fold, fitted without it."""
+
+    errors: Mapping[int, Mapping[Choice, Float[Tensor, " mask"]]]
+    grown: Grown
+
+    def best(self, without: int | None = None) -> Choice:
+        """The sparsest choice within a standard error of the least squared error over the folds, or all but one."""
+        squared = self._squared(without)
+        best = min(squared, key=lambda choice: float(squared[choice].mean()))
+        floor = noise_floor(self.grown.values) ** 2
 
         def close(choice: Choice) -> bool:
-            gap = whole[choice] - whole[best]
+            gap = squared[choice] - squared[best]
             allowed = gap.std() / len(gap) ** 0.5 if choice.mode == "pruned" else 0.0
             return float(gap.mean()) <= max(float(allowed), 4 * floor)
 
-        chosen = min((c for c in whole if c == best or close(c)), key=lambda c: (c.complexity, float(whole[c].mean())))
-        spread = float(values.var(correction=0)) or 1.0
-        bases = {c.base for c in whole}
-        return chosen, {
-            b: 1 - min(float(e.mean()) for c, e in whole.items() if c.base == b) / spread for b in sorted(bases)
+        near = (c for c in squared if c == best or close(c))
+        return min(near, key=lambda c: (c.complexity, float(squared[c].mean())))
+
+    def unseen(self) -> Float[Tensor, " mask"]:
+        """Predictions of every mask by a version that has not seen it, of a choice that it had no part in."""
+        out = torch.zeros(len(self.grown.values), dtype=torch.float64)
+        for number in self.grown.folds:
+            rows = ~self.grown.rows(number)
+            choice = self.best(without=number) if len(self.errors) > 1 else self.best()
+            out[rows] = self.grown.values[rows] + self.errors[number][choice]
+        return out
+
+    def r2_by_base(self) -> dict[str, float]:
+        """The cross-validated R² of each kind of proxy at its best choice."""
+        squared = self._squared(None)
+        spread = float(self.grown.values.var(correction=0)) or 1.0
+        loss = {c: float(e.mean()) for c, e in squared.items()}
+        return {
+            base: 1 - min(loss[c] for c in loss if c.base == base) / spread for base in sorted({c.base for c in loss})
         }
 
-    def polynomial(self, choice: Choice, keep: Tensor, values: Tensor, basis: Basis, seed: int) -> Spectrum:
-        """The polynomial of a choice: proxy, sets and coefficients from all masks given."""
-        return self._build(choice, self._proxy(choice.base, keep, values, basis, seed), keep, values, basis)
-
-    def _trials(
-        self, seen: tuple[Tensor, Tensor], unseen: tuple[Tensor, Tensor], basis: Basis, seed: int
-    ) -> Iterator[tuple[Choice, Float[Tensor, " mask"]]]:
-        """The errors on unseen masks of every choice fitted to the seen ones."""
-        keep, values = seen
-        for base in ("line", "trees", "line+trees"):
-            proxy = self._proxy(base, keep, values, basis, seed)
-            pruned = self._build(Choice(base, "pruned", 0, 0.0), proxy, keep, values, basis)
-            yield Choice(base, "pruned", 0, 0.0), pruned.evaluate(unseen[0]) - unseen[1]
-            for size in _sizes(len(proxy), min(self.most_sets, len(keep))):
-                top = _strongest(proxy, size)
-                scale = _scale(top)
-                shown, hidden = top.evaluate(keep), top.evaluate(unseen[0])
-                plain = nested_errors(seen, unseen, top.members, basis, _RIDGES, scale)[:, -1]
-                yield from ((Choice(base, "refit", size, r), e) for r, e in zip(_RIDGES, plain, strict=True))
-                rest = (keep, values - shown), (unseen[0], unseen[1] - hidden)
-                near = nested_errors(*rest, top.members, basis, _RIDGES, scale)[:, -1]
-                yield from ((Choice(base, "near proxy", size, r), e) for r, e in zip(_RIDGES, near, strict=True))
-
-    def _proxy(self, base: Base, keep: Tensor, values: Tensor, basis: Basis, seed: int) -> Spectrum:
-        """The proxy as a polynomial: a ridge line, trees, or trees on what the line leaves over."""
-        line = None
-        if base != "trees":
-            line = fit(keep, values, pad_sets([(i,) for i in range(keep.shape[1])]), basis)
-            line = replace(line, stderr=None)
-        if base == "line":
-            assert line is not None
-            return line
-        rest = values if line is None else values - line.evaluate(keep)
-        trees = self.boosting.train(keep, rest, seed).spectrum(basis)
-        return trees if line is None else add(line, trees)
-
-    def _build(self, choice: Choice, proxy: Spectrum, keep: Tensor, values: Tensor, basis: Basis) -> Spectrum:
-        """The polynomial of a choice, fitted to all masks given."""
-        if choice.mode == "pruned":
-            return _pruned(proxy, keep, values, basis)
-        top = _strongest(proxy, choice.size)
-        scale = _scale(top)
-        if choice.mode == "refit":
-            return fit(keep, values, top.members, basis, ridge=choice.ridge, scale=scale)
-        correction = fit(keep, values - top.evaluate(keep), top.members, basis, ridge=choice.ridge, scale=scale)
-        return add(top, correction)
+    def _squared(self, without: int | None) -> dict[Choice, Float[Tensor, " mask"]]:
+        """Squared errors of the choices that every fold could try."""
+        folds = [number for number in self.errors if number != without]
+        common = set.intersection(*(set(self.errors[number]) for number in self.errors))
+        ordered = [choice for choice in self.errors[folds[0]] if choice in common]
+        return {c: torch.cat([self.errors[number][c] ** 2 for number in folds]) for c in ordered}
 
 
-def add(one: Spectrum, other: Spectrum) -> Spectrum:
-    """The sum of two polynomials in one basis; standard errors are the other's, where it has them for every set."""
-    members, coefficients = merge_sets([one.members, other.members], [one.coefficients, other.coefficients])
-    total = Spectrum(one.n, members, coefficients, one.basis)
-    if other.stderr is None or len(total) != len(other):
-        return total
-    row = dict(zip(other.sets, other.stderr.tolist(), strict=True))
-    return replace(total, stderr=torch.tensor([row[s] for s in total.sets], dtype=torch.float64))
+def _build(choice: Choice, proxy: Spectrum, keep: Tensor, values: Tensor, basis: Basis) -> Spectrum:
+    """The polynomial of a choice, fitted to all masks given."""
+    if choice.mode == "pruned":
+        return _pruned(proxy, keep, values, basis)
+    top = _strongest(proxy, choice.size)
+    scale = _scale(top)
+    if choice.mode == "refit":
+        return fit(keep, values, top.members, basis, ridge=choice.ridge, scale=scale)
+    correction = fit(keep, values - top.evaluate(keep), top.members, basis, ridge=choice.ridge, scale=scale)
+    return add(top, correction)
 
 
 def _pruned(proxy: Spectrum, keep: Bool[Tensor, "mask component"], values: Tensor, basis: Basis) -> Spectrum:

@@ -47,18 +47,19 @@ class Pursuit:
     ) -> Int[Tensor, "set slot"]:
         """The sets, the empty one first, then in the order in which they were taken."""
         found = list[Members]([()])
-        for found in self.grow(keep, values, basis):  # noqa: B007
+        for found, _ in self.grow(keep, values, basis):  # noqa: B007
             pass
         return pad_sets(found)
 
     def grow(
         self, keep: Bool[Tensor, "mask component"], values: Float[Tensor, " mask"], basis: Basis
-    ) -> Iterator[list[Members]]:
-        """The sets in hand after every round, for whoever wants to stop earlier."""
+    ) -> Iterator[tuple[list[Members], Float[Tensor, " set"]]]:
+        """The sets in hand and their coefficients after every round, for whoever wants to stop earlier."""
         offset, slope = basis.affine
         search = Search(offset + slope * keep.float(), self.degree)
         y, sets = values.double(), list[Members]([()])
         columns = torch.ones(len(keep), 1, dtype=torch.float64, device=keep.device)
+        gram, moments = columns.T @ columns, columns.T @ y
         left, scale = y - y.mean(), float(y.var(correction=0))
         most = 1 + min(self.most_sets, len(keep) // 2)
         while len(sets) < most and float(left.square().mean()) > 1e-12 * scale:
@@ -66,13 +67,14 @@ class Pursuit:
             if not fresh:
                 break
             sets += fresh
-            columns = torch.cat([columns, monomials(keep, pad_sets(fresh).to(keep.device), basis)], 1)
-            left = y - columns @ _solve(columns, y)
-            yield sets
+            added = monomials(keep, pad_sets(fresh).to(keep.device), basis)
+            gram = _bordered(gram, columns.T @ added, added.T @ added)
+            columns, moments = torch.cat([columns, added], 1), torch.cat([moments, added.T @ y])
+            coefficients = _solve(gram, moments, len(y))
+            left = y - columns @ coefficients
+            yield sets, coefficients
 
-    def _chosen(
-        self, search: "Search", left: Tensor, sets: list[Members], columns: Tensor, room: int
-    ) -> list[Members]:
+    def _chosen(self, search: "Search", left: Tensor, sets: list[Members], columns: Tensor, room: int) -> list[Members]:
         """The sets of largest gain among those that are worth their price, best first."""
         count = min(room, max(_AT_LEAST, int(self.share * len(sets))))
         gains = search.gains(left, sets, columns, 4 * count + 16)
@@ -156,8 +158,12 @@ def _extension(bases: list[Members], n: int) -> Callable[[int], Members | None]:
     return name
 
 
-def _solve(columns: Float[Tensor, "mask set"], y: Float[Tensor, " mask"]) -> Float[Tensor, " set"]:
+def _bordered(corner: Tensor, side: Tensor, added: Tensor) -> Float[Tensor, "set set"]:
+    """A Gram matrix with the columns that came to it."""
+    return torch.cat([torch.cat([corner, side], 1), torch.cat([side.T, added], 1)])
+
+
+def _solve(gram: Float[Tensor, "set set"], moments: Float[Tensor, " set"], masks: int) -> Float[Tensor, " set"]:
     """Least squares with a ridge that only rounding notices."""
-    gram = columns.T @ columns
-    gram += _RIDGE * len(y) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.cholesky_solve((columns.T @ y)[:, None], torch.linalg.cholesky(gram))[:, 0]
+    ridge = _RIDGE * masks * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.cholesky_solve(moments[:, None], torch.linalg.cholesky(gram + ridge))[:, 0]

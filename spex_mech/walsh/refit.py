@@ -77,15 +77,37 @@ def nested_errors(
     basis: Basis,
     ridges: Sequence[float],
     scale: Float[Tensor, " set"] | None = None,
+    *,
+    sizes: Sequence[int] | None = None,
+    prior: Float[Tensor, " set"] | None = None,
 ) -> Float[Tensor, "ridge size row"]:
-    """The error on unseen masks of the fits to the first 0, 1, … all of the sets (the empty set aside), for each α.
+    """The error on unseen masks of the fits to the first few of the sets (the empty set aside), for each α.
 
-    ``error[a, k] = prediction - value`` of the ridge fit to sets 0 … k-1. All sizes together cost one Cholesky factor
-    and one triangular solve an α: the factor of a leading block is the leading block of the factor, so with
-    ``G + αI = L Lᵀ`` the prediction grows by one product, ``(L⁻¹ Φᵀ_unseen)_k (L⁻¹ Φᵀy)_k``, a set.
+    ``error[a, k] = prediction - value`` of the ridge fit to sets 0 … sizes[k]-1; by default all sizes from 0 on. With a
+    `prior`, coefficients are shrunk towards it, not towards 0: ``c = (G + αI)⁻¹ (Φᵀy/N + α prior)``.
+    All sizes together cost one Cholesky factor and one triangular solve an α: the factor of a leading block is the
+    leading block of the factor, so with ``G + αI = L Lᵀ`` the prediction grows by one product,
+    ``(L⁻¹ Φᵀ_unseen)_k (L⁻¹ (Φᵀy/N + α prior))_k``, a set.
     Least squares on linearly dependent sets is not defined; give α > 0 where that may happen.
     """
+    return nested_pair(fitted, unseen, members, basis, ridges, scale, sizes=sizes, prior=prior)[int(prior is not None)]
+
+
+def nested_pair(
+    fitted: tuple[Bool[Tensor, "mask component"], Float[Tensor, " mask"]],
+    unseen: tuple[Bool[Tensor, "row component"], Float[Tensor, " row"]],
+    members: Int[Tensor, "set slot"],
+    basis: Basis,
+    ridges: Sequence[float],
+    scale: Float[Tensor, " set"] | None = None,
+    *,
+    sizes: Sequence[int] | None = None,
+    prior: Float[Tensor, " set"] | None = None,
+) -> tuple[Float[Tensor, "ridge size row"], Float[Tensor, "ridge size row"]]:
+    """`nested_errors` without and with the prior (0 where none is given), for the price of one."""
     (keep, values), (new_keep, new_values) = fitted, unseen
+    prior = torch.zeros(len(members), dtype=torch.float64) if prior is None else prior
+    rows = (members >= 0).any(1).cpu()
     members, scale = _with_empty(members, scale)
     ordered, weights = members[1:], scale[1:].to(keep.device)
     phi = monomials(keep, ordered.to(keep.device), basis) * weights
@@ -93,10 +115,13 @@ def nested_errors(
     mean, constant = phi.mean(0), values.double().mean()
     phi, new_phi = phi - mean, new_phi - mean
     gram, moments = phi.T @ phi / len(keep), phi.T @ (values.double() - constant) / len(keep)
-    both = torch.cat([moments[:, None], new_phi.T], 1)
+    drawn = prior.cpu().double()[rows].to(keep.device) / weights
+    both = torch.cat([moments[:, None], drawn[:, None], new_phi.T], 1)
     start = (constant - new_values.double()).expand(1, -1)
-    errors = [torch.cat([start, start + _growth(gram, both, alpha)]) for alpha in ridges]
-    return torch.stack(errors)
+    wanted = torch.tensor(range(len(members)) if sizes is None else list(sizes), device=keep.device)
+    found = [_growth(gram, both, alpha) for alpha in ridges]
+    plain, near = ([torch.cat([start, start + grown[i]])[wanted] for grown in found] for i in (0, 1))
+    return torch.stack(plain), torch.stack(near)
 
 
 def prune(
@@ -234,11 +259,13 @@ def _eigen(phi: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors if sets <= n else phi.T @ vectors / (n * eigenvalues).sqrt()), eigenvalues
 
 
-def _growth(gram: Tensor, both: Tensor, alpha: float) -> Tensor:
-    """What the first 1, 2, … sets add to each unseen prediction; `both` holds the moments and the unseen columns."""
+def _growth(gram: Tensor, both: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """What the first 1, 2, … sets add to each unseen prediction, without and with the prior; `both` holds the moments,
+    the prior and the unseen columns."""
     factor = torch.linalg.cholesky(gram + alpha * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
     solved = torch.linalg.solve_triangular(factor, both, upper=False)
-    return (solved[:, 1:] * solved[:, :1]).cumsum(0)
+    moments, prior, columns = solved[:, :1], solved[:, 1:2], solved[:, 2:]
+    return (columns * moments).cumsum(0), (columns * (moments + alpha * prior)).cumsum(0)
 
 
 def _with_empty(members: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:

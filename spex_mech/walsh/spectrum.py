@@ -270,14 +270,24 @@ class Spectrum:
 def monomials(
     keep: Bool[Tensor, "mask component"], members: Int[Tensor, "set slot"], basis: Basis = Basis()
 ) -> Float[Tensor, "mask set"]:
-    """Π_{i∈S} φ(keep_i) for every mask and set, float64; a slot of -1 counts as a factor 1."""
+    """Π_{i∈S} φ(keep_i) for every mask and set, float64; a slot of -1 counts as a factor 1.
+
+    Built set by set, since a component's factors lie side by side in memory once the keep bits are transposed.
+    """
     offset, slope = basis.affine
-    out = torch.ones(keep.shape[0], members.shape[0], dtype=torch.float64, device=keep.device)
+    used, slot_of = members.unique(return_inverse=True)
+    factors = offset + slope * keep[:, used.clamp(min=0)].T.double()
+    factors[used < 0] = 1.0
+    out = torch.ones(len(members), len(keep), dtype=torch.float64, device=keep.device)
     for slot in range(members.shape[1]):
-        column = members[:, slot]
-        factor = offset + slope * keep[:, column.clamp(min=0)].double()
-        out *= torch.where(column >= 0, factor, 1.0)
-    return out
+        rows = (members[:, slot] >= 0).nonzero()[:, 0]
+        if slot == 0 and len(rows) == len(out):
+            out = factors[slot_of[:, 0]]
+        elif len(rows) == len(out):
+            out *= factors[slot_of[:, slot]]
+        else:
+            out[rows] *= factors[slot_of[rows, slot]]
+    return out.T
 
 
 def pad_sets(sets: Iterable[Iterable[int]]) -> Int[Tensor, "set slot"]:
@@ -312,10 +322,20 @@ def merge_sets(members: list[Tensor], coefficients: list[Tensor]) -> tuple[Int[T
         return stacked, values
     if not width:
         return stacked[:1], values.sum(0, keepdim=True)
-    unique, inverse = stacked.unique(dim=0, return_inverse=True)
+    unique, inverse = _unique_rows(stacked)
     return _trim(unique), torch.zeros((len(unique), *values.shape[1:]), dtype=values.dtype).index_add_(
         0, inverse, values
     )
+
+
+def _unique_rows(members: Int[Tensor, "row slot"]) -> tuple[Int[Tensor, "set slot"], Int[Tensor, " row"]]:
+    """The different rows in ascending order, and which of them each row is; as one number a row where that fits."""
+    base = int(members.max()) + 2
+    if base ** members.shape[1] >= 1 << 62:
+        return members.unique(dim=0, return_inverse=True)
+    place = base ** torch.arange(members.shape[1] - 1, -1, -1)
+    key, inverse = ((members + 1) * place).sum(1).unique(return_inverse=True)
+    return key[:, None] // place % base - 1, inverse
 
 
 def _left_align(members: Tensor) -> Tensor:

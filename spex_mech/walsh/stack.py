@@ -3,7 +3,8 @@
 Source: stacked generalisation, Wolpert 1992; non-negative weights, Breiman 1996.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,10 +12,13 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from spex_mech.walsh.decoding import r_squared
-from spex_mech.walsh.parts import Fitted
+from spex_mech.walsh.parts import Fitted, Given
+from spex_mech.walsh.refit import noise_floor
 from spex_mech.walsh.spectrum import Spectrum
 
-_RIDGE = 1e-3  # relative: keeps parts that are alike from trading places
+_SMALL = 0.02  # of the stack's loss: what a polynomial alone may lose
+_POWER, _SURE = 8, 1000  # of the weights' prior
+_RIDGE = 1e-6  # relative: keeps parts that are alike from trading places
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +46,24 @@ class Stack:
         columns = torch.stack([part.unseen.cpu() for part in parts], 1)
         weights, offset = _non_negative(columns, values)
         together = columns @ weights + offset
-        alone = next((p for p in parts if p.polynomial is not None and _as_good(p.unseen, together, values)), None)
+        fitted = _SMALL + len(parts) / len(values)  # of the stack's loss: what its weights have won by being fitted
+        alone = next(
+            (p for p in parts if p.polynomial is not None and _as_good(p.unseen, together, values, fitted)), None
+        )
         unseen = together if alone is None else alone.unseen.cpu()
         r2 = 0.0 if _as_good(values.mean().expand_as(values), unseen, values) else r_squared(values, unseen)
         if alone is None:
             return cls(parts, weights, offset, unseen, r2, "stack", None)
         return cls(parts, weights, offset, unseen, r2, alone.name, alone.polynomial)
+
+    def again(self, given: Given) -> "Stack":
+        """The same weights on parts that were fitted to more samples; what was said of unseen masks stays as it is."""
+        parts = [
+            part.again(given) if weight or part.name == self.winner else part
+            for part, weight in zip(self.parts, self.weights.tolist(), strict=True)
+        ]
+        alone = next((p.polynomial for p in parts if p.name == self.winner), None)
+        return replace(self, parts=parts, polynomial=alone)
 
     def predict(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
         """What the winner says, float64 on the CPU."""
@@ -67,18 +83,25 @@ class Stack:
         }
 
 
-def _as_good(one: Tensor, other: Tensor, values: Tensor) -> bool:
-    """Whether `one` predicts as well as `other`, within a standard error of the difference."""
-    gap = (values - one.cpu()).square() - (values - other).square()
-    return float(gap.mean()) <= float(gap.std()) / len(gap) ** 0.5
+def _as_good(one: Tensor, other: Tensor, values: Tensor, share: float = math.inf) -> bool:
+    """Whether `one` predicts as well as `other`: within a standard error of the difference and a share of the loss, or
+    as far as float32 values can tell."""
+    loss = (values - other).square()
+    gap = (values - one.cpu()).square() - loss
+    allowed = min(float(gap.std()) / len(gap) ** 0.5, share * float(loss.mean()))
+    return float(gap.mean()) <= max(allowed, 4 * noise_floor(values) ** 2)
 
 
 def _non_negative(columns: Float[Tensor, "mask part"], values: Float[Tensor, " mask"]) -> tuple[Tensor, float]:
-    """Weights ≥ 0 and an offset, by least squares."""
+    """Weights ≥ 0 and an offset, by least squares, as if weights came from a normal distribution of variance 1/_SURE
+    around the share ``w ∝ (least loss / loss)^_POWER``: what few masks say of weights is mostly chance."""
     centre, target = columns.mean(0), float(values.mean())
     x, y = columns - centre, values - target
-    size = float(x.square().sum(0).max().clamp(min=1e-300).sqrt())
-    ridge = _RIDGE * size * torch.eye(x.shape[1], dtype=x.dtype)
-    found, _ = nnls(torch.cat([x, ridge]).numpy(), torch.cat([y, y.new_zeros(x.shape[1])]).numpy())
+    loss = (columns - values[:, None]).square().mean(0).clamp(min=1e-300)
+    prior = (loss.min() / loss) ** _POWER
+    prior = prior / prior.sum()
+    stiff = (_SURE * loss.min() + _RIDGE * x.square().sum(0).max()).sqrt()
+    system = torch.cat([x, stiff * torch.eye(x.shape[1], dtype=x.dtype)])
+    found, _ = nnls(system.numpy(), torch.cat([y, stiff * prior]).numpy())
     weights = torch.from_numpy(found)
     return weights, target - float(centre @ weights)
