@@ -480,5 +480,5 @@ def test_links_over_many_seeds():
         found = Linked(Plain()).decode(drawn(function, 64, 2000, 0.05, seed), seed=seed)
         fresh = MaskDesign.bernoulli(64, 1000, seed=50).keep()
         gains.append(r_squared(function(fresh), found.predict(fresh)))
-    assert false <= 3
-    assert sum(gain > 0.95 for gain in gains) >= 18, gains
+    assert false <= 1
+    assert min(gains) > 0.99, gains
