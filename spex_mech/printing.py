@@ -87,7 +87,8 @@ def _verdict(found: Discovery) -> str:
         return f"All {masks:,} masks measured; the polynomial is exact. ({timing})"
     held = found.decoded.stats["masks_heldout"]
     colour = "green" if r2 >= 0.9 else "yellow"
-    advice = "" if r2 >= 0.9 else f" {outcome.meaning.capitalize()}; {outcome.remedy}."
+    left = f" ({found.decoded.stats['left']})" if "left" in found.decoded.stats else ""
+    advice = "" if r2 >= 0.9 else f" {outcome.meaning.capitalize()}{left}; {outcome.remedy}."
     return f"Held-out R² [bold {colour}]{r2:.3f}[/] on {held:,} masks that nothing was fitted to.{advice} ({timing})"
 
 

@@ -1,14 +1,18 @@
 """The command line as a user meets it: what it prints, what it writes, and how it refuses."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import spex_mech as sm
 from spex_mech import cli
+from spex_mech.responses import Responses
 
 CARDS = Path(__file__).resolve().parents[1] / "circuits"
 
@@ -61,6 +65,18 @@ def test_discover_decode_export_chain(cli_run, tmp_path):
         code, out, _ = cli_run("export", run / "circuit.json", "--to", to, "--out", tmp_path / f"c.{to}")
         assert (code, (tmp_path / f"c.{to}").stat().st_size > 0) == (0, True)
         assert "wrote" in out
+
+
+def test_what_spex_did_not_explain_is_told(cli_run, tmp_path):
+    args = ("discover", "induction-2l", "--keep", "coded", "--budget", 400, "--out", tmp_path / "run", "-q")
+    assert cli_run(*args)[0] == 0
+    responses = Responses.load(tmp_path / "run" / "responses.safetensors")
+    noise = torch.randn(responses.values.shape, generator=torch.Generator().manual_seed(0))
+    replace(responses, values=responses.values + 8 * noise).save(tmp_path / "noisy.safetensors")
+    code, out, _ = cli_run("decode", tmp_path / "noisy.safetensors", "--out", tmp_path / "other")
+    assert code == 0
+    told = r"\(\d+\.\d% of the variance is left, [\d,]+ of [\d,]+ bins still hold more than noise\)"
+    assert re.search(told, " ".join(out.split()))
 
 
 def test_a_run_is_audited_from_its_folder_alone(cli_run, tmp_path):
