@@ -169,9 +169,12 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every cell measured to this file.")] = None,
     quick: Annotated[bool, typer.Option(help="Small sizes only: does it run, not how fast.")] = False,
     peer_python: Annotated[
-        Path | None, typer.Option(help="decode: an interpreter that has shapiq to run beside.")
+        Path | None, typer.Option(help="decode, accuracy: an interpreter that has shapiq to run beside.")
     ] = None,
     cards: Annotated[Path | None, typer.Option(help="accuracy, players: a folder of cards to measure on.")] = None,
+    search: Annotated[
+        bool, typer.Option(help="accuracy: shapiq's ProxySPEX with its slow default search too.")
+    ] = False,
 ) -> None:
     """Measure the engine or the decoders against floors, neighbours and each other, all in one run."""
     from spex_mech.printing import print_bench
@@ -187,7 +190,9 @@ def bench(
     elif what == "accuracy":
         from spex_mech.bench.accuracy import run as run_accuracy
 
-        result = run_accuracy(quick, cards)
+        result = run_accuracy(
+            quick, cards, None if peer_python is None else str(peer_python), search, _numbers(budgets)
+        )
     elif what == "players":
         from spex_mech.bench.players import run as run_players
 
@@ -201,6 +206,14 @@ def bench(
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    """Numbers of masks, ascending; none: the bench's own."""
+    parts = [] if text is None else text.split(",")
+    if not all(part.strip().isdecimal() and int(part) >= 16 for part in parts):
+        raise SpexMechError(f"--budgets {text!r} was given; it is numbers of at least 16 masks, such as 64,256,1024.")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def _discover(what: str, out: Path, *, quiet: bool, keep: str = "0.5", **options: Any) -> Any:

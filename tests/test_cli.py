@@ -128,9 +128,10 @@ def test_bench_accuracy_compares_the_decoders(cli_run, tmp_path):
     code, out, _ = cli_run("bench", "accuracy", "--quick", "--json", tmp_path / "b.json")
     assert code == 0
     result = json.loads((tmp_path / "b.json").read_text())
-    assert {row["decoder"] for row in result["rows"]} == {"joint", "proxyspex", "linear"}
-    assert all(row["masks"] == 64 and row["r2"] <= 1 and 0 <= row["f1"] <= 1 for row in result["rows"])
-    assert "largest_loss_at" in out
+    assert {row["decoder"] for row in result["rows"]} >= {"joint", "proxyspex", "linear"}
+    assert all(row["masks"] == 64 and row["r2"] <= 1 and 0 <= row.get("f1", 0) <= 1 for row in result["rows"])
+    assert "worst_r2_gap" in out
+    assert cli_run("bench", "accuracy", "--budgets", "64,few")[0] == 2
     assert "case hierarchical" in out
 
 

@@ -18,6 +18,7 @@ from spex_mech.walsh.proxy import ProxySpex
 from spex_mech.walsh.pursuit import Pursuit
 from spex_mech.walsh.refit import prune
 from spex_mech.walsh.spectrum import Basis, Spectrum
+from spex_mech.walsh.spex import Spex
 from spex_mech.walsh.trees import Boosting
 
 PROCESSES = {name: replace(process, steps=30, subset=128) for name, process in Joint().processes.items()}
@@ -188,6 +189,22 @@ def test_the_held_out_masks_judge_what_had_not_seen_them():
     assert decoded.before.sets == decoded.spectrum.sets
     assert r_squared(held.mean_values, decoded.judged.predict(held.keep)) == decoded.stats["heldout_r2"]
     assert "optimistic" not in str(weigh(samples, QUICK, decoded, seed=3).record["inference"])
+
+
+@pytest.mark.parametrize("kind", ["random", "tanh"])
+def test_on_coded_masks_it_is_spex_unless_spex_is_worse(kind):
+    """What only a code can see is found as SPEX finds it; where the function is not sparse the proxies answer."""
+    function = planted_function(kind, 64, sets=40, degree=4, seed=2)
+    design = MaskDesign.coded(64, degree=5, budget=1728, seed=2)
+    values = function.noisy(design.keep(), 0.2, 3)[:, None].float()
+    samples = Samples(design.keep(), values, design)
+    decoded, alone = QUICK.decode(samples, seed=0), Spex().decode(samples, seed=0)
+    if kind == "random":
+        assert decoded.stats["winner"] == "spex"
+        assert support_f1(function.sets, set(decoded.spectrum.sets)) >= 0.99
+    else:
+        assert decoded.stats["winner"] != "spex"
+        assert fresh_r2(function, decoded.spectrum, 64) > fresh_r2(function, alone.spectrum, 64) + 0.02
 
 
 def test_same_seed_same_bits():

@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from spex_mech.bench.functions import Kind, Planted, planted_function, support_f1
+from spex_mech.bench.peer_proxies import has_shapiq, shapiq_proxies
+from spex_mech.bench.queries import summarise
 from spex_mech.bench.timing import machine
 from spex_mech.components import ComponentSet, select
 from spex_mech.walsh.decoding import Decoder, Samples, r_squared
@@ -19,55 +22,83 @@ from spex_mech.walsh.linear import Linear
 from spex_mech.walsh.proxy import ProxySpex
 
 Row = dict[str, Any]
-BUDGETS = (64, 256, 1024)
+BUDGETS = (64, 128, 256, 512, 1024, 2048, 4096)
+KEEPS = (0.5, 0.9)
 PLANTED: tuple[tuple[Kind, int, int, float], ...] = (
-    ("hierarchical", 64, 5, 0.2), ("random", 64, 40, 0.2), ("tanh", 64, 25, 0.05), ("hierarchical", 256, 5, 0.2),
+    ("hierarchical", 64, 5, 0.2), ("random", 64, 40, 0.2), ("tanh", 64, 25, 0.05), ("hierarchical", 64, 5, 1.0),
+    ("hierarchical", 256, 5, 0.2),
 )  # fmt: skip
 PROMPTS, FRESH = 16, 1024
 MANY_NEURONS = 600  # from here on a card's components are heads and MLP layers
+SEARCHED = "proxyspex"  # the peer's default search of settings, which takes minutes a cell
 
 
-def run(quick: bool = False, cards: Path | None = None, budgets: Sequence[int] = BUDGETS) -> Row:
-    """Decode planted functions, and responses of every card in a folder of cards, with every decoder for any masks.
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A function measured under masks, and its values under fresh ones."""
+
+    name: str
+    keep_prob: float
+    keep: Bool[Tensor, "mask component"]
+    values: Float[Tensor, "mask output"]
+    fresh: Bool[Tensor, "fresh component"]
+    truth: Float[Tensor, " fresh"]
+    planted: Planted | None = None
+
+
+def run(
+    quick: bool = False,
+    cards: Path | None = None,
+    peer_python: str | None = None,
+    search: bool = False,
+    budgets: Sequence[int] = (),
+) -> Row:
+    """Decode planted functions, and responses of every card in a folder of cards, with every decoder for any masks, and
+    with shapiq's proxies on the same masks and values where `peer_python` (default: this interpreter) has them.
+
+    Args:
+        budgets: numbers of masks; default: 64 to 4,096, doubling.
+        search: run shapiq's ProxySPEX with its default search of settings too (40 fits a cell), not one fit alone.
 
     Rows: case, keep_prob, masks, decoder, r2 (fresh masks, the mean over prompts), f1 (where the truth is known), sets,
-    seconds. The summary: how often joint is within 0.005 R² of the best, its largest loss and where, and the median of
-    its seconds over ProxySPEX's.
+    seconds (CPU). The summary is `queries.summarise`'s.
     """
     decoders: list[Decoder] = [Joint(), ProxySpex(), Linear()]
-    budgets = budgets[:1] if quick else budgets
-    rows = list(_planted(decoders, budgets, PLANTED[:1] if quick else PLANTED))
+    budgets = BUDGETS[:1] if quick else tuple(budgets) or BUDGETS
+    peers = [m for m in ("proxyspex, one fit", "proxyshap", SEARCHED) if search or m != SEARCHED]
+    peers = peers if has_shapiq(peer_python) else []
+    rows = list[Row]()
+    for case in _cases(max(budgets), cards, PLANTED[:1] if quick else PLANTED):
+        for masks in budgets:
+            rows += [_decoded(case, masks, decoder) for decoder in decoders]
+        rows += _peers(case, budgets, peers, peer_python)
+    return {"machine": machine("cpu"), "rows": rows, "summary": summarise(rows)}
+
+
+def _cases(masks: int, cards: Path | None, families: Sequence[Any]) -> Iterator[Case]:
+    for kind, n, sets, noise in families:
+        yield planted_case(kind, n, sets, noise, masks)
     for folder in sorted(cards.iterdir()) if cards is not None else ():
         if (folder / "card.toml").is_file():
-            rows += list(_card(decoders, budgets, folder))
-    return {"machine": machine("cpu"), "rows": rows, "summary": _summary(rows)}
+            yield from card_cases(folder, masks)
 
 
-def _planted(decoders: list[Decoder], budgets: Sequence[int], families: Sequence[Any]) -> Iterator[Row]:
-    for kind, n, sets, noise in families:
-        function = planted_function(kind, n, sets=sets, seed=1)
-        fresh = MaskDesign.bernoulli(n, FRESH, seed=2).keep()
-        for masks in budgets:
-            design = MaskDesign.bernoulli(n, masks, seed=3)
-            values = function.noisy(design.keep(), noise, 4)[:, None].float()
-            samples = Samples(design.keep(), values, design)
-            case = {"case": f"{kind}, n = {n}", "keep_prob": 0.5}
-            yield from _decoded(decoders, samples, case, fresh, function(fresh), function)
+def planted_case(kind: Kind, n: int, sets: int, noise: float, masks: int, seed: int = 1) -> Case:
+    """A planted function of n components under fair coins."""
+    function = planted_function(kind, n, sets=sets, seed=seed)
+    keep, fresh = MaskDesign.bernoulli(n, masks, seed=3).keep(), MaskDesign.bernoulli(n, FRESH, seed=2).keep()
+    values = function.noisy(keep, noise, 4)[:, None].float()
+    return Case(f"{kind}, n = {n}, noise {noise}", 0.5, keep, values, fresh, function(fresh), function)
 
 
-def _card(decoders: list[Decoder], budgets: Sequence[int], folder: Path) -> Iterator[Row]:
-    for keep_prob in (0.5, 0.9):
-        components, ask = _study(folder)
-        if len(components) <= 12:
-            return
-        fresh = MaskDesign.bernoulli(len(components), FRESH, keep_prob, seed=2).keep()
-        whole = MaskDesign.bernoulli(len(components), max(budgets), keep_prob, seed=3)
-        truth, values = ask(fresh).double().mean(1), ask(whole.keep())
-        for masks in budgets:
-            design = MaskDesign.bernoulli(len(components), masks, keep_prob, seed=3)
-            samples = Samples(design.keep(), values[:masks], design)
-            case = {"case": f"{folder.name}, n = {len(components)}", "keep_prob": keep_prob}
-            yield from _decoded(decoders, samples, case, fresh, truth, None)
+def card_cases(folder: Path, masks: int) -> Iterator[Case]:
+    """A card's heads and neurons (or MLP layers) at every keep-probability; none where they are 12 or fewer."""
+    components, ask = _study(folder)
+    n = len(components)
+    for keep_prob in KEEPS if n > 12 else ():
+        fresh = MaskDesign.bernoulli(n, FRESH, keep_prob, seed=2).keep()
+        keep = MaskDesign.bernoulli(n, masks, keep_prob, seed=3).keep()
+        yield Case(f"{folder.name}, n = {n}", keep_prob, keep, ask(keep), fresh, ask(fresh).double().mean(1))
 
 
 def _study(folder: Path) -> tuple[ComponentSet, Callable[[Tensor], Tensor]]:
@@ -85,29 +116,31 @@ def _study(folder: Path) -> tuple[ComponentSet, Callable[[Tensor], Tensor]]:
     return components, lambda keep: respond(study.subject, task, components, keep.split(256), reference)
 
 
-def _decoded(
-    decoders: list[Decoder], samples: Samples, case: Row, fresh: Tensor, truth: Tensor, function: Planted | None
-) -> Iterator[Row]:
-    for decoder in decoders:
-        started = time.perf_counter()
-        decoded = decoder.decode(samples, seed=0)
-        spectrum, seconds = decoded.spectrum.mean_output(), time.perf_counter() - started
-        known = {} if function is None else {"f1": support_f1(function.sets, set(spectrum.sets))}
-        r2, winner = r_squared(truth, spectrum.evaluate(fresh)), decoded.stats.get("winner")
-        found = {"decoder": decoder.name, "r2": r2, "sets": len(spectrum), "seconds": seconds, "winner": winner}
-        yield {**case, "masks": len(samples.keep), **found, **known}
+def _decoded(case: Case, masks: int, decoder: Decoder) -> Row:
+    design = MaskDesign.bernoulli(case.keep.shape[1], masks, case.keep_prob, seed=3)
+    started = time.process_time()
+    decoded = decoder.decode(Samples(case.keep[:masks], case.values[:masks], design), seed=0)
+    spectrum, seconds = decoded.spectrum.mean_output(), time.process_time() - started
+    known = {} if case.planted is None else {"f1": support_f1(case.planted.sets, set(spectrum.sets))}
+    r2 = r_squared(case.truth, spectrum.evaluate(case.fresh))
+    found = {"r2": r2, "sets": len(spectrum), "seconds": seconds, "winner": decoded.stats.get("winner")}
+    return {**_cell(case, masks), "decoder": decoder.name, **found, **known}
 
 
-def _summary(rows: list[Row]) -> Row:
-    cells: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in rows:
-        cells.setdefault((row["case"], row["keep_prob"], row["masks"]), {})[row["decoder"]] = row
-    loss = {cell: max(r["r2"] for r in found.values()) - found["joint"]["r2"] for cell, found in cells.items()}
-    worst = max(loss, key=lambda cell: loss[cell])
-    return {
-        "cells": len(cells),
-        "joint_is_best": sum(gap <= 0.005 for gap in loss.values()),
-        "largest_loss": loss[worst],
-        "largest_loss_at": {"case": worst[0], "keep": worst[1], "masks": worst[2]},
-        "seconds_over_proxyspex": median(f["joint"]["seconds"] / f["proxyspex"]["seconds"] for f in cells.values()),
-    }
+def _peers(case: Case, budgets: Sequence[int], methods: Sequence[str], python: str | None) -> list[Row]:
+    values = case.values.double().mean(1).numpy()
+    keep, fresh = case.keep.numpy(), case.fresh.numpy()
+    answers = shapiq_proxies(keep, values, fresh, budgets, python, methods) if methods else {}
+    return [
+        {
+            **_cell(case, masks),
+            "decoder": f"shapiq {method}",
+            "r2": r_squared(case.truth, torch.from_numpy(answer.predicted)),
+            "seconds": answer.seconds,
+        }
+        for (method, masks), answer in answers.items()
+    ]
+
+
+def _cell(case: Case, masks: int) -> Row:
+    return {"case": case.name, "keep_prob": case.keep_prob, "masks": masks}

@@ -45,6 +45,7 @@ from spex_mech.walsh.parts import (
 from spex_mech.walsh.proxy import ProxySpex
 from spex_mech.walsh.pursuit import Pursuit
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
+from spex_mech.walsh.spex import Spex
 from spex_mech.walsh.stack import Stack
 from spex_mech.walsh.trees import Boosting
 
@@ -54,6 +55,7 @@ PROCESSES = {
 }
 _LOST = 0.01  # of what the stack does not know: what reading it out may lose
 _NORMAL = 30  # times the kurtosis: so many masks make a mean normal enough to act on
+_TIE = 0.005  # in R²: SPEX, whose sets are the sparser, wins up to it
 _TRIFLE = 1e-5  # of the variance: a loss that is none
 _FREE_BITS = 1 << 21  # keep bits of the masks that the stack is asked under to read it out
 _MOST_FREE, _LEAST_FREE = 1 << 13, 1 << 12
@@ -102,8 +104,9 @@ class Joint:
             )
         if not 0 < samples.keep_prob < 1:
             raise DecodeError("every mask keeps the same components, so no effect can be told from the mean.")
+        if samples.design is not None and samples.design.code is not None:
+            return self._coded(samples, seed)
         basis = Basis.orthonormal(samples.keep_prob)
-        groups = samples.groups
         fitting, held = split_masks(samples.groups, self.heldout, seed)
         groups = samples.groups
         known = samples.take(fitting)
@@ -146,6 +149,19 @@ class Joint:
         solved = torch.cholesky_solve((phi.T @ values)[:, None], torch.linalg.cholesky(gram))[:, 0]
         read = Spectrum(samples.n, before.members, solved.cpu(), basis)
         return _corrected(read, samples.keep, samples.mean_values.cpu() - unseen)
+
+    def _coded(self, samples: Samples, seed: int) -> Decoded:
+        """SPEX and this decoder side by side: SPEX unless it predicts worse. It needs the whole code, so there are no
+        folds to stack it by; R² is each one's own, by fair coins behind the code or by a second look without a share.
+        """
+        spex = Spex().decode(samples, seed=seed)
+        joint = self.decode(Samples(samples.keep, samples.values), seed=seed)
+        scores = {"spex": spex.stats["heldout_r2"], "joint": joint.stats["heldout_r2"]}
+        better = not scores["spex"] >= scores["joint"] - _TIE  # also where SPEX has none
+        won = joint if better else spex
+        seconds = spex.stats["seconds"] + joint.stats["seconds"]
+        stats = {**won.stats, "winner": joint.stats["winner"] if better else "spex", "r2": scores, "seconds": seconds}
+        return replace(won, stats=stats)
 
     def _given(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Given:
         grown = ProxySpex(boosting=self.boosting).grow(samples, coarse(fold), basis, seed)

@@ -1,0 +1,39 @@
+"""The figures that rows of accuracy come to."""
+
+import math
+
+import pytest
+
+from spex_mech.bench.queries import masks_for, query_ratios, summarise
+
+
+def row(masks, decoder, r2, case="a", seconds=1.0):
+    return {"case": case, "keep_prob": 0.5, "masks": masks, "decoder": decoder, "r2": r2, "seconds": seconds}
+
+
+def test_masks_are_read_off_a_curve_on_a_logarithmic_axis():
+    curve = {64: 0.2, 128: 0.6, 256: 0.5, 512: 0.9}
+    assert masks_for(curve, 0.1) == 64
+    assert masks_for(curve, 0.4) == pytest.approx(64 * 2**0.5)
+    assert masks_for(curve, 0.6) == 128
+    assert masks_for(curve, 0.7) == pytest.approx(512**0.5 * 256**0.5)
+    assert masks_for(curve, 0.95) == math.inf
+
+
+def test_query_ratios_are_against_the_better_form_of_the_peer_where_it_sees_anything():
+    rows = [row(64, "joint", 0.5), row(256, "joint", 0.9), row(64, "shapiq proxyspex", 0.05),
+            row(256, "shapiq proxyspex", 0.3), row(256, "shapiq proxyspex, one fit", 0.7),
+            row(256, "shapiq proxyshap", 0.95)]  # fmt: skip
+    assert query_ratios(rows) == {("a", 0.5, 256): 0.5}
+    assert summarise(rows)["median_query_ratio"] == 0.5
+
+
+def test_the_summary_counts_and_names_what_is_lost():
+    rows = [row(64, "joint", 0.5, seconds=2.0), row(64, "linear", 0.504), row(128, "joint", 0.5, seconds=4.0),
+            row(128, "linear", 0.6)]  # fmt: skip
+    summary = summarise(rows)
+    assert (summary["cells"], summary["joint_is_best"]) == (2, 1)
+    assert summary["worst_r2_gap"] == pytest.approx(0.1)
+    assert summary["lost"] == {"a, keep 0.5, 128 masks": "to linear by 0.100"}
+    assert summary["seconds_over_linear"] == 3.0
+    assert summary["median_query_ratio"] is None
