@@ -175,10 +175,12 @@ def bench(
     search: Annotated[
         bool, typer.Option(help="accuracy: shapiq's ProxySPEX with its slow default search too.")
     ] = False,
+    budgets: Annotated[str | None, typer.Option(help="accuracy: numbers of masks, such as 64,256,1024.")] = None,
 ) -> None:
     """Measure the engine or the decoders against floors, neighbours and each other, all in one run."""
     from spex_mech.printing import print_bench
 
+    peer = None if peer_python is None else str(peer_python)
     if what == "ablation":
         from spex_mech.bench.ablation import run as run_ablation
 
@@ -186,13 +188,11 @@ def bench(
     elif what == "decode":
         from spex_mech.bench.decode import run as run_decode
 
-        result = run_decode(device, quick, None if peer_python is None else str(peer_python))
+        result = run_decode(device, quick, peer)
     elif what == "accuracy":
         from spex_mech.bench.accuracy import run as run_accuracy
 
-        result = run_accuracy(
-            quick, cards, None if peer_python is None else str(peer_python), search, _numbers(budgets)
-        )
+        result = run_accuracy(quick, cards, peer, search, _numbers(budgets))
     elif what == "players":
         from spex_mech.bench.players import run as run_players
 
