@@ -24,7 +24,7 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of the masks, the held-o
 LinkName = Annotated[
     str, typer.Option("--link", help="auto, identity, or how the metric saturates: logistic, softplus, spline.")
 ]
-DecoderName = Annotated[str, typer.Option("--decoder", help="auto, proxyspex, spex, linear or exact.")]
+DecoderName = Annotated[str, typer.Option("--decoder", help="auto, joint, proxyspex, spex, linear or exact.")]
 Folds = Annotated[int, typer.Option("--folds", help="Cross-fit errors and q over so many folds; 0: held-out masks.")]
 Resamples = Annotated[
     int, typer.Option("--resamples", help="Decode so many halves of the masks for stability; 0: refit them.")

@@ -73,8 +73,9 @@ def discover(
             all measured (with `decoder` "auto" or "exact").
         keep: the keep-probability of the masks, several of them (strata in equal shares), or "coded" (SPEX's masks).
         replacement: what an ablated component is replaced by: "mean", "zero" or "resample".
-        decoder: "auto" (exact where all masks fit the budget, spex for coded masks, else proxyspex), "proxyspex",
-            "joint" (slower and more accurate: several proxies, stacked), "spex", "linear" or "exact".
+        decoder: "auto" (exact where all masks fit the budget, spex for coded masks, else joint), "joint" (several
+            proxies, stacked and read out), "proxyspex" (its trees alone, a few times faster), "spex", "linear" or
+            "exact".
         seed: of the masks, the held-out split, and resampling.
         out: run folder. Every finished chunk of masks is on disk before the next begins; the same call on the same
             folder goes on where a killed run was, to the same bits, and costs nothing once complete. A folder of
@@ -237,7 +238,7 @@ def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> M
         if 1 << n > budget:
             raise DesignError(
                 f"decoder 'exact' needs all 2^{n} = {1 << n:,} masks of {n} components; the budget is {budget:,}. "
-                "Raise it, take fewer components or groups, or use decoder 'proxyspex', which needs no full set."
+                "Raise it, take fewer components or groups, or use decoder 'joint', which needs no full set."
             )
         return MaskDesign.complete(n)
     if keep == "coded" or decoder == "spex":
@@ -267,13 +268,13 @@ def share_early(design: MaskDesign, components: ComponentSet, share: int) -> Mas
 
 
 def choose_decoder(name: str, design: MaskDesign | None, masks: int, link: str = "identity") -> Decoder:
-    """A decoder by name; "auto" takes exact for all masks, spex for coded ones, proxyspex for the rest.
+    """A decoder by name; "auto" takes exact for all masks, spex for coded ones, joint for the rest.
 
     With another link than "identity" it is `Linked`. Raises `DecodeError`: no such decoder or link, or fewer masks than
     it can use.
     """
     if name == "auto":
-        name = {"complete": "exact", "coded": "spex"}.get("" if design is None else design.kind, "proxyspex")
+        name = {"complete": "exact", "coded": "spex"}.get("" if design is None else design.kind, "joint")
     if name not in DECODERS:
         raise DecodeError(f"there is no decoder {name!r}; the decoders are auto, {', '.join(sorted(DECODERS))}.")
     solver = DECODERS[name]()

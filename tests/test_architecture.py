@@ -42,8 +42,18 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("audits", ("factorials", "knockouts", "circuit.files", "errors")),
     (
         "verification",
-        ("audits", "baselines", "faithfulness", "knockouts", "passes", "runs",
-         "circuit.graph", "circuit.select", "walsh*", "errors"),
+        (
+            "audits",
+            "baselines",
+            "faithfulness",
+            "knockouts",
+            "passes",
+            "runs",
+            "circuit.graph",
+            "circuit.select",
+            "walsh*",
+            "errors",
+        ),
     ),
     ("confirmation", ("verification", "factorials", "circuit.backups", "errors")),
     (

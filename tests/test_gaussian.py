@@ -107,6 +107,32 @@ def test_unseen_predictions_are_honest(keep_prob):
     assert unseen < seen
 
 
+def test_a_system_that_rounding_has_made_singular_is_still_solved():
+    from spex_mech.walsh.gaussian import _factor
+
+    same = torch.ones(2, 40, 40)
+    factor = _factor(same)
+    assert factor.isfinite().all()
+    assert torch.allclose(factor @ factor.mT, same, atol=0.05)
+
+
+def test_a_function_without_noise_or_variance():
+    keep = masks(10, 100)
+    exact = Spectrum.from_terms(10, {(): 2.0, (0,): 1.0, (1, 2): 0.5})
+    found = QUICK.train(keep, exact.evaluate(keep)[:, None], torch.arange(100) % 2, Basis(), 0)
+    assert (
+        r_squared(
+            exact.evaluate(masks(10, 300, seed=5)),
+            found.given(keep, exact.evaluate(keep)[:, None])(masks(10, 300, seed=5)),
+        )
+        > 0.99
+    )
+    flat = torch.full((100, 2), 3.0)
+    assert torch.allclose(
+        QUICK.train(keep, flat, torch.arange(100) % 2, Basis(), 0).given(keep, flat)(keep), torch.tensor(3.0).double()
+    )
+
+
 def test_same_seed_same_bits_and_steps_that_see_a_subset():
     keep, values = masks(12, 200), normal(200, 3)
     fold = torch.arange(200) % 4

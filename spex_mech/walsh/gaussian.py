@@ -27,7 +27,8 @@ from spex_mech.walsh.spectrum import Basis
 _STEPS_BEFORE_PEAK = 0.2  # of the one-cycle rate
 _OUTPUTS = 32  # beyond, outputs are rotated and the directions of least variance left out
 _HEADLINE = 0.5  # share of the likelihood that is the mean output's; the others share the rest
-_JITTER = 1e-7  # of the prior variance, added to the noise so that the factorisation exists
+_JITTER = {torch.float32: 1e-4, torch.float64: 1e-7}  # of the prior variance, added so that a factorisation exists
+_ATTEMPTS = 4  # at a factorisation, each with a hundred times the jitter
 _START = {"relevance": 1.0, "line": 0.3, "noise": 0.1, "weight": 1.0, "more weights": 0.3}
 
 
@@ -47,7 +48,7 @@ class GaussianProcess:
     penalty: float = 0.3
     steps: int = 100
     rate: float = 0.1
-    subset: int = 384
+    subset: int = 256
     most_masks: int = 8192
 
     def train(
@@ -59,7 +60,8 @@ class GaussianProcess:
         seed: int,
     ) -> "Trained":
         """One process a fold, which learns its covariance from the masks outside it. Same seed, same bits."""
-        z, (y, _) = inputs(keep, basis), rotated_outputs(values.to(keep.device), _OUTPUTS)
+        z, (y, _) = inputs(keep, basis).float(), rotated_outputs(values.to(keep.device), _OUTPUTS)
+        y = y.float()
         inside = [(fold != number).nonzero()[:, 0] for number in fold.unique().tolist()]
         weights = self._initial(len(inside), z.shape[1], keep.device)
         share = torch.full((y.shape[1],), (1 - _HEADLINE) / max(1, y.shape[1] - 1), dtype=y.dtype, device=y.device)
@@ -78,7 +80,7 @@ class GaussianProcess:
             loss.backward()
             optimiser.step()
             cycle.step()
-        learned = {name: raw.detach() for name, raw in weights.items()}
+        learned = {name: raw.detach().double() for name, raw in weights.items()}
         return Trained(self, learned, keep, values.double().mean(1), fold, basis, seed)
 
     def covariance(
@@ -94,15 +96,15 @@ class GaussianProcess:
         return total
 
     def noise(self, weights: dict[str, Tensor]) -> Float[Tensor, "*member"]:
-        """The variance of the noise, with what the factorisation needs."""
+        """The variance of the noise, with what a factorisation mostly needs."""
         noise, weight = (torch.nn.functional.softplus(weights[k]) for k in ("noise", "weight"))
-        return noise[..., 0] + _JITTER * (1 + weight.sum(-1))
+        return noise[..., 0] + _JITTER[noise.dtype] * (1 + weight.sum(-1))
 
     def _loss(self, weights: dict[str, Tensor], z: Tensor, y: Tensor, share: Tensor) -> Tensor:
         """Minus the log marginal likelihood a mask, each output's variance profiled out, and the penalty."""
         size = z.shape[-2]
         noise = torch.diag_embed(self.noise(weights)[:, None].expand(-1, size))
-        factor = torch.linalg.cholesky(self.covariance(weights, z, z) + noise)
+        factor = _factor(self.covariance(weights, z, z) + noise)
         solved = torch.linalg.solve_triangular(factor, y - y.mean(-2, keepdim=True), upper=False)
         misfit = 0.5 * (solved.square().mean(-2).clamp(min=1e-12).log() * share).sum(-1)
         spread = factor.diagonal(dim1=-2, dim2=-1).log().mean(-1)
@@ -111,7 +113,7 @@ class GaussianProcess:
 
     def _initial(self, members: int, n: int, device: torch.device) -> dict[str, Tensor]:
         def filled(value: float, width: int) -> Tensor:
-            return torch.full((members, width), _before_softplus(value), dtype=torch.float64, device=device)
+            return torch.full((members, width), _before_softplus(value), device=device)
 
         weight = filled(_START["more weights"], len(self.scales))
         weight[:, 0] = _before_softplus(_START["weight"])
@@ -161,7 +163,7 @@ class Trained:
         z, centre = inputs(keep, self.basis), float(values.mean())
         system = self.settings.covariance(weights, z, z)
         system.diagonal().add_(self.settings.noise(weights))
-        solved = torch.cholesky_solve((values - centre)[:, None].to(z.device), torch.linalg.cholesky(system))[:, 0]
+        solved = torch.cholesky_solve((values - centre)[:, None].to(z.device), _factor(system))[:, 0]
         return Posterior(self.settings, weights, z, solved, centre, self.basis)
 
 
@@ -191,6 +193,17 @@ def inputs(keep: Bool[Tensor, "mask component"], basis: Basis) -> Float[Tensor, 
     """Keep bits in the basis, float64."""
     offset, slope = basis.affine
     return offset + slope * keep.double()
+
+
+def _factor(system: Float[Tensor, "*member row row"]) -> Tensor:
+    """The Cholesky factor, with more on the diagonal where rounding has left too little there."""
+    more = 0.0
+    for attempt in range(_ATTEMPTS):
+        factor, failed = torch.linalg.cholesky_ex(system + more * torch.eye(system.shape[-1]).to(system))
+        if not failed.any():
+            break
+        more = _JITTER[system.dtype] * 100**attempt * float(system.diagonal(dim1=-2, dim2=-1).mean())
+    return factor
 
 
 def _norms(z: Tensor, relevance: Tensor) -> Tensor:
