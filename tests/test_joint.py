@@ -136,6 +136,15 @@ def test_it_is_no_worse_than_its_parts(kind, n, masks, keep_prob):
     assert joint >= max(fresh_r2(function, s, n, keep_prob) for s in others) - 0.02
 
 
+def test_where_pursuit_leaves_nothing_no_other_part_is_fitted():
+    function = planted_function("hierarchical", 20, sets=3, seed=0)
+    decoded = QUICK.decode(drawn(function, 20, 300, noise=0.0), seed=0)
+    assert set(decoded.stats["parts"]) == {"pursuit"}
+    assert decoded.stats["winner"] == "pursuit"
+    assert set(decoded.spectrum.sets) - {()} == function.sets
+    assert decoded.stats["heldout_r2"] > 1 - 1e-9
+
+
 def test_the_record_says_why_the_winner_won():
     function = planted_function("hierarchical", 20, sets=3, seed=0)
     decoded = QUICK.decode(drawn(function, 20, 200), seed=0)
@@ -167,13 +176,13 @@ def test_what_is_held_out_is_used_for_nothing():
 
 def test_solving_again_with_the_held_out_masks_is_worth_it():
     gained = []
-    for seed in range(3):
+    for seed in range(2):
         samples = drawn(planted_function("tanh", 24, sets=6, seed=seed), 24, 120, seed=seed)
         function = planted_function("tanh", 24, sets=6, seed=seed)
         more, less = (replace(QUICK, again=again, heldout=0.3).decode(samples, seed=0) for again in (True, False))
         assert more.stats["heldout_r2"] == less.stats["heldout_r2"]
         gained.append(fresh_r2(function, more.spectrum, 24) - fresh_r2(function, less.spectrum, 24))
-    assert sum(gained) / 3 > 0.01
+    assert sum(gained) / 2 > 0.01
 
 
 def test_the_held_out_masks_judge_what_had_not_seen_them():

@@ -32,6 +32,7 @@ from spex_mech.walsh.gaussian import GaussianProcess
 from spex_mech.walsh.neural import Network
 from spex_mech.walsh.parts import (
     FINE,
+    Fitted,
     GaussianPart,
     Given,
     GrownPart,
@@ -55,6 +56,7 @@ PROCESSES = {
 }
 _LOST = 0.01  # of what the stack does not know: what reading it out may lose
 _NORMAL = 30  # times the kurtosis: so many masks make a mean normal enough to act on
+_NOTHING = 1e-4  # of the variance: less is not worth another part
 _TIE = 0.005  # in R²: SPEX, whose sets are the sparser, wins up to it
 _TRIFLE = 1e-5  # of the variance: a loss that is none
 _FREE_BITS = 1 << 21  # keep bits of the masks that the stack is asked under to read it out
@@ -112,7 +114,7 @@ class Joint:
         known = samples.take(fitting)
         fold = fold_masks(groups[fitting.to(groups.device)], FINE, seed)
         given = self._given(known, fold, basis, seed)
-        stack = Stack.of(fit_parts(self._kinds(), given), known.mean_values)
+        stack = Stack.of(self._fitted(given), known.mean_values)
         polynomial = self._polynomial(stack, known, stack.unseen, basis, seed)
         r2 = r_squared(samples.mean_values[held], polynomial.evaluate(samples.keep[held]))
         stats: dict[str, Any] = {
@@ -166,6 +168,12 @@ class Joint:
     def _given(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Given:
         grown = ProxySpex(boosting=self.boosting).grow(samples, coarse(fold), basis, seed)
         return Given(samples, fold, basis, seed, grown)
+
+    def _fitted(self, given: Given) -> list[Fitted]:
+        """The parts; only the first, the sparsest, where it leaves next to nothing of masks that it has not seen."""
+        first, *others = self._kinds()
+        sparse = fit_parts([first], given)
+        return sparse if sparse[0].r2 >= 1 - _NOTHING else sparse + fit_parts(others, given)
 
     def _kinds(self) -> list[Part]:
         """Polynomials first, the sparsest at the head."""
