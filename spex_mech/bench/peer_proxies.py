@@ -24,12 +24,13 @@ METHODS = ("proxyspex", "proxyspex, one fit", "proxyshap")
 # folds; "one fit" is its LightGBM with its default settings; of ProxySHAP the tree model is asked itself, which
 # predicts no worse than the interactions of limited order that are read from it.
 _PROGRAM = """
-import sys, time, warnings
+import resource, sys, time, warnings
 import numpy as np
 from importlib.metadata import version
 from shapiq.approximator import ProxySHAP, ProxySPEX
 from shapiq.approximator.proxy._routes import tree_to_fourier
 warnings.filterwarnings("ignore")
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]), int(sys.argv[3])))
 given, out = np.load(sys.argv[1]), {}
 
 def polynomial(terms, masks):
@@ -62,8 +63,9 @@ for masks in given["budgets"]:
             print(f"{name} at {masks} masks: {error!r}", file=sys.stderr)
             continue
         out[f"{name}/{masks}/seconds"] = np.array(time.process_time() - started)
-np.savez(sys.argv[2], **out)
+        np.savez(sys.argv[2], **out)
 """
+_MEMORY = 8 << 30  # bytes the peer may take: reading some trees as a polynomial took it more than 18 GiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,15 +94,19 @@ def shapiq_proxies(
 ) -> dict[tuple[str, int], PeerAnswer]:
     """What shapiq's proxies, fitted to the first masks of each budget, predict of fresh masks; by method and budget.
 
-    One thread. A method that fails at a size (ProxySPEX does from 1,000 components on) has no answer there.
+    One thread. A method that fails at a size (ProxySPEX does from 1,000 components on) or runs out of `_MEMORY` has no
+    answer there.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder, "given.npz"), Path(folder, "found.npz")
         np.savez(given, keep=keep, values=values, fresh=fresh, budgets=list(budgets), methods=list(methods))
+        asked = [python or sys.executable, "-c", _PROGRAM, str(given), str(out), str(_MEMORY)]
         subprocess.run(
-            [python or sys.executable, "-c", _PROGRAM, str(given), str(out)], check=True, timeout=timeout,
+            asked, check=False, timeout=timeout,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | dict.fromkeys(THREADS, "1"),
         )  # fmt: skip
+        if not out.exists():
+            return {}
         with np.load(out) as found:
             return {
                 (method, masks): PeerAnswer(found[f"{method}/{masks}"], float(found[f"{method}/{masks}/seconds"]))

@@ -6,7 +6,8 @@
 3. **Cross-validation** of the two best links against the identity: every mask is predicted by fits that have not seen
    it. A link must win by more than two standard errors of the difference.
 4. **A duel** with the base decoder, both fitted to three quarters of those masks, on the last quarter; again by more
-   than two standard errors. So where the base decoder sees as well without a link, there is none.
+   than two standard errors, and by half a hundredth of the variance. So where the base decoder sees as well without a
+   link, or nearly, there is none.
 
 The strong sets that the base decoder found are where each fit with a link begins, so sets that need no strong subsets,
 as SPEX finds them, are not lost. The held-out masks take part in none of this: both R² are of them.
@@ -34,6 +35,7 @@ from spex_mech.walsh.spectrum import Basis, Spectrum
 LINK_CHOICES = ("auto", "identity", "logistic", "softplus", "spline")
 LEAST_MASKS = 24  # fewer are not cross-validated
 MOST_LOOKED_AT = 1 << 33  # components² × masks: what one round of pursuit multiplies
+_WORTH = 0.005  # of the variance: what a link must explain more, since interactions behind a link are harder to read
 _LESS = 0.05  # share of the variance left over that a link must take away
 _STRONG = 5.0  # standard errors from which on a set of the base decoder is one to begin with
 _FINALISTS, _DUEL = 2, 0.25
@@ -145,6 +147,8 @@ class _Trial:
             return "the polynomial is one of groups of components, the masks are of components"
         if auto and self.plain.outcome is Outcome.COMPLETE:
             return "every mask was measured, so the polynomial is exact as it is"
+        if auto and self.plain.stats["heldout_r2"] > 1 - _WORTH:
+            return "without one next to nothing is left to explain"
         if auto and known.n**2 * len(known.keep) > MOST_LOOKED_AT:
             return f"{known.n:,} components × {len(known.keep):,} masks are more than are looked through unasked"
         return None
@@ -190,7 +194,7 @@ class _Trial:
         except DecodeError:  # it needs all of its masks
             reported, unseen = self.plain.stats["heldout_r2"], self.evidence["cross_validated"][shape]
             self.evidence["duel"] = {"link": unseen, self.options.base.name: reported}
-            return reported is not None and 1 - unseen < (1 - _LESS) * (1 - reported)
+            return reported is not None and unseen - reported > max(_LESS * (1 - reported), _WORTH)
         keep, values = self.keep[test], self.values[test].cpu()
         without = rival.mean_output().evaluate(keep).cpu()
         linked = self._fit(self.known.take(train), shape, rival).predict(keep).cpu()
@@ -211,11 +215,12 @@ def _held_out(options: Linked, samples: Samples, seed: int) -> Int[Tensor, " row
 
 def clearly_better(values: Float[Tensor, " mask"], one: Float[Tensor, " mask"], other: Float[Tensor, " mask"]) -> bool:
     """Whether `one` has the smaller squared error: by more than two standard errors of the difference over masks, a
-    twentieth of the other's error, and what rounding makes."""
+    twentieth of the other's error, half a hundredth of the variance, and what rounding makes."""
     first, second = (values - one).square(), (values - other).square()
     gap = second - first
     error = float(gap.std()) / len(gap) ** 0.5 if len(gap) > 1 else float("inf")
-    return float(gap.mean()) > max(2 * error, _LESS * float(second.mean()), 4 * noise_floor(values) ** 2)
+    least = max(_LESS * float(second.mean()), _WORTH * float(values.double().var(correction=0)))
+    return float(gap.mean()) > max(2 * error, least, 4 * noise_floor(values) ** 2)
 
 
 def _strong(spectrum: Spectrum, masks: int) -> list[Members]:
