@@ -141,7 +141,7 @@ def test_responses_are_on_disk_before_they_are_decoded(conjunction, tmp_path, mo
     def broken(*_args, **_kwargs):
         raise RuntimeError("decoder broke")
 
-    monkeypatch.setattr("spex_mech.walsh.proxy.ProxySpex.decode", broken)
+    monkeypatch.setattr("spex_mech.walsh.joint.Joint.decode", broken)
     with pytest.raises(RuntimeError, match="decoder broke"):
         run(conjunction, budget=300, out=tmp_path)
     assert len(sm.Responses.load(tmp_path / "responses.safetensors").keep) == 300
