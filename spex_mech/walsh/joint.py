@@ -206,11 +206,14 @@ class Joint:
         count = len(keep) * 4 // 5
         asked, check = slice(0, count), slice(count, None)
         allowed = max(_LOST * (1 - max(0.0, stack.r2)), _TRIFLE)
-        read = Spectrum.from_terms(n, {(): float(values.mean())}, basis)
+        read, least = Spectrum.from_terms(n, {(): float(values.mean())}, basis), 1.0
         search = Pursuit(self.most_sets, false_sets=math.inf, share=0.5)
         for sets, coefficients in search.grow(keep[asked], values[asked], basis):
-            read = Spectrum(n, pad_sets(sets), coefficients.cpu(), basis)
-            if 1 - r_squared(values[check], read.evaluate(keep[check])) <= allowed:
+            found = Spectrum(n, pad_sets(sets), coefficients.cpu(), basis)
+            lost = 1 - r_squared(values[check], found.evaluate(keep[check]))
+            if lost < least:  # rare products may fit the masks asked and nothing else
+                read, least = found, lost
+            if lost <= allowed:
                 break
         return read
 
