@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spex_mech.errors import DecodeError, ResponseError
 from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.refit import fit, nested_errors, nested_pair, noise_floor, prune, significance
+from spex_mech.walsh.refit import fit, nested_pair, noise_floor, prune, significance
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
 
 SETS = pad_sets([(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2, 3)])
@@ -137,7 +137,7 @@ def test_bad_input_is_refused():
 def test_nested_errors_are_those_of_separate_fits(basis, scaled):
     keep, y, fresh, fresh_y = masks(5, 40), normal(40), masks(5, 13, seed=1), normal(13, seed=1)
     scale = normal(len(SETS), seed=2).abs() + 0.1 if scaled else None
-    errors = nested_errors((keep, y), (fresh, fresh_y), SETS, basis, [1e-3, 0.5], scale)
+    errors, _ = nested_pair((keep, y), (fresh, fresh_y), SETS, basis, [1e-3, 0.5], scale)
     assert errors.shape == (2, len(SETS), 13)
     for a, ridge in enumerate([1e-3, 0.5]):
         for size in range(len(SETS)):
@@ -154,7 +154,7 @@ def test_a_prior_is_what_the_fit_is_shrunk_towards():
     sizes = [1, 4, 6]
     given, unseen = (keep, y), (fresh, fresh_y)
     plain, near = nested_pair(given, unseen, SETS, basis, [0.3], scale, sizes=sizes, prior=prior.coefficients)
-    assert torch.equal(plain, nested_errors(given, unseen, SETS, basis, [0.3], scale)[:, sizes])
+    assert torch.equal(plain, nested_pair(given, unseen, SETS, basis, [0.3], scale)[0][:, sizes])
     for k, size in enumerate(sizes):
         part = prior.select(torch.arange(size + 1))
         left = fit(keep, y - part.evaluate(keep), part.members, basis, ridge=0.3, scale=scale[: size + 1])

@@ -70,29 +70,6 @@ def fit(
     )
 
 
-def nested_errors(
-    fitted: tuple[Bool[Tensor, "mask component"], Float[Tensor, " mask"]],
-    unseen: tuple[Bool[Tensor, "row component"], Float[Tensor, " row"]],
-    members: Int[Tensor, "set slot"],
-    basis: Basis,
-    ridges: Sequence[float],
-    scale: Float[Tensor, " set"] | None = None,
-    *,
-    sizes: Sequence[int] | None = None,
-    prior: Float[Tensor, " set"] | None = None,
-) -> Float[Tensor, "ridge size row"]:
-    """The error on unseen masks of the fits to the first few of the sets (the empty set aside), for each α.
-
-    ``error[a, k] = prediction - value`` of the ridge fit to sets 0 … sizes[k]-1; by default all sizes from 0 on. With a
-    `prior`, coefficients are shrunk towards it, not towards 0: ``c = (G + αI)⁻¹ (Φᵀy/N + α prior)``.
-    All sizes together cost one Cholesky factor and one triangular solve an α: the factor of a leading block is the
-    leading block of the factor, so with ``G + αI = L Lᵀ`` the prediction grows by one product,
-    ``(L⁻¹ Φᵀ_unseen)_k (L⁻¹ (Φᵀy/N + α prior))_k``, a set.
-    Least squares on linearly dependent sets is not defined; give α > 0 where that may happen.
-    """
-    return nested_pair(fitted, unseen, members, basis, ridges, scale, sizes=sizes, prior=prior)[int(prior is not None)]
-
-
 def nested_pair(
     fitted: tuple[Bool[Tensor, "mask component"], Float[Tensor, " mask"]],
     unseen: tuple[Bool[Tensor, "row component"], Float[Tensor, " row"]],
@@ -104,7 +81,16 @@ def nested_pair(
     sizes: Sequence[int] | None = None,
     prior: Float[Tensor, " set"] | None = None,
 ) -> tuple[Float[Tensor, "ridge size row"], Float[Tensor, "ridge size row"]]:
-    """`nested_errors` without and with the prior (0 where none is given), for the price of one."""
+    """The errors on unseen masks of the fits to the first few of the sets (the empty set aside), for each α: shrunk
+    towards 0, and shrunk towards a prior.
+
+    ``error[a, k] = prediction - value`` of the ridge fit to sets 0 … sizes[k]-1; by default all sizes from 0 on. With
+    a `prior` (0 where none is given) the coefficients are ``c = (G + αI)⁻¹ (Φᵀy/N + α prior)``.
+    All sizes and both priors together cost one Cholesky factor and one triangular solve an α: the factor of a leading
+    block is the leading block of the factor, so with ``G + αI = L Lᵀ`` the prediction grows by one product,
+    ``(L⁻¹ Φᵀ_unseen)_k (L⁻¹ (Φᵀy/N + α prior))_k``, a set.
+    Least squares on linearly dependent sets is not defined; give α > 0 where that may happen.
+    """
     (keep, values), (new_keep, new_values) = fitted, unseen
     prior = torch.zeros(len(members), dtype=torch.float64) if prior is None else prior
     rows = (members >= 0).any(1).cpu()
