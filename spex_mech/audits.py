@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
@@ -21,12 +21,17 @@ AUDIT_SCHEMA = "spex_mech.audit/1"
 
 @dataclass(frozen=True)
 class Fresh:
-    """How well the polynomial predicts masks drawn anew; `r2` is None where their values do not vary."""
+    """How well the polynomial predicts masks drawn anew; `r2` is None where their values do not vary.
+
+    `measured` and `predicted` are the values behind it, of the first masks, for a picture.
+    """
 
     masks: int
     keep_probs: tuple[float, ...]
     r2: float | None
     rmse: float
+    measured: tuple[float, ...] = ()
+    predicted: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -221,10 +226,11 @@ def _build_object(kind: Any, value: Any, where: str, problems: list[str]) -> Any
         return None
     hints = get_type_hints(kind)
     names = [field.name for field in fields(kind)]
-    missing, unknown = [n for n in names if n not in value], [n for n in value if n not in names]
+    needed = [field.name for field in fields(kind) if field.default is MISSING]  # others came to the schema later
+    missing, unknown = [n for n in needed if n not in value], [n for n in value if n not in names]
     dot = f"{where}." if where else ""
     problems += [f"{dot}{name} is missing" for name in missing]
     problems += [f"{dot}{str(name)[:40]} is not a field of this schema" for name in unknown]
     if missing or unknown:
         return None
-    return kind(**{name: _build(hints[name], value[name], f"{dot}{name}", problems) for name in names})
+    return kind(**{name: _build(hints[name], value[name], f"{dot}{name}", problems) for name in names if name in value})

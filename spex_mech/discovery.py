@@ -26,7 +26,7 @@ from spex_mech.records import plain
 from spex_mech.responses import Responses
 from spex_mech.runs import RUN_SCHEMA, Discovery, recall, store, whole_key
 from spex_mech.task import Task
-from spex_mech.walsh.certainty import Certainty, check_certainty, weigh
+from spex_mech.walsh.certainty import Certainty, check_certainty, heldout_points, weigh
 from spex_mech.walsh.decoding import Decoded, Decoder, Samples
 from spex_mech.walsh.design import MAX_COMPLETE, MaskDesign
 from spex_mech.walsh.exact import Exact
@@ -203,7 +203,7 @@ def decode_held(
         raw_circuit = describe_circuit(responses, solver, decoded.raw, raw)
         decoded = replace(decoded, raw=replace(decoded.raw, spectrum=raw.spectrum))
     record = describe_run(responses, solver, decoded.stats, seed) | plain({"certainty": sure.record})
-    record |= spent
+    record |= {**spent, "heldout": heldout_points(samples, solver, decoded, seed)}
     taken = {"decode": float(decoded.stats["seconds"]), "certainty": weighed}
     record["seconds"] = {**record.get("seconds", {}), **taken}
     record["outcome"] = decoded.outcome.name

@@ -39,6 +39,7 @@ from spex_mech.walsh.spectrum import Spectrum
 
 ENOUGH = 0.1  # of faithfulness: how near to 1 the audited circuit's prediction must be
 RANDOM_SETS = 8  # a size, as the null
+SHOWN = 512  # fresh masks whose values are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,8 @@ def try_fresh(case: Case, number: int) -> Fresh:
     truth, predicted = case.passes.means(keep), case.predict(keep)
     r2 = r_squared(truth, predicted)
     rmse = float(((truth - predicted) ** 2).mean().sqrt())
-    return Fresh(number, fresh_probs(case.found), r2 if r2 == r2 else None, rmse)
+    shown = (tuple(values[:SHOWN].tolist()) for values in (truth, predicted))
+    return Fresh(number, fresh_probs(case.found), r2 if r2 == r2 else None, rmse, *shown)
 
 
 def smallest_faithful(case: Case, size: int | None, seconds: float) -> Selection:

@@ -399,3 +399,14 @@ def test_every_figure_on_larger_trained_cards(name):
 def test_every_figure_on_the_induction_card_from_a_sample_of_masks():
     study = sm.open_study("induction-2l")
     check_induction(card_check(study, discovered(study, 700), 1024))
+
+
+def test_fresh_values_are_kept_and_files_from_before_are_read(backup, tmp_path):
+    fresh, path = backup[3].fresh, tmp_path / "audit.json"
+    missed = torch.tensor(fresh.measured).double() - torch.tensor(fresh.predicted).double()
+    assert len(missed) == fresh.masks
+    assert float((missed**2).mean().sqrt()) == pytest.approx(fresh.rmse, rel=1e-4, abs=1e-9)
+    record = json.loads(backup[3].save(path).read_text())
+    del record["fresh"]["measured"], record["fresh"]["predicted"]
+    path.write_text(json.dumps(record))
+    assert sm.load_audit(path).fresh.measured == ()

@@ -10,6 +10,7 @@ import spex_mech as sm
 from spex_mech import planted
 from spex_mech.discovery import decode
 from spex_mech.errors import ComponentError, DecodeError, DesignError, FormatError, ResponseError
+from spex_mech.walsh.decoding import r_squared
 
 SHAPE = {"layout": planted.Layout(n_layers=2, n_heads=4, d_mlp=2)}
 AND = ("a0.h1", "a1.h0", "m0.n1")
@@ -40,6 +41,13 @@ def test_additive_has_no_interaction(budget):
     found = run(subject, budget=budget)
     assert not joint(found)
     assert {c for row in found.interactions().itertuples() for c in row.components} == {"a0.h0", "a1.h2", "m1.n0"}
+
+
+def test_the_values_behind_heldout_r2_are_kept(conjunction):
+    kept = run(conjunction, budget=1000).record["heldout"]
+    truth, predicted = (torch.tensor(kept[key]).double() for key in ("measured", "predicted"))
+    assert r_squared(truth, predicted) == pytest.approx(run(conjunction, budget=1000).heldout_r2, abs=1e-6)
+    assert run(conjunction, budget=4096).record["heldout"] is None  # nothing was held out
 
 
 @pytest.mark.parametrize("budget", [4096, 1000])

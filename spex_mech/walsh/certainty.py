@@ -30,6 +30,7 @@ from spex_mech.walsh.stability import LEVEL, Stability, stability
 
 _POOL = 128  # sets that are refitted to halves of the masks
 _HALVES = 100
+SHOWN = 512  # held-out masks whose values are kept
 
 Members = tuple[int, ...]
 
@@ -111,6 +112,19 @@ def heldout_samples(samples: Samples, decoder: Decoder, decoded: Decoded, seed: 
     reported = decoded.stats["heldout_r2"]
     same = reported is not None and (abs(r2 - reported) <= 1e-6 or (r2 != r2 and reported != reported))
     return held if same else None
+
+
+def heldout_points(samples: Samples, decoder: Decoder, decoded: Decoded, seed: int) -> dict[str, list[float]] | None:
+    """What the held-out masks gave and what the polynomial predicted before it saw them, mask by mask, for a picture.
+
+    The first `SHOWN` of them; None where they cannot be told.
+    """
+    held = heldout_samples(samples, decoder, decoded, seed)
+    if held is None:
+        return None
+    some = held.take(torch.arange(min(SHOWN, len(held.keep)), device=held.keep.device))
+    predicted = decoded.judged.predict(some.keep)
+    return {"measured": some.mean_values.tolist(), "predicted": predicted.tolist()}
 
 
 def agreement(found: Inference, spectrum: Spectrum) -> float | None:
