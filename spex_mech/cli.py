@@ -176,6 +176,9 @@ def bench(
         bool, typer.Option(help="accuracy: shapiq's ProxySPEX with its slow default search too.")
     ] = False,
     budgets: Annotated[str | None, typer.Option(help="accuracy: numbers of masks, such as 64,256,1024.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="accuracy: a folder of responses and finished rows, to go on from.")
+    ] = None,
 ) -> None:
     """Measure the engine or the decoders against floors, neighbours and each other, all in one run."""
     from spex_mech.printing import print_bench
@@ -192,7 +195,7 @@ def bench(
     elif what == "accuracy":
         from spex_mech.bench.accuracy import run as run_accuracy
 
-        result = run_accuracy(quick, cards, peer, search, _numbers(budgets))
+        result = run_accuracy(quick, cards, peer, search, _numbers(budgets), out)
     elif what == "players":
         from spex_mech.bench.players import run as run_players
 

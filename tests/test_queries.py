@@ -4,11 +4,14 @@ import math
 
 import pytest
 
-from spex_mech.bench.queries import masks_for, query_ratios, summarise
+from spex_mech.bench.accuracy import Book
+from spex_mech.bench.cases import planted_case
+from spex_mech.bench.queries import masks_for, means, query_ratios, summarise
 
 
-def row(masks, decoder, r2, case="a", seconds=1.0):
-    return {"case": case, "keep_prob": 0.5, "masks": masks, "decoder": decoder, "r2": r2, "seconds": seconds}
+def row(masks, decoder, r2, case="a", seconds=1.0, repeat=0):
+    cell = {"case": case, "keep_prob": 0.5, "masks": masks, "repeat": repeat}
+    return {**cell, "decoder": decoder, "r2": r2, "seconds": seconds}
 
 
 def test_masks_are_read_off_a_curve_on_a_logarithmic_axis():
@@ -34,6 +37,33 @@ def test_the_summary_counts_and_names_what_is_lost():
     summary = summarise(rows)
     assert (summary["cells"], summary["joint_is_best"]) == (2, 1)
     assert summary["worst_r2_gap"] == pytest.approx(0.1)
-    assert summary["lost"] == {"a, keep 0.5, 128 masks": "to linear by 0.100"}
+    assert summary["lost"] == {"a, keep 0.5, 128 masks": "to linear by 0.100 ± nan"}
     assert summary["seconds_over_linear"] == 3.0
     assert summary["median_query_ratio"] is None
+
+
+def test_cells_are_means_over_the_repeats_in_which_all_answer():
+    rows = [row(64, "joint", 0.5), row(64, "joint", 0.7, repeat=1), row(64, "joint", 0.0, repeat=2),
+            row(64, "linear", 0.6), row(64, "linear", 1.0, repeat=1),
+            row(32, "joint", 0.1), row(32, "linear", 0.9)]  # fmt: skip
+    summary = summarise(rows)
+    assert summary["cells"] == 1
+    assert summary["lost"] == {"a, keep 0.5, 64 masks": "to linear by 0.200 ± 0.100"}
+    assert {m["decoder"]: m["r2"] for m in means(rows) if m["masks"] == 64} == {
+        "joint": pytest.approx(0.6), "linear": pytest.approx(0.8)
+    }  # fmt: skip
+
+
+def test_finished_cells_are_found_again(tmp_path):
+    case, asked = planted_case(("random", 10, 3, 0.1), 16), []
+
+    def measure(case):
+        asked.append(case)
+        return {"r2": 0.5, "seconds": 1.0}
+
+    Book(tmp_path / "rows.jsonl").fill(case, "mine", measure)
+    Book(tmp_path / "rows.jsonl").fill(planted_case(("random", 10, 3, 0.1), 16, repeat=1), "mine", lambda case: None)
+    book = Book(tmp_path / "rows.jsonl")
+    book.fill(case, "mine", measure)
+    assert len(asked) == 1
+    assert [row.get("r2") for row in book.rows] == [0.5, None]

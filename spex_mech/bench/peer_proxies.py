@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from shapiq.approximator import ProxySHAP, ProxySPEX
 from shapiq.approximator.proxy._routes import tree_to_fourier
 warnings.filterwarnings("ignore")
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]), int(sys.argv[3])))
-given, out = np.load(sys.argv[1]), {}
+given = np.load(sys.argv[1])
 
 def polynomial(terms, masks):
     ablated = 1.0 - 2.0 * masks
@@ -54,16 +54,9 @@ def proxyshap(keep, values, fresh):
 calls = {"proxyspex": lambda *a: proxyspex(*a, True), "proxyspex, one fit": lambda *a: proxyspex(*a, False),
          "proxyshap": proxyshap}
 keep, values, fresh = given["keep"].astype(float), given["values"], given["fresh"].astype(float)
-for masks in given["budgets"]:
-    for name in given["methods"]:
-        started = time.process_time()
-        try:
-            out[f"{name}/{masks}"] = calls[name](keep[:masks], values[:masks], fresh)
-        except Exception as error:
-            print(f"{name} at {masks} masks: {error!r}", file=sys.stderr)
-            continue
-        out[f"{name}/{masks}/seconds"] = np.array(time.process_time() - started)
-        np.savez(sys.argv[2], **out)
+started = time.process_time()
+predicted = calls[sys.argv[4]](keep, values, fresh)
+np.savez(sys.argv[2], predicted=predicted, seconds=time.process_time() - started)
 """
 _MEMORY = 8 << 30  # bytes the peer may take: reading some trees as a polynomial took it more than 18 GiB
 
@@ -83,34 +76,28 @@ def has_shapiq(python: str | None) -> bool:
     return shutil.which(python) is not None and not subprocess.run(asked, capture_output=True, check=False).returncode
 
 
-def shapiq_proxies(
+def shapiq_proxy(
     keep: Bool[NDArray[np.bool_], "mask component"],
     values: Float[NDArray[np.float64], " mask"],
     fresh: Bool[NDArray[np.bool_], "fresh component"],
-    budgets: Sequence[int],
+    method: str,
     python: str | None = None,
-    methods: Sequence[str] = METHODS,
-    timeout: float = 7200,
-) -> dict[tuple[str, int], PeerAnswer]:
-    """What shapiq's proxies, fitted to the first masks of each budget, predict of fresh masks; by method and budget.
+    timeout: float = 3600,
+) -> PeerAnswer | None:
+    """What one of shapiq's proxies (`METHODS`), fitted to some masks, predicts of fresh ones; on one thread.
 
-    One thread. A method that fails at a size (ProxySPEX does from 1,000 components on) or runs out of `_MEMORY` has no
-    answer there.
+    None where it fails (ProxySPEX does from 1,000 components on), takes too long, or runs out of `_MEMORY`.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder, "given.npz"), Path(folder, "found.npz")
-        np.savez(given, keep=keep, values=values, fresh=fresh, budgets=list(budgets), methods=list(methods))
-        asked = [python or sys.executable, "-c", _PROGRAM, str(given), str(out), str(_MEMORY)]
-        subprocess.run(
-            asked, check=False, timeout=timeout,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | dict.fromkeys(THREADS, "1"),
-        )  # fmt: skip
+        np.savez(given, keep=keep, values=values, fresh=fresh)
+        asked = [python or sys.executable, "-c", _PROGRAM, str(given), str(out), str(_MEMORY), method]
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                asked, check=False, timeout=timeout,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | dict.fromkeys(THREADS, "1"),
+            )  # fmt: skip
         if not out.exists():
-            return {}
+            return None
         with np.load(out) as found:
-            return {
-                (method, masks): PeerAnswer(found[f"{method}/{masks}"], float(found[f"{method}/{masks}/seconds"]))
-                for method in methods
-                for masks in budgets
-                if f"{method}/{masks}" in found
-            }
+            return PeerAnswer(found["predicted"], float(found["seconds"]))

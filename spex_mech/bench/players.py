@@ -19,7 +19,7 @@ from torch import Tensor
 from spex_mech.ablation.measure import measure
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
-from spex_mech.bench.accuracy import MANY_NEURONS
+from spex_mech.bench.cases import MANY_NEURONS
 from spex_mech.bench.timing import machine
 from spex_mech.components import ComponentSet, select
 from spex_mech.studies import Study, open_study

@@ -2,37 +2,63 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 Row = Mapping[str, Any]
+Cell = tuple[str, float, int]  # case, keep-probability, masks
+LEAST = 64  # masks: what ours does with fewer counts for query ratios only
 SMALL = 0.005  # R²: a decoder that is so near the best is among the best
 _SEEN = 0.1  # R² from which on a peer has seen anything
 _PEER = "shapiq proxyspex"
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, Any]:
-    """The summary of rows with case, keep_prob, masks, decoder, r2 and seconds.
+def means(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One row a cell and decoder: r2 and seconds are the means over repeats, and ``values`` has the R² of each.
 
-    - ``cells``, and in how many ``joint_is_best`` within `SMALL` of all others; ``worst_r2_gap``, its largest loss;
-      ``lost``: the cells where it loses more, the decoder that wins, and by how much.
+    Decoders are compared on the same repeats: those in which all that answer in any of the cell's repeats do.
+    """
+    cells: dict[Cell, dict[str, dict[int, Row]]] = {}
+    for row in rows:
+        found = cells.setdefault((row["case"], row["keep_prob"], row["masks"]), {})
+        found.setdefault(row["decoder"], {})[row.get("repeat", 0)] = row
+    out = list[dict[str, Any]]()
+    for (case, keep, masks), by_name in cells.items():
+        shared = set.intersection(*(set(repeats) for repeats in by_name.values()))
+        for name, repeats in by_name.items():
+            used = [repeats[repeat] for repeat in sorted(shared or repeats)]
+            values = [row["r2"] for row in used]
+            seconds = mean(row["seconds"] for row in used)
+            cell = {"case": case, "keep_prob": keep, "masks": masks, "decoder": name}
+            out.append({**cell, "r2": mean(values), "values": values, "seconds": seconds})
+    return out
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+    """The summary of rows with case, keep_prob, masks, repeat, decoder, r2 and seconds; of their means over repeats.
+
+    - ``cells`` of at least `LEAST` masks, and in how many ``joint_is_best`` within `SMALL` of all others;
+      ``worst_r2_gap``, its largest loss; ``lost``: the cells where it loses more, the decoder that wins, and by how
+      much, with the standard error of the difference over repeats.
     - ``median_query_ratio``: the masks that joint needs for the R² that shapiq's ProxySPEX reaches (the better of its
       forms), over the masks it had; the median over cells in which it reaches any. ``query_ratio_of``: quartiles.
     - ``seconds_over_...``: the median ratio of CPU seconds.
     """
-    cells: dict[tuple[str, float, int], dict[str, Row]] = {}
+    rows = means(rows)
+    cells: dict[Cell, dict[str, Row]] = {}
     for row in rows:
-        cells.setdefault((row["case"], row["keep_prob"], row["masks"]), {})[row["decoder"]] = row
+        if row["masks"] >= LEAST:
+            cells.setdefault((row["case"], row["keep_prob"], row["masks"]), {})[row["decoder"]] = row
     lost = {cell: _loss(found) for cell, found in cells.items()}
     ratios = query_ratios(rows)
     others = sorted({row["decoder"] for row in rows} - {"joint"})
     return {
         "cells": len(cells),
-        "joint_is_best": sum(gap <= SMALL for _, gap in lost.values()),
-        "worst_r2_gap": max(gap for _, gap in lost.values()),
+        "joint_is_best": sum(gap <= SMALL for _, gap, _ in lost.values()),
+        "worst_r2_gap": max(gap for _, gap, _ in lost.values()),
         "lost": {
-            f"{case}, keep {keep}, {masks} masks": f"to {winner} by {gap:.3f}"
-            for (case, keep, masks), (winner, gap) in lost.items()
+            f"{case}, keep {keep}, {masks} masks": f"to {winner} by {gap:.3f} ± {error:.3f}"
+            for (case, keep, masks), (winner, gap, error) in lost.items()
             if gap > SMALL
         },
         "median_query_ratio": median(ratios.values()) if ratios else None,
@@ -41,14 +67,14 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def query_ratios(rows: Sequence[Row]) -> dict[tuple[str, float, int], float]:
+def query_ratios(rows: Sequence[Row]) -> dict[Cell, float]:
     """By cell of the peer: masks that joint needs for its R², over its masks.
 
     Between two budgets R² is taken as linear in the logarithm of the masks. Where joint is as good with its smallest
     budget, the ratio is that budget's; where it is never as good, infinite.
     """
     curves: dict[tuple[str, float], dict[int, float]] = {}
-    peer: dict[tuple[str, float, int], float] = {}
+    peer: dict[Cell, float] = {}
     for row in rows:
         case, masks = (row["case"], row["keep_prob"]), row["masks"]
         if row["decoder"] == "joint":
@@ -58,7 +84,7 @@ def query_ratios(rows: Sequence[Row]) -> dict[tuple[str, float, int], float]:
     return {
         (case, keep, masks): masks_for(curves[case, keep], r2) / masks
         for (case, keep, masks), r2 in peer.items()
-        if r2 >= _SEEN
+        if r2 >= _SEEN and masks >= LEAST
     }
 
 
@@ -79,10 +105,11 @@ def masks_for(curve: Mapping[int, float], r2: float) -> float:
     return math.inf
 
 
-def _loss(found: Mapping[str, Row]) -> tuple[str, float]:
-    """The decoder that beats joint in a cell, and by how much; at least 0."""
+def _loss(found: Mapping[str, Row]) -> tuple[str, float, float]:
+    """The decoder that beats joint in a cell, by how much (at least 0), and the standard error of that."""
     best = max(found, key=lambda name: found[name]["r2"])
-    return best, found[best]["r2"] - found["joint"]["r2"]
+    gaps = [theirs - ours for theirs, ours in zip(found[best]["values"], found["joint"]["values"], strict=True)]
+    return best, mean(gaps), stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else math.nan
 
 
 def _pace(cells: Mapping[Any, Mapping[str, Row]], name: str) -> float | None:
