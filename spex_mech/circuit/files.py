@@ -12,6 +12,7 @@ from spex_mech.errors import FormatError
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 32
+MAX_VALUES = 8_000_000  # in one file: what is short on disk may be large in memory
 
 
 def write_whole(path: str | Path, text: str) -> Path:
@@ -37,20 +38,26 @@ def write_whole(path: str | Path, text: str) -> Path:
 def read_json(path: str | Path, schema: str) -> dict[str, Any]:
     """A JSON object of one schema, from a file nobody has checked.
 
-    Raises `FormatError`: missing, larger than 64 MiB, nested deeper than 32, not UTF-8 JSON, a key twice in an object,
-    NaN or Infinity in it, or another schema.
+    Raises `FormatError`: missing, larger than 64 MiB or 8 million values, nested deeper than 32, not UTF-8 JSON, a key
+    twice in an object, NaN or Infinity in it, or another schema.
     """
     record = _parse(path)
-    found = record.get("schema") if isinstance(record, dict) else None
+    found = record.get("schema")
     if found != schema:
         newer = isinstance(found, str) and found.rpartition("/")[0] == schema.rpartition("/")[0]
         way_out = (
             "It was written by another version of spex-mech; use that one." if newer else "It is another kind of file."
         )
         raise FormatError(f"{path} has schema {str(found)[:80]!r}; this version reads {schema!r}. {way_out}")
-    if any(depth > MAX_DEPTH for depth, _, _ in walk(record)):
-        raise FormatError(f"{path} is nested deeper than {MAX_DEPTH} levels; no file of schema {schema!r} is.")
     return record
+
+
+def read_object(path: str | Path, *, nan_is_null: bool = False) -> dict[str, Any]:
+    """A JSON object of any schema, from a file nobody has checked; with `nan_is_null`, NaN in it is read as null.
+
+    Raises `FormatError` as `read_json` does.
+    """
+    return _parse(path, nan_is_null)
 
 
 def plain_problems(value: Any, name: str) -> list[str]:
@@ -102,21 +109,33 @@ def walk(value: Any, name: str = "") -> Iterator[tuple[int, str, Any]]:
             left += [(depth + 1, f"{where}[{i}]", part) for i, part in enumerate(item)]
 
 
-def _parse(path: str | Path) -> Any:
+def _parse(path: str | Path, nan_is_null: bool = False) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
             raise FormatError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no file of this package is.")
-        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_object)
+        if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_VALUES:
+            raise FormatError(f"{path} holds more than {MAX_VALUES:,} values, which no file of this package does.")
+        constant = _null_for_nan if nan_is_null else _refuse_constant
+        record = json.loads(raw.decode("utf-8"), parse_constant=constant, object_pairs_hook=_object)
     except FormatError:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(record, dict):
+        raise FormatError(f"{path} holds a {type(record).__name__}; every file of this package holds an object.")
+    if any(depth > MAX_DEPTH for depth, _, _ in walk(record)):
+        raise FormatError(f"{path} is nested deeper than {MAX_DEPTH} levels; no file of this package is.")
+    return record
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number; an unknown number is null")
+
+
+def _null_for_nan(name: str) -> Any:
+    return None if name == "NaN" else _refuse_constant(name)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
