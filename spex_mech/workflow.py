@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool
@@ -15,14 +15,11 @@ from spex_mech.ablation.fitted import recall
 from spex_mech.ablation.recipe import compile_recipe
 from spex_mech.ablation.replacement import Replacement, fit_replacement
 from spex_mech.ablation.subject import Edit, Site, Subject
-from spex_mech.ablation.transformer_lens import BridgeSubject, hook_name
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet, select
-from spex_mech.errors import ComponentError, ModelError, TaskError
+from spex_mech.errors import ComponentError, TaskError
+from spex_mech.hook_tables import transformer_lens_of
 from spex_mech.task import Task
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Names = str | Iterable[str] | ComponentSet
 Keep = Circuit | Names | Bool[Tensor, " component"]
@@ -101,28 +98,10 @@ def hooks(
     ``model.run_with_hooks(tokens, fwd_hooks=sm.hooks(model, found.circuit, task))``. Arguments and errors are those of
     `ablated`; raises `ModelError` for a model without TransformerLens' hook points.
     """
-    bound = _transformer_lens(bind(subject))
+    bound = transformer_lens_of(bind(subject))
     plan = _plan(bound, keep, ablate, components)
     fitted = _values(bound, plan, task, replacement, per, seed)
     return bound.fwd_hooks(fitted.lasting(plan.keep, None if rows is None else torch.as_tensor(rows)))
-
-
-def hook_frame(subject: Any, circuit: Circuit) -> "pd.DataFrame":
-    """A circuit's nodes as `Circuit.nodes_frame` has them, one row a part, indexed by TransformerLens names.
-
-    The index is (hook point, number of the head or neuron in it), such as ``("blocks.9.attn.hook_z", 6)``; a whole MLP
-    or attention has number -1, a group one row for each of its members. Raises `ModelError` as `hooks` does.
-    """
-    bound = _transformer_lens(bind(subject))
-    circuit.components.check(bound.shape)
-    frame = circuit.nodes_frame().set_index("component", drop=False)
-    places = [
-        (place, node.name) for node in circuit.nodes for atom in node.component.atoms for place in _at(bound, atom)
-    ]
-    import pandas as pd
-
-    index = pd.MultiIndex.from_tuples([place for place, _ in places] or [("", 0)], names=["hook", "number"])
-    return frame.loc[[name for _, name in places]].set_index(index[: len(places)])
 
 
 @dataclass(frozen=True)
@@ -241,25 +220,3 @@ def _warn_if_other(subject: Subject, circuit: Circuit | None, used: Mapping[str,
 
 def _warn(what: str) -> None:
     warnings.warn(f"{what}.", stacklevel=6)
-
-
-def _transformer_lens(subject: Subject) -> BridgeSubject:
-    if not isinstance(subject, BridgeSubject):
-        raise ModelError(
-            f"{subject.shape.describe()} was not bound through TransformerLens, so it has none of its hook points. "
-            "Use sm.ablated, which works with every model."
-        )
-    return subject
-
-
-def _at(subject: BridgeSubject, atom: Any) -> list[tuple[str, int]]:
-    """The hook point and numbers of one part."""
-    recipe = compile_recipe(ComponentSet((atom,)), subject.sites, subject.shape)
-    found = []
-    for site in recipe.sites:
-        tables = recipe.rulers[site].values()
-        parts = sorted({int(p) for table in tables for p in (table < 1).any(0).nonzero()[:, 0]})
-        found += (
-            [(hook_name(site), p) for p in parts] if atom.kind in ("head", "kv", "neuron") else [(hook_name(site), -1)]
-        )
-    return found
