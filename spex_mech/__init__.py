@@ -19,20 +19,24 @@ _HOMES = {
     "spex_mech.circuit.backups": ("Backup", "find_backups"),
     "spex_mech.circuit.codec": ("load_circuit",),
     "spex_mech.circuit.graph": ("Circuit", "Interaction", "Node"),
-    "spex_mech.circuit.interchange": ("export",),
+    "spex_mech.circuit.hif": ("read_hif",),
+    "spex_mech.circuit.interchange": ("export", "read_circuit"),
+    "spex_mech.circuit.mib": ("node_scores", "read_mib"),
     "spex_mech.circuit.select": ("Selection", "choose", "choose_path"),
     "spex_mech.circuit.plot": ("plot_circuit", "plot_spectrum"),
     "spex_mech.components": ("Component", "ComponentSet", "group", "heads", "kv_groups", "mlps", "neurons", "select"),
     "spex_mech.discovery": ("discover",),
     "spex_mech.errors": ("SpexMechError",),
     "spex_mech.gallery": ("cards", "open_card"),
+    "spex_mech.hook_tables": ("hook_frame", "hook_interactions", "mib_config"),
     "spex_mech.responses": ("Responses",),
     "spex_mech.runs": ("Discovery", "load_run"),
+    "spex_mech.scoring": ("CircuitAudit", "audit_circuit"),
     "spex_mech.studies": ("Study", "open_study", "true_spectrum"),
     "spex_mech.task": ("Task",),
     "spex_mech.walsh.design": ("MaskDesign",),
     "spex_mech.walsh.spectrum": ("Basis", "Spectrum"),
-    "spex_mech.workflow": ("ablated", "hook_frame", "hooks"),
+    "spex_mech.workflow": ("ablated", "hooks"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -65,7 +69,11 @@ if TYPE_CHECKING:
     from spex_mech.circuit.graph import Circuit as Circuit
     from spex_mech.circuit.graph import Interaction as Interaction
     from spex_mech.circuit.graph import Node as Node
+    from spex_mech.circuit.hif import read_hif as read_hif
     from spex_mech.circuit.interchange import export as export
+    from spex_mech.circuit.interchange import read_circuit as read_circuit
+    from spex_mech.circuit.mib import node_scores as node_scores
+    from spex_mech.circuit.mib import read_mib as read_mib
     from spex_mech.circuit.plot import plot_circuit as plot_circuit
     from spex_mech.circuit.plot import plot_spectrum as plot_spectrum
     from spex_mech.circuit.select import Selection as Selection
@@ -83,9 +91,14 @@ if TYPE_CHECKING:
     from spex_mech.errors import SpexMechError as SpexMechError
     from spex_mech.gallery import cards as cards
     from spex_mech.gallery import open_card as open_card
+    from spex_mech.hook_tables import hook_frame as hook_frame
+    from spex_mech.hook_tables import hook_interactions as hook_interactions
+    from spex_mech.hook_tables import mib_config as mib_config
     from spex_mech.responses import Responses as Responses
     from spex_mech.runs import Discovery as Discovery
     from spex_mech.runs import load_run as load_run
+    from spex_mech.scoring import CircuitAudit as CircuitAudit
+    from spex_mech.scoring import audit_circuit as audit_circuit
     from spex_mech.studies import Study as Study
     from spex_mech.studies import open_study as open_study
     from spex_mech.studies import true_spectrum as true_spectrum
@@ -94,5 +107,4 @@ if TYPE_CHECKING:
     from spex_mech.walsh.spectrum import Basis as Basis
     from spex_mech.walsh.spectrum import Spectrum as Spectrum
     from spex_mech.workflow import ablated as ablated
-    from spex_mech.workflow import hook_frame as hook_frame
     from spex_mech.workflow import hooks as hooks
