@@ -38,12 +38,15 @@ _HOMES = {
     "spex_mech.walsh.spectrum": ("Basis", "Spectrum"),
     "spex_mech.workflow": ("ablated", "hooks"),
 }
+_MODULES = ("tasks",)  # public names that are modules: sm.tasks.ioi(…)
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *sorted(_HOME_OF)]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"spex_mech.{name}")
     if name not in _HOME_OF:
         raise AttributeError(
             f"module {__name__!r} has no attribute {name!r}; its public names are {', '.join(__all__)}."
@@ -58,6 +61,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from spex_mech import tasks as tasks
     from spex_mech.ablation.binding import bind as bind
     from spex_mech.ablation.load import load_model as load_model
     from spex_mech.auditing import audit as audit
@@ -107,4 +111,5 @@ if TYPE_CHECKING:
     from spex_mech.walsh.spectrum import Basis as Basis
     from spex_mech.walsh.spectrum import Spectrum as Spectrum
     from spex_mech.workflow import ablated as ablated
+    from spex_mech.workflow import hook_frame as hook_frame
     from spex_mech.workflow import hooks as hooks

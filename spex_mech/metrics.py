@@ -25,6 +25,7 @@ class Scored:
     distractors: Int[Tensor, "row distractor"]
     tokens: Int[Tensor, "row pos"] | None = None
     clean: Float[Tensor, "row vocab"] | None = None
+    also: Int[Tensor, "row answer"] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,21 @@ def prob(scored: Scored) -> Float[Tensor, " row"]:
     return log_prob(scored).exp()
 
 
+def prob_diff(scored: Scored) -> Float[Tensor, " row"]:
+    """Probability of all right answers (`Task.also` included) minus that of all distractors.
+
+    Source: Greater-Than, Hanna et al. 2023 (arXiv 2305.00586), where the answers are all later years.
+    """
+    assert scored.also is not None
+    right = torch.cat([scored.answers[:, None], scored.also], 1)
+    return _mass(scored.logits, right) - _mass(scored.logits, scored.distractors)
+
+
+def _mass(logits: Float[Tensor, "row vocab"], tokens: Int[Tensor, "row token"]) -> Float[Tensor, " row"]:
+    found = logits.gather(1, tokens.clamp(min=0)) - logits.logsumexp(1, keepdim=True)
+    return (found.exp() * (tokens >= 0)).sum(1)
+
+
 def kl(scored: Scored) -> Float[Tensor, " row"]:
     """KL(intact ‖ ablated) of the next-token distributions at the scored position, in nats."""
     assert scored.clean is not None
@@ -86,6 +102,7 @@ METRICS = {
         Metric("logit", "logit", True, logit),
         Metric("log_prob", "nat", True, log_prob),
         Metric("prob", "probability", True, prob, warning=_SATURATES),
+        Metric("prob_diff", "probability", True, prob_diff, needs_distractors=True, warning=_SATURATES),
         Metric("kl", "nat", False, kl, needs_clean=True, needs_answer=False),
         Metric("loss", "nat", False, loss, all_positions=True, needs_answer=False),
     )

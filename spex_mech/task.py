@@ -14,7 +14,7 @@ from torch import Tensor
 from spex_mech.errors import TaskError, all_problems
 
 MAX_ROWS = 1_000_000  # lines of a prompt file; beyond that it is not a prompt file
-_ROW_KEYS = {"tokens", "text", "answer", "distractors", "position", "corrupt"}
+_ROW_KEYS = {"tokens", "text", "answer", "also", "distractors", "position", "corrupt"}
 
 
 class Vocabulary(Protocol):
@@ -93,6 +93,8 @@ class Task:
         corrupt: contrast prompts, one a prompt, for resampling; or None.
         reference: prompts over which replacement values are taken; None: the task's own prompts.
         texts: the prompts as text, for people; may be empty.
+        also: further right answers, ``[prompt, answer]``, padded with -1; what "prob_diff" adds up.
+        notes: what whoever made the task wants known, such as what was dropped; ``print(task)`` shows it.
     """
 
     prompts: Prompts
@@ -103,6 +105,8 @@ class Task:
     corrupt: Prompts | None = None
     reference: Prompts | None = None
     texts: tuple[str, ...] = field(default=(), compare=False)
+    also: Int[Tensor, "prompt answer"] = field(default_factory=lambda: torch.full((0, 0), -1))
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __init__(
         self,
@@ -117,6 +121,8 @@ class Task:
         reference: Any = None,
         texts: Sequence[str] = (),
         prompts: Prompts | None = None,
+        also: Any = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """Build a task from rows or padded arrays; positions may be negative (counted from the end of each row).
 
@@ -133,6 +139,8 @@ class Task:
             "corrupt": None if corrupt is None else Prompts.of(corrupt),
             "reference": None if reference is None else Prompts.of(reference),
             "texts": tuple(texts),
+            "also": _ragged(also, n),
+            "notes": tuple(notes),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -151,8 +159,8 @@ class Task:
         """Read prompts, one JSON object a line.
 
         ``{"tokens": [ids] | "text": "…", "answer": id | "…", "distractors": [ids | "…"], "position": -1, "corrupt":
-        …}``;
-        tokens win over text; strings need a `tokenizer`, and answers must be one token.
+        …}``, and ``"also": [ids | "…"]`` where further answers are right; tokens win over text; strings need a
+        `tokenizer`, and answers must be one token.
 
         Raises:
             TaskError: the file cannot be read, or rows are wrong; all of them are listed.
@@ -173,6 +181,7 @@ class Task:
             corrupt=None if corrupt[0] is None else corrupt,
             reference=None if reference is None else read_prompts(reference, tokenizer),
             texts=[str(row.get("text", "")) for _, row in rows],
+            also=[p["also"] for p in parsed],
         )
 
     def to_jsonl(self, path: str | Path) -> None:
@@ -183,6 +192,8 @@ class Task:
             if int(self.answers[i]) >= 0:
                 row["answer"] = int(self.answers[i])
             row["distractors"] = [d for d in self.distractors[i].tolist() if d >= 0]
+            if further := [a for a in self.also[i].tolist() if a >= 0]:
+                row["also"] = further
             row["position"] = int(self.positions[i])
             if self.corrupt is not None:
                 row["corrupt"] = self.corrupt.row(i).tolist()
@@ -193,6 +204,16 @@ class Task:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def __str__(self) -> str:
+        """How many prompts of what length, three of them, and the notes."""
+        lengths = sorted(set(self.prompts.lengths.tolist()))
+        long = f"{lengths[0]} tokens" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} tokens"
+        metric = self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", "metric")
+        counted = f"{len(self):,} prompt{'s' * (len(self) != 1)} of {long}, judged by {metric}"
+        return "\n".join(
+            [counted, *(f"  {text!r}" for text in self.texts[:3]), *(f"  - {note}" for note in self.notes)]
+        )
 
     def take(self, which: Iterable[int]) -> "Task":
         """The same task on some of its prompts; the reference stays whole."""
@@ -206,6 +227,8 @@ class Task:
             corrupt=None if self.corrupt is None else self.corrupt.take(rows),
             reference=self.reference,
             texts=[self.texts[int(i)] for i in rows] if self.texts else (),
+            also=self.also[rows],
+            notes=self.notes,
         )
 
     def check(self, shape: "Vocabulary") -> "Task":
@@ -215,7 +238,11 @@ class Task:
         """
         problems, d_vocab = list[str](), shape.d_vocab
         ids = {"token": (self.prompts.tokens, 0, d_vocab)}
-        for name, tensor in (("answer", self.answers[:, None]), ("distractor", self.distractors)):
+        for name, tensor in (
+            ("answer", self.answers[:, None]),
+            ("distractor", self.distractors),
+            ("further answer", self.also),
+        ):
             ids[name] = (tensor, -1, shape.d_vocab_out)
         for name, extra in (("corrupt token", self.corrupt), ("reference token", self.reference)):
             if extra is not None:
@@ -234,7 +261,8 @@ class Task:
         digest = hashlib.sha256()
         parts = [self.prompts, self.corrupt, self.reference]
         tensors = [t for p in parts if p is not None for t in (p.tokens, p.lengths)]
-        for tensor in [*tensors, self.answers, self.distractors, self.positions]:
+        further = [self.also] if self.also.shape[1] else []  # tasks without keep the hash they always had
+        for tensor in [*tensors, self.answers, self.distractors, self.positions, *further]:
             digest.update(str(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
         name = self.metric if isinstance(self.metric, str) else getattr(self.metric, "__qualname__", repr(self.metric))
         return {
@@ -302,6 +330,10 @@ class _Reader:
         if not isinstance(distractors, list):
             self.problems.append(f"line {number}: distractors must be a list, not {distractors!r}")
             distractors = []
+        also = row.get("also", [])
+        if not isinstance(also, list):
+            self.problems.append(f"line {number}: also must be a list of further answers, not {also!r}")
+            also = []
         position = row.get("position", -1)
         if not _is_id(position, negative=True):
             self.problems.append(f"line {number}: position must be a whole number, not {position!r}")
@@ -309,6 +341,7 @@ class _Reader:
         return {
             "tokens": self.tokens(number, row.get("tokens", row.get("text"))),
             "answer": self.one(number, "answer", row["answer"]) if row.get("answer") is not None else -1,
+            "also": [self.one(number, "answer", a) for a in also],
             "distractors": [self.one(number, "distractor", d) for d in distractors],
             "position": position,
             "corrupt": None if corrupt is None else self.tokens(number, corrupt),

@@ -168,5 +168,6 @@ class Engine:
                 task.distractors[prompt].to(device),
                 tokens if self._metric.all_positions else None,
                 None if self._clean is None else self._clean[prompt.to(device)],
+                task.also[prompt].to(device),
             )
             return self._metric.compute(scored).float().cpu()
