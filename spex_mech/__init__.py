@@ -111,5 +111,4 @@ if TYPE_CHECKING:
     from spex_mech.walsh.spectrum import Basis as Basis
     from spex_mech.walsh.spectrum import Spectrum as Spectrum
     from spex_mech.workflow import ablated as ablated
-    from spex_mech.workflow import hook_frame as hook_frame
     from spex_mech.workflow import hooks as hooks
