@@ -88,7 +88,7 @@ def test_a_circuit_of_eap_ig_is_audited_and_every_figure_is_the_enumerated_one(s
 
 
 def test_our_own_circuit_goes_out_as_mib_and_comes_back_to_the_same_audit(study, tmp_path):
-    found = sm.discover(study.subject, study.task, study.components, budget=256, decoder="linear", per=study.per)
+    found = sm.discover(study.subject, study.task, study.components, budget=64, decoder="linear", link="identity")
     sm.export(found.circuit, tmp_path / "c.json", "mib", config=sm.mib_config(study.subject))
     back = sm.read_mib(tmp_path / "c.json")
     assert node_scores(back) == pytest.approx(node_scores(found.circuit))
@@ -99,6 +99,35 @@ def test_our_own_circuit_goes_out_as_mib_and_comes_back_to_the_same_audit(study,
     assert one.random_faithfulness == other.random_faithfulness
     with sm.ablated(study.subject, keep=back, task=study.task) as model:
         assert model is not None
+
+
+def test_the_command_line_converts_and_audits_files(foreign, tmp_path, capsys, monkeypatch):
+    import sys
+
+    from spex_mech.cli import main
+
+    path = tmp_path / "eap.json"
+    path.write_text(foreign[0].read_text())
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["spex-mech", *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, capsys.readouterr()
+
+    for to in ("graphml", "mib", "json", "node-link"):
+        assert call("export", path, "--to", to, "--out", tmp_path / f"c.{to}")[0] == 0
+    one, other = sm.read_circuit(tmp_path / "c.mib"), sm.read_circuit(tmp_path / "c.json")
+    assert (one.components, one.nodes) == (other.components, other.nodes)
+    assert node_scores(one) == node_scores(other)
+    code, said = call("audit", path, "--model", "induction-2l", "--budget", 128)
+    assert code == 0
+    assert "CPR" in said.out
+    assert "preserve" in said.out
+    assert json.loads((tmp_path / "eap.audit.json").read_text())["record"]["masks"] <= 128
+    code, said = call("audit", path)
+    assert code == 2
+    assert "--model" in said.err
 
 
 def or_of_two():
