@@ -106,7 +106,7 @@ def decode(
 
 @app.command()
 def audit(
-    run: Annotated[Path, typer.Argument(help="Run folder of discover.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of discover, or a circuit: ours, HIF, EAP-IG or MIB.")],
     budget: Annotated[int, typer.Option(help="Number of masks; rows = masks × prompts.")] = 2048,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything drawn here.")] = 1,
     size: Annotated[int | None, typer.Option(help="Components of the audited circuit; default: as few as do.")] = None,
@@ -117,6 +117,12 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Put a run to the test on fresh masks, within a budget; writes audit.json beside it."""
+    names = None if known is None else known.split(",")
+    if run.is_file():
+        from spex_mech.exchange import audit_file, print_circuit_audit
+
+        told = audit_file(run, model, prompts=prompts, device=device, known=names, budget=budget, seed=seed)
+        return None if quiet else print_circuit_audit(told, _console())
     from spex_mech.auditing import audit as run_audit
     from spex_mech.printing import print_audit
     from spex_mech.runs import load_run
@@ -124,7 +130,7 @@ def audit(
 
     found = load_run(run)
     study = reopen(run, device=device) if model is None else open_study(model, prompts=prompts, device=device)
-    names = known.split(",") if known is not None else list(study.card.published.nodes if study.card else ())
+    names = list(study.card.published.nodes if study.card else ()) if names is None else names
     result = run_audit(
         found, study.subject, study.task, fresh_seed=seed, budget=budget, size=size, known=names, out=run,
         progress=not quiet,
@@ -135,15 +141,19 @@ def audit(
 
 @app.command()
 def export(
-    circuit: Annotated[Path, typer.Argument(help="circuit.json of a run.")],
-    to: Annotated[str, typer.Option("--to", help="json, graphml, gexf, dot or hif.")],
+    circuit: Annotated[Path, typer.Argument(help="circuit.json of a run; or a circuit in HIF, of EAP-IG or MIB.")],
+    to: Annotated[
+        str,
+        typer.Option("--to", help="json, hif, neuronpedia, mib, graphml, gexf, dot, node-link or clique."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    model: Annotated[str | None, typer.Option(help="mib: card or model, where neither file nor run says.")] = None,
+    device: Device = None,
 ) -> None:
     """Write a circuit for other tools; says what the format loses."""
-    from spex_mech.circuit.codec import load_circuit
-    from spex_mech.circuit.interchange import export as write
+    from spex_mech.exchange import convert
 
-    note = write(load_circuit(circuit), out, to=to)
+    note = convert(circuit, out, to, model, device)
     _console().print(f"wrote {out}. {note}", highlight=False, soft_wrap=True)
 
 

@@ -80,6 +80,10 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("plans", ("walsh*", "components", "errors")),
     ("measuring", ("ablation*", "walsh*", "metrics", "responses", "runs")),
     ("pilot", ("measuring", "plans", "ablation*", "walsh*", "records", "runs", "errors")),
+    (
+        "exchange",
+        ("circuit.graph", "circuit.interchange", "hook_tables", "scoring", "studies", "errors"),
+    ),
     ("discovery", ("*",)),
     ("auditing", ("*",)),
     ("bench*", ("*",)),
