@@ -122,7 +122,9 @@ def audit(
         from spex_mech.exchange import audit_file, print_circuit_audit
 
         told = audit_file(run, model, prompts=prompts, device=device, known=names, budget=budget, seed=seed)
-        return None if quiet else print_circuit_audit(told, _console())
+        if not quiet:
+            print_circuit_audit(told, _console())
+        return
     from spex_mech.auditing import audit as run_audit
     from spex_mech.printing import print_audit
     from spex_mech.runs import load_run

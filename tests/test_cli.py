@@ -61,7 +61,7 @@ def test_discover_decode_export_chain(cli_run, tmp_path):
     assert cli_run("discover", "planted-or", "--budget", 300, "--out", run, "-q")[0] == 0
     assert cli_run("decode", run / "responses.safetensors", "--decoder", "linear", "--out", line)[0] == 0
     assert sm.load_run(line).spectrum.orders.max() == 1
-    for to in ("json", "graphml", "gexf", "dot", "hif", "neuronpedia", "mib", "node-link", "clique"):
+    for to in ("json", "graphml", "gexf", "dot", "hif", "neuronpedia", "node-link", "clique"):
         code, out, _ = cli_run("export", run / "circuit.json", "--to", to, "--out", tmp_path / f"c.{to}")
         assert (code, (tmp_path / f"c.{to}").stat().st_size > 0) == (0, True)
         assert "wrote" in out
