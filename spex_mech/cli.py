@@ -62,9 +62,10 @@ def discover(
     ],
     out: Out,
     prompts: Annotated[Path | None, typer.Option(help="Prompts (jsonl); a card brings its own.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id in the place of a card's model.")] = None,
     components: Annotated[str | None, typer.Option(help='Such as "a*.h*, m3.n*"; default: the card\'s.')] = None,
     budget: Annotated[int, typer.Option(help="Number of masks; rows = masks × prompts.")] = 1024,
-    keep: Annotated[str, typer.Option(help="Keep-probability, or several with commas (0.5,0.9), or coded.")] = "0.5",
+    keep: Annotated[str, typer.Option(help="Keep-probability, several (0.5,0.9), auto or coded.")] = "0.5",
     decoder: DecoderName = "auto",
     link: LinkName = "auto",
     replacement: Annotated[str | None, typer.Option(help="mean, zero or resample; default: the card's.")] = None,
@@ -77,7 +78,7 @@ def discover(
 ) -> None:
     """Ablate sets of components, recover their interactions, write the circuit."""
     _discover(
-        what, out, quiet=quiet, prompts=prompts, components=components, budget=budget, keep=keep,
+        what, out, quiet=quiet, prompts=prompts, model=model, components=components, budget=budget, keep=keep,
         decoder=decoder, link=link, replacement=replacement, share=share, folds=folds, resamples=resamples, seed=seed,
         device=device,
     )  # fmt: skip
@@ -236,10 +237,11 @@ def _discover(what: str, out: Path, *, quiet: bool, keep: str = "0.5", **options
     from spex_mech.printing import print_discovery, print_question
     from spex_mech.studies import open_study, save_source
 
-    prompts = options.pop("prompts", None)
+    prompts, model = options.pop("prompts", None), options.pop("model", None)
     study = open_study(
         what,
         prompts=prompts,
+        model=model,
         components=options.pop("components", None),
         device=options.pop("device", None),
     )
@@ -250,7 +252,7 @@ def _discover(what: str, out: Path, *, quiet: bool, keep: str = "0.5", **options
         study.subject, study.task, study.components, keep=_probabilities(keep), replacement=replacement,
         per=study.per if replacement == study.replacement else None, out=out, progress=not quiet, **options,
     )  # fmt: skip
-    save_source(out, what, prompts)
+    save_source(out, what, prompts, model)
     if not quiet:
         print_discovery(found, out, _console())
     return found

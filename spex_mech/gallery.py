@@ -16,9 +16,10 @@ from typing import Any
 from spex_mech.components import Component
 from spex_mech.errors import ComponentError, FormatError, TaskError, all_problems
 from spex_mech.task import Task
+from spex_mech.tasks import GENERATORS
 
 MODEL_KINDS = ("transformer_lens", "huggingface", "planted")
-METRICS = ("logit_diff", "log_prob", "prob", "kl", "loss", "logit")
+METRICS = ("logit_diff", "log_prob", "prob", "prob_diff", "kl", "loss", "logit")
 REPLACEMENTS = ("mean", "zero", "resample")
 PER = ("position", "pooled")
 RELATIONS = ("synergy", "redundancy", "main")
@@ -83,8 +84,17 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a card's prompts are made where it brings none: a generator of `spex_mech.tasks`, how many, which seed."""
+
+    generator: str
+    prompts: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Card:
-    """A card, read and checked. `model_path` is a folder inside the card, or a Hugging Face hub id."""
+    """A card, read and checked. `model_path` is a folder inside the card, or a Hugging Face hub id (`on_hub`)."""
 
     folder: Path
     title: str
@@ -100,6 +110,8 @@ class Card:
     per: str | None
     published: Published
     truth: Truth | None
+    recipe: Recipe | None = None
+    on_hub: bool = False
 
     @property
     def name(self) -> str:
@@ -110,11 +122,14 @@ class Card:
         """The card's prompts and reference as a `Task`; `prompts` takes the place of the card's own.
 
         Args:
-            tokenizer: needed where prompts are text.
+            tokenizer: needed where prompts are text, or made from a generator.
 
         Raises:
-            TaskError: rows that are wrong, or text without a tokenizer.
+            TaskError: rows that are wrong, text without a tokenizer, or one that the generator cannot use.
         """
+        if self.recipe is not None and prompts is None:
+            made = GENERATORS[self.recipe.generator](tokenizer, n=self.recipe.prompts, seed=self.recipe.seed)
+            return made.with_metric(self.metric)
         reference = self.folder / "reference.jsonl"
         return Task.from_jsonl(
             prompts or self.folder / "prompts.jsonl",
@@ -175,6 +190,10 @@ def _one_of(*choices: str) -> Rule:
     return f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices
 
 
+def _whole(least: int) -> Rule:
+    return f"a whole number from {least}", lambda value: type(value) is int and value >= least
+
+
 _TEXT: Rule = ("a text", _text)
 _FIELDS: dict[str, dict[str, Rule]] = {
     "card": {
@@ -185,7 +204,13 @@ _FIELDS: dict[str, dict[str, Rule]] = {
         "source": _TEXT,
     },
     "model": {"kind": _one_of(*MODEL_KINDS), "path": _TEXT, "hub": _TEXT},
-    "task": {"metric": _one_of(*METRICS), "unit": _TEXT},
+    "task": {
+        "metric": _one_of(*METRICS),
+        "unit": _TEXT,
+        "generator": _one_of(*(name for name in GENERATORS if name != "modular_arithmetic")),
+        "prompts": _whole(1),
+        "seed": _whole(0),
+    },
     "components": {"default": _TEXT},
     "replacement": {"default": _one_of(*REPLACEMENTS), "per": _one_of(*PER)},
 }
@@ -203,7 +228,8 @@ class _Reader:
         if tables is None:
             return None
         model_path = self.model_path(tables["model"])
-        self.jsonl("prompts.jsonl", needed=True)
+        recipe = self.recipe(tables["task"])
+        self.jsonl("prompts.jsonl", needed=recipe is None)
         self.jsonl("reference.jsonl", needed=False)
         published, truth = self.published(), self.truth()
         if self.problems:
@@ -224,6 +250,8 @@ class _Reader:
             per=replacement.get("per"),
             published=published,
             truth=truth,
+            recipe=recipe,
+            on_hub="hub" in tables["model"],
         )
 
     def tables(self) -> dict[str, dict[str, Any]] | None:
@@ -257,6 +285,15 @@ class _Reader:
             else:
                 sound[key] = value
         return sound
+
+    def recipe(self, task: dict[str, Any]) -> Recipe | None:
+        if "generator" not in task:
+            spare = [key for key in ("prompts", "seed") if key in task]
+            self.problems += [f"card.toml: [task] {key} goes with a generator" for key in spare]
+            return None
+        if (self.folder / "prompts.jsonl").exists():
+            self.problems.append("card.toml: [task] generator makes the prompts, and there is a prompts.jsonl as well")
+        return Recipe(task["generator"], task.get("prompts", 32), task.get("seed", 0))
 
     def model_path(self, model: dict[str, Any]) -> str:
         """The model's folder inside the card, every file of it a plain one; or the hub id."""

@@ -15,7 +15,7 @@ from spex_mech.ablation.load import load_model
 from spex_mech.ablation.subject import Subject
 from spex_mech.circuit.files import read_json, write_whole
 from spex_mech.components import ComponentSet, select
-from spex_mech.errors import FormatError
+from spex_mech.errors import FormatError, ModelError
 from spex_mech.gallery import Card, cards, open_card
 from spex_mech.planted import load_planted
 from spex_mech.task import Task
@@ -49,6 +49,7 @@ def open_study(
     prompts: str | Path | None = None,
     components: str | None = None,
     device: str | None = None,
+    model: str | Path | None = None,
 ) -> Study:
     """Open a card (a name of the gallery or a folder with a card.toml), or a model (folder or hub id) with `prompts`.
 
@@ -56,27 +57,33 @@ def open_study(
         prompts: a jsonl file that takes the place of the card's own prompts; needed where `what` is a model.
         components: an expression for `select`; default: the card's, or all heads and MLP layers.
         device: where the model is to live; default: CUDA where there is one, else the CPU.
+        model: a folder or hub id that takes the place of the card's model, such as a copy brought by hand.
 
     Raises:
         FormatError: `what` is neither a card nor a model, or a model came without prompts.
+        ModelError: the card's model is on the hub, which cannot be reached; the message says what to do.
     """
     if _is_card(what):
-        return _open_card_study(open_card(what), prompts, components, device)
+        return _open_card_study(open_card(what), prompts, components, device, model)
     if prompts is None:
         raise FormatError(
             f"{str(what)!r} is neither a card of the gallery ({', '.join(cards())}) nor a folder with a card.toml. "
             "To study a model of your own, give its prompts too: --prompts prompts.jsonl."
         )
-    model, tokenizer = load_model(what, device=device)
-    return _study(Path(what).name, bind(model), Task.from_jsonl(prompts, tokenizer=tokenizer), components)
+    live, tokenizer = load_model(what if model is None else model, device=device)
+    return _study(Path(what).name, bind(live), Task.from_jsonl(prompts, tokenizer=tokenizer), components)
 
 
-def save_source(folder: str | Path, what: str | Path, prompts: str | Path | None = None) -> Path:
-    """Write down in a run folder what its study was opened from: a card or model, and prompts."""
+def save_source(
+    folder: str | Path, what: str | Path, prompts: str | Path | None = None, model: str | Path | None = None
+) -> Path:
+    """Write down in a run folder what its study was opened from: a card or model, prompts, another model."""
     known = str(what) in cards() or not Path(what).exists()  # a name of the gallery, or a hub id
     source = str(what) if known else str(Path(what).resolve())
     rows = None if prompts is None else str(Path(prompts).resolve())
     record = {"schema": STUDY_SCHEMA, "what": source, "prompts": rows}
+    if model is not None:
+        record["model"] = str(Path(model).resolve()) if Path(model).exists() else str(model)
     return write_whole(Path(folder) / STUDY, json.dumps(record, indent=1) + "\n")
 
 
@@ -89,10 +96,10 @@ def reopen(folder: str | Path, *, device: str | None = None) -> Study:
             "Name the card, or the model with its prompts: --model … --prompts …."
         )
     record = read_json(path, STUDY_SCHEMA)
-    what, prompts = record.get("what"), record.get("prompts")
-    if not isinstance(what, str) or not isinstance(prompts, str | None):
-        raise FormatError(f"{path} must name a card or model in 'what', and a file or nothing in 'prompts'.")
-    return open_study(what, prompts=prompts, device=device)
+    what, prompts, model = (record.get(key) for key in ("what", "prompts", "model"))
+    if not isinstance(what, str) or not isinstance(prompts, str | None) or not isinstance(model, str | None):
+        raise FormatError(f"{path} must name a card or model in 'what', and files or nothing in 'prompts' and 'model'.")
+    return open_study(what, prompts=prompts, device=device, model=model)
 
 
 def open_subject(what: str | Path, *, device: str | None = None) -> Subject:
@@ -122,18 +129,40 @@ def _is_card(what: str | Path) -> bool:
     return str(what) in cards() or (Path(what) / "card.toml").exists()
 
 
-def _open_card_study(card: Card, prompts: str | Path | None, components: str | None, device: str | None) -> Study:
-    subject, tokenizer = _card_subject(card, device)
+def _open_card_study(
+    card: Card,
+    prompts: str | Path | None,
+    components: str | None,
+    device: str | None,
+    model: str | Path | None,
+) -> Study:
+    subject, tokenizer = _card_subject(card, device, model)
     task = card.task(tokenizer=tokenizer, prompts=prompts)
     study = _study(card.title, subject, task, components or card.components)
     return Study(study.title, study.subject, study.task, study.components, card.replacement, card.per, card)
 
 
-def _card_subject(card: Card, device: str | None) -> tuple[Subject, Any]:
+def _card_subject(card: Card, device: str | None, model: str | Path | None = None) -> tuple[Subject, Any]:
     if card.model_kind == "planted":
         return load_planted(card.model_path), None
-    model, tokenizer = load_model(card.model_path, kind=card.model_kind, device=device)
-    return bind(model), tokenizer
+    if card.on_hub and model is None:
+        live, tokenizer = _from_hub(card, device)
+    else:
+        live, tokenizer = load_model(model or card.model_path, kind=card.model_kind, device=device)
+    return bind(live), tokenizer
+
+
+def _from_hub(card: Card, device: str | None) -> tuple[Any, Any]:
+    try:
+        return load_model(card.model_path, device=device)
+    except ModelError as error:
+        folder = card.model_path.rsplit("/", 1)[-1]
+        raise ModelError(
+            f"card {card.name!r} studies {card.model_path} from the Hugging Face hub, which did not give it here "
+            f"({type(error.__cause__ or error).__name__}: no connection, or a licence to accept and `hf auth login`). "
+            f"Where there is a connection run `hf download {card.model_path} --local-dir {folder}`, bring that folder "
+            f"here, and add --model {folder} (in Python: sm.open_study({card.name!r}, model={folder!r}))."
+        ) from error
 
 
 def _study(title: str, subject: Subject, task: Task, components: str | None) -> Study:
