@@ -1,7 +1,7 @@
 """The spine: subject, task, components → masks → responses → polynomial → circuit. Each line calls one pass."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -9,26 +9,26 @@ from typing import Any
 
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.fitted import remember
-from spex_mech.ablation.journal import Journal, open_journal
-from spex_mech.ablation.measure import measure
 from spex_mech.ablation.replacement import Replacement, fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
 from spex_mech.circuit.build import build_circuit
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet, select
-from spex_mech.errors import DecodeError, DesignError
+from spex_mech.errors import DecodeError
 from spex_mech.fingerprints import hash_function
 from spex_mech.locks import hold
-from spex_mech.metrics import resolve
+from spex_mech.measuring import measure_once
+from spex_mech.pilot import settle_keep
+from spex_mech.plans import Keep, choose_design, share_early
 from spex_mech.progress import mask_progress
 from spex_mech.records import plain
 from spex_mech.responses import Responses
-from spex_mech.runs import RUN_SCHEMA, Discovery, recall, store, whole_key
+from spex_mech.runs import RUN_SCHEMA, Discovery, recall, store
 from spex_mech.task import Task
 from spex_mech.walsh.certainty import Certainty, check_certainty, heldout_points, weigh
 from spex_mech.walsh.decoding import Decoded, Decoder, Samples
-from spex_mech.walsh.design import MAX_COMPLETE, MaskDesign
+from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.exact import Exact
 from spex_mech.walsh.joint import Joint
 from spex_mech.walsh.linear import Linear
@@ -36,11 +36,9 @@ from spex_mech.walsh.linked import Linked
 from spex_mech.walsh.proxy import ProxySpex
 from spex_mech.walsh.spex import Spex
 
-Keep = float | Sequence[float] | str
 DECODERS: dict[str, type[Decoder]] = {
     "exact": Exact, "joint": Joint, "linear": Linear, "proxyspex": ProxySpex, "spex": Spex
 }  # fmt: skip
-CHUNK = 256  # masks handed to the engine at a time; it batches within
 
 
 def discover(
@@ -71,7 +69,9 @@ def discover(
         components: a `ComponentSet`, or an expression for `select`; default: all heads and MLP layers.
         budget: number of masks; the forward rows are ``budget × prompts``. Where all 2^n masks fit into it, they are
             all measured (with `decoder` "auto" or "exact").
-        keep: the keep-probability of the masks, several of them (strata in equal shares), or "coded" (SPEX's masks).
+        keep: the keep-probability of the masks, several of them (strata in equal shares), "coded" (SPEX's masks), or
+            "auto": 0.8, unless a pilot (at most a tenth of the budget) says clearly that the metric differs more
+            between masks at another one; the record's ``"pilot"`` has its figures.
         replacement: what an ablated component is replaced by: "mean", "zero" or "resample".
         decoder: "auto" (exact where all masks fit the budget, spex for coded masks, else joint), "joint" (several
             proxies, stacked and read out), "proxyspex" (its trees alone, a few times faster), "spex", "linear" or
@@ -111,37 +111,15 @@ def discover(
     with hold(out):
         reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
         remember(subject, reference)
-        record = describe_experiment(subject, task, reference, design)
-        started = time.perf_counter()
-        responses, resumed = recall(out, record, chosen), {"resumed_masks": design.n_masks}
+        engine, started = Engine(subject, task, chosen, reference), time.perf_counter()
+        settled = settle_keep(design, keep, engine, describe_experiment(subject, task, reference, design), out)
+        record = describe_experiment(subject, task, reference, settled.design)
+        responses, resumed = recall(out, record, chosen), {"resumed_masks": settled.design.n_masks}
         if responses is None:
-            engine = Engine(subject, task, chosen, reference)
-            with mask_progress(design.n_masks, "ablating", shown=progress) as tick:
-                responses, resumed = measure_once(engine, design, record, out, tick)
-        spent = {"seconds": {"respond": time.perf_counter() - started}, **resumed}
+            with mask_progress(settled.design.n_masks, "ablating", shown=progress) as tick:
+                responses, resumed = measure_once(engine, settled.design, record, out, tick, settled.known)
+        spent = {"seconds": {"respond": time.perf_counter() - started}, **resumed, **settled.told}
         return decode_held(responses, decoder, seed, out, spent, folds, resamples, link)
-
-
-def measure_once(
-    engine: Engine, design: MaskDesign, record: Mapping[str, Any], out: str | Path | None, tick: Callable[[int], None]
-) -> tuple[Responses, dict[str, int]]:
-    """The responses of a design, and how many masks and chunks a run before this one had measured.
-
-    In a run folder they are journaled chunk by chunk, and at the end kept as one file too.
-    """
-
-    def run(journal: Journal | None) -> Responses:
-        values = measure(engine, design.chunks(CHUNK), journal, tick)
-        return Responses(engine.components, design.keep(), values, resolve(engine.task).unit, record)
-
-    if out is None:
-        return run(None), {"resumed_masks": 0}
-    with open_journal(Path(out), whole_key(record, engine.components)) as journal:
-        responses, chunks = run(journal), -(-design.n_masks // CHUNK)
-        store(responses, Path(out))
-        return responses, {
-            "resumed_masks": journal.resumed, "resumed_chunks": journal.resumed_chunks, "chunks": chunks
-        }  # fmt: skip
 
 
 def describe_experiment(subject: Subject, task: Task, reference: Replacement, design: MaskDesign) -> dict[str, Any]:
@@ -230,41 +208,6 @@ def choose_components(subject: Subject, components: ComponentSet | str | None) -
     if components is None:
         components = "a*.h*, m*" if any(subject.shape.mlps) else "a*.h*"
     return select(subject, components) if isinstance(components, str) else components.check(subject.shape)
-
-
-def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> MaskDesign:
-    """The masks that a budget and a keep-probability ask for; all 2^n where they fit and nothing forbids it."""
-    if n <= MAX_COMPLETE and (decoder == "exact" or (decoder == "auto" and keep != "coded" and 1 << n <= budget)):
-        if 1 << n > budget:
-            raise DesignError(
-                f"decoder 'exact' needs all 2^{n} = {1 << n:,} masks of {n} components; the budget is {budget:,}. "
-                "Raise it, take fewer components or groups, or use decoder 'joint', which needs no full set."
-            )
-        return MaskDesign.complete(n)
-    if keep == "coded" or decoder == "spex":
-        if keep not in ("coded", 0.5):
-            raise DesignError(f"decoder 'spex' reads coded masks, which are fair coins; keep={keep!r} is not.")
-        return MaskDesign.coded(n, budget=budget, seed=seed)
-    if isinstance(keep, str):
-        raise DesignError(f"keep={keep!r} is not a keep-probability; give a number such as 0.9, several, or 'coded'.")
-    if isinstance(keep, float | int):
-        return MaskDesign.bernoulli(n, budget, keep, seed)
-    return MaskDesign.stratified(n, budget, keep, seed)
-
-
-def share_early(design: MaskDesign, components: ComponentSet, share: int) -> MaskDesign:
-    """The design with the bits of the earlier half of the touched layers drawn once for `share` masks in a row.
-
-    Raises `DesignError` where masks are not drawn (complete, coded), or all components are in one layer.
-    """
-    if share == 1:
-        return design
-    layers = sorted({atom.layer for component in components for atom in component.atoms})
-    early = set(layers[: (len(layers) + 1) // 2])
-    inside = [i for i, component in enumerate(components) if all(atom.layer in early for atom in component.atoms)]
-    if len(layers) < 2 or not inside:
-        raise DesignError(f"share={share} needs components in several layers; these are in {len(layers)}.")
-    return design.sharing(inside, share)
 
 
 def choose_decoder(name: str, design: MaskDesign | None, masks: int, link: str = "identity") -> Decoder:

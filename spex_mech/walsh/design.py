@@ -197,13 +197,13 @@ class MaskDesign:
         return keep[:, torch.tensor([group[0] for group in self.players], device=keep.device)]
 
     def chunks(
-        self, size: int, device: torch.device | str = "cpu"
+        self, size: int, device: torch.device | str = "cpu", start: int = 0
     ) -> Iterator[tuple[int, Bool[Tensor, "mask component"]]]:
-        """(number of the first mask, masks), in order, `size` at a time."""
+        """(number of the first mask, masks), in order from mask `start` on, `size` at a time."""
         if size < 1:
             raise DesignError(f"masks are cut into chunks of at least one, not of {size}.")
-        for start in range(0, self.n_masks, size):
-            yield start, self.keep(start, start + size, device)
+        for first in range(start, self.n_masks, size):
+            yield first, self.keep(first, first + size, device)
 
     def to_dict(self) -> dict[str, Any]:
         """The integers and the seed, for a file; `from_dict` reads them back."""
