@@ -23,12 +23,13 @@ _HOMES = {
     "spex_mech.circuit.interchange": ("export", "read_circuit"),
     "spex_mech.circuit.mib": ("node_scores", "read_mib"),
     "spex_mech.circuit.select": ("Selection", "choose", "choose_path"),
-    "spex_mech.circuit.plot": ("plot_circuit", "plot_spectrum"),
+    "spex_mech.circuit.plot": ("plot_circuit", "plot_faithfulness", "plot_predictions", "plot_spectrum"),
     "spex_mech.components": ("Component", "ComponentSet", "group", "heads", "kv_groups", "mlps", "neurons", "select"),
     "spex_mech.discovery": ("discover",),
     "spex_mech.errors": ("SpexMechError",),
     "spex_mech.gallery": ("cards", "open_card"),
     "spex_mech.hook_tables": ("hook_frame", "hook_interactions", "mib_config"),
+    "spex_mech.reporting": ("report",),
     "spex_mech.responses": ("Responses",),
     "spex_mech.runs": ("Discovery", "load_run"),
     "spex_mech.scoring": ("CircuitAudit", "audit_circuit"),
@@ -79,6 +80,8 @@ if TYPE_CHECKING:
     from spex_mech.circuit.mib import node_scores as node_scores
     from spex_mech.circuit.mib import read_mib as read_mib
     from spex_mech.circuit.plot import plot_circuit as plot_circuit
+    from spex_mech.circuit.plot import plot_faithfulness as plot_faithfulness
+    from spex_mech.circuit.plot import plot_predictions as plot_predictions
     from spex_mech.circuit.plot import plot_spectrum as plot_spectrum
     from spex_mech.circuit.select import Selection as Selection
     from spex_mech.circuit.select import choose as choose
@@ -98,6 +101,7 @@ if TYPE_CHECKING:
     from spex_mech.hook_tables import hook_frame as hook_frame
     from spex_mech.hook_tables import hook_interactions as hook_interactions
     from spex_mech.hook_tables import mib_config as mib_config
+    from spex_mech.reporting import report as report
     from spex_mech.responses import Responses as Responses
     from spex_mech.runs import Discovery as Discovery
     from spex_mech.runs import load_run as load_run

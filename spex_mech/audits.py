@@ -1,5 +1,6 @@
 """`Audit`: what fresh forward passes said of a run; as one object, a table, and ``audit.json``."""
 
+import html
 import json
 import math
 from collections.abc import Mapping
@@ -164,6 +165,21 @@ class Audit:
         """Write ``audit.json``, whole or not at all; `load_audit` reads it back."""
         record = {"schema": AUDIT_SCHEMA, **_plain(self)}
         return write_whole(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+    def _repr_html_(self) -> str:
+        """The summary, then rankings and confirmed interactions as tables; every text is escaped."""
+        columns = ["components", "claimed", "estimate", "stderr", "q_value", "confirmed"]
+        frames = [("Circuits at MIB's ten sizes", self.rankings_frame().drop(columns="auroc_over_sizes"))]
+        if self.interactions:
+            joined = self.interactions_frame()[columns]
+            joined["components"] = [" × ".join(names) for names in joined["components"]]
+            frames.append(("Interactions, measured again", joined))
+        tables = (
+            f"<p><b>{html.escape(title)}</b></p>{frame.to_html(index=False, na_rep='', float_format='{:.4g}'.format)}"
+            for title, frame in frames
+        )
+        told = [str(self), *(f"caution: {words}" for words in self.cautions)]
+        return "".join(f"<p>{html.escape(words)}</p>" for words in told) + "".join(tables)
 
     def __str__(self) -> str:
         r2 = "" if self.fresh.r2 is None else f"R² {self.fresh.r2:.3f} on {self.fresh.masks} fresh masks; "

@@ -98,9 +98,11 @@ def decode(
     """Decode responses that were measured before; needs no model."""
     from spex_mech.discovery import decode as run
     from spex_mech.printing import print_discovery
+    from spex_mech.reporting import write_report
     from spex_mech.responses import Responses
 
     found = run(Responses.load(responses), decoder, seed, out, folds, resamples, link)
+    write_report(out)
     if not quiet:
         print_discovery(found, out, _console())
 
@@ -117,7 +119,7 @@ def audit(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Put a run to the test on fresh masks, within a budget; writes audit.json beside it."""
+    """Put a run to the test on fresh masks, within a budget; writes audit.json and the report beside it."""
     names = None if known is None else known.split(",")
     if run.is_file():
         from spex_mech.exchange import audit_file, print_circuit_audit
@@ -128,6 +130,7 @@ def audit(
         return
     from spex_mech.auditing import audit as run_audit
     from spex_mech.printing import print_audit
+    from spex_mech.reporting import write_report
     from spex_mech.runs import load_run
     from spex_mech.studies import open_study, reopen
 
@@ -138,8 +141,22 @@ def audit(
         found, study.subject, study.task, fresh_seed=seed, budget=budget, size=size, known=names, out=run,
         progress=not quiet,
     )  # fmt: skip
+    write_report(run)
     if not quiet:
         print_audit(result, run, _console())
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder of discover, audited or not.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write; default: report.html in the folder.")
+    ] = None,
+) -> None:
+    """Write a run as one self-contained HTML page, for a person who did not run it."""
+    from spex_mech.reporting import write_report
+
+    _console().print(f"wrote {write_report(run, out)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -235,6 +252,7 @@ def _numbers(text: str | None) -> tuple[int, ...]:
 def _discover(what: str, out: Path, *, quiet: bool, keep: str = "0.5", **options: Any) -> Any:
     from spex_mech.discovery import discover as run
     from spex_mech.printing import print_discovery, print_question
+    from spex_mech.reporting import write_report
     from spex_mech.studies import open_study, save_source
 
     prompts, model = options.pop("prompts", None), options.pop("model", None)
@@ -253,6 +271,7 @@ def _discover(what: str, out: Path, *, quiet: bool, keep: str = "0.5", **options
         per=study.per if replacement == study.replacement else None, out=out, progress=not quiet, **options,
     )  # fmt: skip
     save_source(out, what, prompts, model)
+    write_report(out)
     if not quiet:
         print_discovery(found, out, _console())
     return found

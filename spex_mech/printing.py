@@ -52,7 +52,9 @@ def print_discovery(found: Discovery, out: Path, console: Console) -> None:
     if not found.link.is_identity:
         console.print(_about_link(found))
     _print_strongest(frame, found.circuit.unit, console)
-    console.print(f"[dim]{escape(str(out))}: responses.safetensors, spectrum.json, circuit.json, interactions.csv[/]")
+    console.print(
+        f"[dim]{escape(str(out))}: responses.safetensors, spectrum.json, circuit.json, interactions.csv, report.html[/]"
+    )
 
 
 def _interaction_table(frame: pd.DataFrame, unit: str) -> Table:

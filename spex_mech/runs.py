@@ -7,6 +7,7 @@ scale. It is read back without a model.
 """
 
 import hashlib
+import html
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,6 +77,13 @@ class Discovery:
         if scale not in ("latent", "raw"):
             raise DecodeError(f"there is no scale {scale!r}; interactions are on the 'latent' or the 'raw' scale.")
         return (self.circuit if scale == "latent" or self.raw_circuit is None else self.raw_circuit).frame()
+
+    def _repr_html_(self) -> str:
+        """How it ended, then the circuit: drawn, and its strongest interactions as a table."""
+        outcome, (masks, prompts) = self.decoded.outcome, self.responses.values.shape
+        told = f"{masks:,} masks × {prompts:,} prompts; {outcome.name.lower()}: {outcome.meaning}."
+        link = "" if self.link.is_identity else f" Behind a link: {self.link.describe()}."
+        return f"<p>{html.escape(told + link)}</p>{self.circuit._repr_html_()}"
 
     def save(self, folder: str | Path) -> Path:
         """Write the run folder; every file is written whole or not at all."""

@@ -73,6 +73,25 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
         ),
     ),
     ("confirmation", ("verification", "factorials", "circuit.backups", "errors")),
+    ("origins", ("audits", "circuit.files", "components", "errors", "gallery", "runs", "studies", "task")),
+    ("wording", ("audits", "circuit.graph", "circuit.page", "runs", "walsh*")),
+    ("exhibits", ("audits", "circuit.dossier", "runs")),
+    (
+        "reporting",
+        (
+            "origins",
+            "wording",
+            "exhibits",
+            "auditing",
+            "audits",
+            "circuit*",
+            "components",
+            "metrics",
+            "runs",
+            "task",
+            "errors",
+        ),
+    ),
     (
         "runs",
         ("walsh*", "circuit.codec", "circuit.files", "circuit.graph", "components", "responses", "records", "errors"),
@@ -115,6 +134,11 @@ TORCH_FREE = (
     "circuit.codec",
     "circuit.interchange*",
     "circuit.plot",
+    "circuit.report",
+    "circuit.page",
+    "circuit.dossier",
+    "circuit.drawing",
+    "circuit.charts",
     "gallery",
 )
 

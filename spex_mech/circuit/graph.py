@@ -194,12 +194,15 @@ class Circuit:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """A summary and the strongest interactions as an HTML table; every text is escaped."""
+        """A summary, a drawing, and the strongest interactions as an HTML table; every text is escaped."""
+        from spex_mech.circuit.drawing import NOTEBOOK, draw
+
+        drawing = draw(self, NOTEBOOK) if self.nodes else ""
         head = "".join(f"<th>{name}</th>" for name in COLUMNS)
         body = "".join(_html_row(interaction) for interaction in self.interactions[:_HTML_ROWS])
         rest = len(self.interactions) - _HTML_ROWS
         more = f"<p>… and {rest:,} more in <code>.frame()</code></p>" if rest > 0 else ""
-        return f"<p>{html.escape(str(self))}</p><table><tr>{head}</tr>{body}</table>{more}"
+        return f"<p>{html.escape(str(self))}</p>{drawing}<table><tr>{head}</tr>{body}</table>{more}"
 
 
 def _rank(interaction: Interaction, place: Mapping[str, int]) -> tuple[float, int, list[int]]:

@@ -2,12 +2,14 @@
 touched."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from spex_mech.circuit.graph import Circuit, Interaction
 from spex_mech.errors import SpexMechError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 COLOURS = {"synergy": "#009E73", "redundancy": "#CC79A7", "main": "#56729c"}  # told apart by colour-blind readers
@@ -62,6 +64,61 @@ def plot_spectrum(circuit: Circuit, top: int = 20) -> "Figure":
     right.axvline(0, color="black", linewidth=0.8)
     right.set(xlabel=f"coefficient ({circuit.unit}), ± 2 s.e.", title="strongest interactions")
     _legend(right, {i.kind for i in shown})
+    figure.tight_layout()
+    return figure
+
+
+def plot_predictions(measured: Sequence[float], predicted: Sequence[float], unit: str) -> "Figure":
+    """Predicted against measured values, a point a mask; on the line they agree.
+
+    Args:
+        measured, predicted: of the same masks, in `unit`: ``audit.fresh.measured`` and ``.predicted``, or what
+            ``found.record["heldout"]`` holds.
+
+    Raises `SpexMechError` where there are no values, or not as many of each.
+    """
+    figure_type, _, _ = _matplotlib()
+    if not measured or len(measured) != len(predicted):
+        raise SpexMechError(
+            f"{len(measured)} measured and {len(predicted)} predicted values were given; as many of each are "
+            "needed, one at least."
+        )
+    figure = figure_type(figsize=(4, 4))
+    axes = figure.add_subplot()
+    ends = (min(*measured, *predicted), max(*measured, *predicted))
+    axes.plot(ends, ends, color="#555555", linewidth=0.8, linestyle="--")
+    axes.scatter(measured, predicted, s=10, color=COLOURS["main"], alpha=0.6, linewidths=0)
+    axes.set(xlabel=f"measured ({unit})", ylabel=f"predicted ({unit})", title=f"{len(measured):,} masks")
+    figure.tight_layout()
+    return figure
+
+
+def plot_faithfulness(sizes: "pd.DataFrame") -> "Figure":
+    """Faithfulness over the number of components kept: the sets that preserve, that help, and random ones ± 1 s.d.
+
+    `sizes` is ``audit.sizes_frame()``. Raises `SpexMechError` on a frame without its columns or rows.
+    """
+    figure_type, _, _ = _matplotlib()
+    missing = [name for name in ("count", "preserve", "help", "random_mean", "random_std") if name not in sizes]
+    if missing or not len(sizes):
+        raise SpexMechError(
+            f"a frame of {len(sizes)} rows without {', '.join(missing) or 'any row'} was given; "
+            "give audit.sizes_frame()."
+        )
+    rows = sizes.drop_duplicates("count").sort_values("count")
+    figure = figure_type(figsize=(5, 3.6))
+    axes = figure.add_subplot()
+    for level in (0.0, 1.0):
+        axes.axhline(level, color="#555555", linewidth=0.8, linestyle="--")
+    known = rows.dropna(subset="random_mean")
+    if len(known):
+        axes.errorbar(known["count"], known["random_mean"], known["random_std"], color="#777777", marker="^",
+                      linestyle=":", label="random")  # fmt: skip
+    axes.plot(rows["count"], rows["help"], color="#D55E00", marker="s", linestyle="--", label="raise")
+    axes.plot(rows["count"], rows["preserve"], color="#0072B2", marker="o", label="preserve")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set(xlabel="components kept", ylabel="faithfulness")
+    axes.legend(fontsize=8, frameon=False)
     figure.tight_layout()
     return figure
 
