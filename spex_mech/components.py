@@ -6,6 +6,7 @@ A component is what is kept or ablated as one. Its name is the one MIB and EAP-I
     a9           the attention of layer 9             m3           the MLP of layer 3 (its output, bias included)
     m3.n417      MLP neuron 417 of layer 3            a9.h6@p-1    the head at one position (here the last) only
     [m3.n0:64]   a group that is ablated as one
+    s2, t5       segment 2 and token 5 of a prompt: parts of an input, which no model has
 
 Names are parsed and printed here and nowhere else. Bit i is component i is column i, everywhere.
 """
@@ -19,10 +20,10 @@ from typing import Literal, Protocol, overload
 
 from spex_mech.errors import ComponentError, all_problems
 
-Kind = Literal["head", "kv", "attn", "mlp", "neuron", "group"]
+Kind = Literal["head", "kv", "attn", "mlp", "neuron", "group", "segment", "token"]
 GRAMMAR = (
     "Names are a{layer}.h{head}, a{layer}.kv{group}, a{layer}, m{layer}, m{layer}.n{neuron}, "
-    "each also with @p{position}; [..] is a group."
+    "each also with @p{position}; [..] is a group; s{segment} and t{token} are parts of a prompt."
 )
 
 MAX_ATOMS = 1 << 20  # components that one name may spell out; more than any layer has, few enough for memory
@@ -30,6 +31,7 @@ MAX_ATOMS = 1 << 20  # components that one name may spell out; more than any lay
 _NUMBERS = r"\*|[0-9]{1,9}(?::[0-9]{1,9})?"
 _ATOM = re.compile(
     rf"(?P<block>[am])(?P<layer>{_NUMBERS})(?:\.(?P<part>h|kv|n)(?P<index>{_NUMBERS}))?(?:@p(?P<pos>-?[0-9]{{1,9}}))?"
+    rf"|(?P<input>[st])(?P<number>{_NUMBERS})"
 )
 _KINDS: dict[tuple[str, str | None], Kind] = {
     ("a", "h"): "head",
@@ -45,6 +47,7 @@ _STEMS: dict[str, tuple[str, str]] = {
     "mlp": ("m", ""),
     "neuron": ("m", ".n"),
 }
+_INPUTS: dict[str, Kind] = {"s": "segment", "t": "token"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class ModelShape:
         """
         if not 0 <= layer < self.n_layers:
             return 0
+        if kind in _INPUTS.values():
+            return 0
         counts = {"head": self.heads, "kv": self.kv_heads, "neuron": self.neurons}
         if kind in counts:
             return counts[kind][layer]
@@ -105,7 +110,8 @@ class HasShape(Protocol):
 class Component:
     """One part of a model that is kept or ablated as a whole. `position` counts from the end where negative.
 
-    Components sort in the order of the network: by layer, attention before the MLP, then by kind and number.
+    Components sort in the order of the network: by layer, attention before the MLP, then by kind and number. Parts of a
+    prompt are in layer 0, before all else.
     """
 
     kind: Kind
@@ -115,11 +121,12 @@ class Component:
     members: tuple["Component", ...] = ()
 
     def __post_init__(self) -> None:
-        if self.layer < 0 or self.index < 0 or (self.kind == "group") != bool(self.members):
+        misplaced = self.kind in _INPUTS.values() and (self.layer, self.position) != (0, None)
+        if misplaced or self.layer < 0 or self.index < 0 or (self.kind == "group") != bool(self.members):
             raise ComponentError(
                 f"a component of kind {self.kind!r} with layer {self.layer}, number {self.index} and "
-                f"{len(self.members)} members does not exist: layers and numbers count from 0, and groups alone have "
-                f"members. {GRAMMAR}"
+                f"{len(self.members)} members does not exist: layers and numbers count from 0, groups alone have "
+                f"members, and parts of a prompt have neither layer nor position. {GRAMMAR}"
             )
 
     @classmethod
@@ -146,6 +153,8 @@ class Component:
         """The canonical name; ``Component.parse(c.name) == c``."""
         if self.kind == "group":
             return f"[{','.join(_runs(self.members))}]"
+        if self.kind in _INPUTS.values():
+            return f"{self.kind[0]}{self.index}"
         block, part = _STEMS[self.kind]
         return f"{block}{self.layer}{part}{self.index if part else ''}{_at(self.position)}"
 
@@ -325,7 +334,7 @@ def _expand(pattern: str, shape: ModelShape) -> list[Component]:
     found, beyond = list[Component](), False
     layers, real = _range(match["layer"], shape.n_layers, pattern), range(shape.n_layers)
     for layer in _overlap(layers, real):
-        wanted = _range(match["index"], shape.count(kind, layer), pattern)
+        wanted = _range(_index(match), shape.count(kind, layer), pattern)
         there = _overlap(wanted, range(shape.count(kind, layer)))
         beyond |= len(there) < len(wanted)
         found += [Component(kind, layer, i, position) for i in there]
@@ -343,7 +352,7 @@ def _expand_literals(patterns: Sequence[str], asked: str) -> list[Component]:
         raise ComponentError(
             f"{asked!r} has a '*', which only select(subject, …) can read, since it depends on the model."
         )
-    ranges = [(m, _range(m["layer"], 0, asked), _range(m["index"], 0, asked)) for m in matches]
+    ranges = [(m, _range(m["layer"], 0, asked), _range(_index(m), 0, asked)) for m in matches]
     count = sum(len(layers) * len(indices) for _, layers, indices in ranges)
     if count > MAX_ATOMS:
         raise ComponentError(
@@ -360,13 +369,17 @@ def _expand_literals(patterns: Sequence[str], asked: str) -> list[Component]:
 
 def _match(pattern: str, asked: str) -> re.Match[str]:
     match = _ATOM.fullmatch(pattern.strip())
-    if match is None or (match["block"], match["part"]) not in _KINDS:
+    if match is None or not (match["input"] or (match["block"], match["part"]) in _KINDS):
         raise ComponentError(f"{asked!r} is not a component name. {GRAMMAR}")
     return match
 
 
 def _kind(match: re.Match[str]) -> Kind:
-    return _KINDS[match["block"], match["part"]]
+    return _INPUTS[match["input"]] if match["input"] else _KINDS[match["block"], match["part"]]
+
+
+def _index(match: re.Match[str]) -> str | None:
+    return match["number"] if match["input"] else match["index"]
 
 
 def _position(match: re.Match[str]) -> int | None:
@@ -418,6 +431,8 @@ def _network_order(c: Component) -> tuple[int, bool, str, int, int, tuple]:
     first = c.atoms[0]
     members = tuple(_network_order(member) for member in c.members)
     at = -(10**9) if c.position is None else c.position  # a whole component before its single positions
+    if first.kind in _INPUTS.values():
+        return (-1, False, c.kind, c.index, at, members)
     return (c.layer, _STEMS[first.kind][0] == "m", c.kind, c.index, at, members)
 
 
@@ -433,14 +448,11 @@ def _runs(members: Sequence[Component]) -> list[str]:
         if (
             stop < len(members)
             and members[stop] == Component(last.kind, last.layer, last.index + 1, last.position)
-            and _STEMS[last.kind][1]
+            and _STEMS.get(last.kind, ("", last.kind))[1]
         ):
             continue
-        block, part = _STEMS[first.kind]
-        names.append(
-            first.name
-            if stop - start == 1
-            else f"{block}{first.layer}{part}{first.index}:{last.index + 1}{_at(first.position)}"
-        )
+        block, part = _STEMS.get(first.kind, ("", ""))
+        stem = f"{block}{first.layer}{part}" if block else first.kind[0]
+        names.append(first.name if stop - start == 1 else f"{stem}{first.index}:{last.index + 1}{_at(first.position)}")
         start = stop
     return names

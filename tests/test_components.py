@@ -41,7 +41,8 @@ runs = st.builds(
 groups = st.lists(runs | whole.map(lambda c: [c]), min_size=1, max_size=5).map(
     lambda parts: group(c for part in parts for c in part)
 )
-components = numbered | whole | groups
+inputs = st.builds(Component, st.sampled_from(["segment", "token"]), st.just(0), st.integers(0, 50_000))
+components = numbered | whole | groups | inputs | st.lists(inputs, min_size=1, max_size=6).map(group)
 
 
 @fast
@@ -53,7 +54,7 @@ def test_names_are_read_back(component):
 
 
 @fast
-@given(st.text(alphabet="amhknvp0123459.:@-[]!*, ", max_size=24) | st.text(max_size=12))
+@given(st.text(alphabet="amsthknvp0123459.:@-[]!*, ", max_size=24) | st.text(max_size=12))
 def test_any_text_is_a_component_or_a_component_error(text):
     try:
         name = Component.parse(text).name
@@ -63,7 +64,7 @@ def test_any_text_is_a_component_or_a_component_error(text):
 
 
 @fast
-@given(st.text(alphabet="amhknvp01249.:@-[]!*, ", max_size=24) | st.text(max_size=12))
+@given(st.text(alphabet="amsthknvp01249.:@-[]!*, ", max_size=24) | st.text(max_size=12))
 def test_any_expression_is_a_selection_or_a_component_error(text):
     try:
         chosen = select(Toy(), text)
@@ -86,6 +87,9 @@ def test_any_expression_is_a_selection_or_a_component_error(text):
         ("[m3.n0:3]", group(Component("neuron", 3, i) for i in range(3))),
         ("[a0:2]", group([Component("attn", 0), Component("attn", 1)])),
         ("a0009.h06", Component("head", 9, 6)),
+        ("s2", Component("segment", 0, 2)),
+        ("t5", Component("token", 0, 5)),
+        ("[s0:2,t4]", group([Component("segment", 0, 0), Component("segment", 0, 1), Component("token", 0, 4)])),
     ],
 )
 def test_every_form_of_the_grammar(name, component):
@@ -97,7 +101,8 @@ def test_every_form_of_the_grammar(name, component):
     [
         "", " ", "a", "h3", "a1.n3", "m1.h3", "a1.h", "a1.h-1", "a-1.h0", "a1.h2.h3", "a1.h2@p", "a1.h2@q1", "b1",
         "A1.h2", "a1,h2", "a1.h2\n3", "[]", "[", "]", "[[a1.h2]]", "[a1.h2", "a1.h2]", "[a1.h2][a1.h3]",
-        "[a1.h2]@p1", "a٣.h1", "a1.h²", "a*.h1", "[m*.n0]", "m0.n5:3", "m0.n3:3", "a" + "9" * 5000, "a1.h" + "1" * 10,
+        "[a1.h2]@p1", "a٣.h1", "a1.h²", "a*.h1", "[m*.n0]", "m0.n5:3", "m0.n3:3", "s1.h2",
+        "t1@p0", "s", "st1", "s*", "a" + "9" * 5000, "a1.h" + "1" * 10,
     ],
 )  # fmt: skip
 def test_hostile_names_are_component_errors(name):
@@ -135,7 +140,15 @@ def test_messages_say_what_to_write_instead():
 
 
 @pytest.mark.parametrize(
-    "wrong", [("head", -1, 0), ("head", 0, -1), ("group", 0), ("head", 0, 0, None, (Component("mlp", 0),))]
+    "wrong",
+    [
+        ("head", -1, 0),
+        ("head", 0, -1),
+        ("group", 0),
+        ("head", 0, 0, None, (Component("mlp", 0),)),
+        ("segment", 1, 0),
+        ("token", 0, 0, 2),
+    ],
 )
 def test_components_that_no_name_stands_for_are_refused(wrong):
     with pytest.raises(ComponentError, match="does not exist"):
@@ -152,7 +165,7 @@ def test_components_sort_in_network_order(found):
 
 
 def test_network_order_by_hand():
-    names = ["a0.h1", "a0.h1@p-1", "a0.h1@p0", "a0.h10", "m0", "m0.n3", "a1", "m1"]
+    names = ["s0", "s1", "t0", "a0.h1", "a0.h1@p-1", "a0.h1@p0", "a0.h10", "m0", "m0.n3", "a1", "m1"]
     assert [c.name for c in sorted(map(Component.parse, reversed(names)))] == names
 
 

@@ -23,6 +23,8 @@ _TYPES = {
     "mlp": "mlp",
     "neuron": "mlp neuron",
     "group": "group",
+    "segment": "part of the prompt",
+    "token": "token",
 }
 EVERYWHERE = "(all positions)"
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,200}")
