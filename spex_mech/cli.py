@@ -194,18 +194,20 @@ def doctor(
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(metavar="ablation|decode|accuracy|players", help="What to measure.")],
+    what: Annotated[str, typer.Argument(metavar="ablation|decode|accuracy|players|keep", help="What to measure.")],
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every cell measured to this file.")] = None,
     quick: Annotated[bool, typer.Option(help="Small sizes only: does it run, not how fast.")] = False,
     peer_python: Annotated[
         Path | None, typer.Option(help="decode, accuracy: an interpreter that has shapiq to run beside.")
     ] = None,
-    cards: Annotated[Path | None, typer.Option(help="accuracy, players: a folder of cards to measure on.")] = None,
+    cards: Annotated[
+        Path | None, typer.Option(help="accuracy, players, keep: a folder of cards to measure on.")
+    ] = None,
     search: Annotated[
         bool, typer.Option(help="accuracy: shapiq's ProxySPEX with its slow default search too.")
     ] = False,
-    budgets: Annotated[str | None, typer.Option(help="accuracy: numbers of masks, such as 64,256,1024.")] = None,
+    budgets: Annotated[str | None, typer.Option(help="accuracy, keep: numbers of masks, such as 64,256,1024.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="accuracy: a folder of responses and finished rows, to go on from.")
     ] = None,
@@ -230,8 +232,14 @@ def bench(
         from spex_mech.bench.players import run as run_players
 
         result = run_players(quick, cards)
+    elif what == "keep":
+        from spex_mech.bench.keeps import run as run_keeps
+
+        result = run_keeps(quick, cards, _numbers(budgets))
     else:
-        raise SpexMechError(f"there is no bench {what!r}; the benches are ablation, decode, accuracy and players.")
+        raise SpexMechError(
+            f"there is no bench {what!r}; the benches are ablation, decode, accuracy, players and keep."
+        )
     print_bench(result, json_file, _console())
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import spex_mech as sm
 from spex_mech import cli, planted
 from spex_mech.ablation.respond import Engine
+from spex_mech.bench import keeps
 from spex_mech.errors import DesignError, ResponseError
 from spex_mech.pilot import CANDIDATES, FEWEST, SHARE, Pilot, choose_keep, deviation, plan_pilot
 from spex_mech.plans import DEFAULT_KEEP
@@ -187,3 +188,16 @@ def test_the_command_line_takes_auto(tmp_path, monkeypatch):
         cli.main()
     assert not stop.value.code
     assert json.loads((tmp_path / "run.json").read_text())["pilot"]["masks"] == 2 + 4 * 7
+
+
+def test_the_bench_of_keep_probabilities_tells_what_they_do_to_the_model_and_to_the_polynomial():
+    result = keeps.run(quick=True)
+    metric = [row for row in result["rows"] if row["kind"] == "metric"]
+    effects, distances = ([row[name] for row in metric] for name in ("effect_kept", "distance"))
+    assert effects == sorted(effects)
+    assert distances == sorted(distances, reverse=True)
+    (found,) = (row for row in result["rows"] if row["kind"] == "decoding")
+    assert found["keep_probs"] == [0.8]
+    assert found["own_r2"] == found["r2"][0.8] > 0.9
+    assert 0 <= found["agreement"] <= 1
+    assert result["summary"]["least_r2_from_0.5, keep 0.8"] == min(found["r2"][q] for q in keeps.KEEPS[1:])

@@ -87,7 +87,7 @@ def card_pools(folder: Path, kept: Path | None) -> Iterator[Pool]:
 
     Responses are written to, and found again in, the folder `kept`.
     """
-    components, ask = _study(folder)
+    components, ask = studied(folder)
     n = len(components)
     for keep_prob in KEEPS if n > 12 else ():
         file = None if kept is None else kept / f"{folder.name}, keep {keep_prob}.npz"
@@ -103,7 +103,7 @@ def card_pools(folder: Path, kept: Path | None) -> Iterator[Pool]:
         yield Pool(f"{folder.name}, n = {n}", keep_prob, values, truth, n)
 
 
-def _study(folder: Path) -> tuple[ComponentSet, Callable[[Tensor], Tensor]]:
+def studied(folder: Path) -> tuple[ComponentSet, Callable[[Tensor], Tensor]]:
     """A card's components, and its responses to masks."""
     from spex_mech.ablation.replacement import fit_replacement
     from spex_mech.ablation.respond import respond
