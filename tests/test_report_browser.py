@@ -80,7 +80,7 @@ def test_hostile_words_do_not_run(read):
     words = " ".join(HOSTILE)
     reading = read(render(dossier(circuit(8, 6, 2, role=words), words)))
     reading.page.locator("svg.circuit:visible g.node").first.click()
-    reading.page.locator("#detail button").first.click()
+    reading.page.locator("#detail li button").first.click()
     reading.page.wait_for_timeout(50)
     assert reading.page.evaluate("window.hit") is None
     assert reading.said == []
@@ -137,16 +137,25 @@ def test_keys_alone_reach_a_component_and_its_interactions(read, ordinary):
     name = label.split(",")[0]
     inside = [i for i in found.interactions if i.order > 1 and name in i.components]
     assert page.locator("#detail h3").inner_text() == name
-    assert page.locator("#detail button").count() == min(12, len(inside))
+    assert page.locator("#detail li button").count() == min(12, len(inside))
     assert reading.count("svg.circuit:visible g.edge.lit") == len(inside)
     assert reading.count('svg.circuit:visible g.node[aria-pressed="true"]') == 1
-    page.locator("#detail button").first.focus()
+    page.locator("#detail li button").first.focus()
     page.keyboard.press("Enter")
     assert page.locator("#detail h3").inner_text() == inside[0].label
     page.keyboard.press("Escape")
     assert page.locator("#detail").is_hidden()
     page.keyboard.press("Home")
     assert reading.count("svg.circuit:visible g.node[tabindex='0']") == 1
+
+
+def test_what_is_told_of_a_component_is_in_sight_and_can_be_closed(read):
+    page = read(render(dossier(circuit(150, 160, 80))), viewport={"width": 390, "height": 800}).page
+    page.locator("svg.circuit:visible g.node").first.click()
+    box = page.locator("#detail").bounding_box()
+    assert 0 <= box["y"] < box["y"] + box["height"] <= 800
+    page.get_by_role("button", name="Close").click()
+    assert page.locator("#detail").is_hidden()
 
 
 def test_a_click_on_a_line_tells_of_it(read, ordinary):

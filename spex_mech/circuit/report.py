@@ -101,7 +101,7 @@ def _reading(circuit: Circuit) -> str:
         f"the metric. A line is a set that acts together: {some}."
     )
     few = len(circuit.nodes) > WIDE.labelled
-    return text(words + (f" The {WIDE.labelled} strongest components bear names, the others are dots." if few else ""))
+    return text(words + (" The strongest components bear names, the others are dots." if few else ""))
 
 
 def _controls(circuit: Circuit) -> str:

@@ -111,9 +111,9 @@
     const own = node.m === null ? "No effect of its own was found." : `Main effect ${signed(node.m)}${node.e === null ? "" : ` ± ${figure(node.e, 2)}`} ${data.unit}.`;
     detail.append(make("p", (node.r ? `${node.r}. ` : "") + own));
     const inside = data.edges.map((edge, e) => [edge, e]).filter(([edge]) => edge.c.includes(i));
-    detail.append(make("p", inside.length ? `In ${inside.length} joint effects${inside.length > 12 ? "; the 12 strongest" : ""}:` : "In no joint effect."));
+    detail.append(make("p", inside.length ? `In ${inside.length} joint effect${inside.length === 1 ? "" : "s"}${inside.length > 12 ? "; the 12 strongest" : ""}:` : "In no joint effect."));
     const list = make("ul");
-    for (const [edge, e] of inside.slice(0, 12)) list.append(button(edge, e));
+    list.append(...inside.slice(0, 12).map(([edge, e]) => button(edge, e)));
     detail.append(list);
   };
   const choose = (what) => {
@@ -121,6 +121,12 @@
     chosen = same ? null : what;
     detail.replaceChildren();
     detail.hidden = chosen === null;
+    if (chosen) {
+      const close = make("button", "Close", "close");
+      close.type = "button";
+      close.addEventListener("click", () => choose(null));
+      detail.append(close);
+    }
     if (chosen && "node" in chosen) tellNode(chosen.node);
     if (chosen && "edge" in chosen) {
       const edge = data.edges[chosen.edge];
