@@ -17,34 +17,34 @@ from spex_mech.ablation.journal import open_journal
 from spex_mech.ablation.replacement import Replacement, fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
-from spex_mech.audits import Audit, Fresh, Known, RankingRow, Verified
+from spex_mech.audits import Audit, Known, RankingRow, ReplacementRow, Verified
 from spex_mech.baselines import Ranking, order_one, pair_ablation, single_ablation
+from spex_mech.choosing import choose_circuits, verify_found
 from spex_mech.circuit.build import plain as plain_evidence
 from spex_mech.confirmation import try_interactions
 from spex_mech.discovery import describe_experiment
-from spex_mech.errors import DesignError, ResponseError, all_problems
+from spex_mech.errors import DesignError, ResponseError, SpexMechError, all_problems
 from spex_mech.faithfulness import precision_recall
 from spex_mech.locks import hold
 from spex_mech.passes import Ledger, Passes
 from spex_mech.progress import mask_progress
 from spex_mech.records import differences
+from spex_mech.responses import Responses
 from spex_mech.runs import Discovery, whole_key
+from spex_mech.sensitivity import other_probs, rows_for, try_contexts, try_replacement, try_stability
 from spex_mech.task import Task
 from spex_mech.verification import (
     RANDOM_SETS,
     Case,
     add_random,
+    cautions,
+    fresh_masks,
     our_ranking,
-    smallest_faithful,
     try_completeness,
     try_fresh,
     try_minimality,
     try_ranking,
-    try_sizes,
-    verify,
-    verify_found,
 )
-from spex_mech.walsh.decoding import RECOVERED_FROM
 from spex_mech.walsh.design import MaskDesign
 
 LEAST = 96  # masks: the circuits at all sizes, and a few for everything else
@@ -66,11 +66,13 @@ def audit(
 ) -> Audit:
     """Put a run to the test on masks that had no part in it.
 
-    In this order: circuits chosen on the polynomial at MIB's ten sizes, to preserve the metric (CMD) and to help it
-    (CPR), and the smallest faithful one; R² on fresh masks (a fifth of the budget); the worst predicted knockouts
-    (completeness, minimality); random sets (a tenth); rankings by order-1 regression on the run's own masks, single
-    ablation, activation patching (where the task has corrupt prompts) and pairs (a tenth); KL of the chosen circuits;
-    and with all that is left, confirmation factorials for every interaction and every proposed group of backups.
+    In this order: circuits at MIB's ten sizes, to preserve the metric (CMD) and to help it (CPR), and the smallest
+    faithful one, chosen on the polynomial and by a search near what it chose (a fifth of the budget); R² on fresh masks
+    (a fifth); the worst predicted knockouts (completeness, minimality); random sets (a tenth); rankings by order-1
+    regression on as many masks as our circuits took, single ablation, activation patching (where the task has corrupt
+    prompts) and pairs (a tenth); KL of the chosen circuits; other replacements on masks of the run (a tenth); with all
+    that is left but a twelfth, confirmation factorials for every interaction and every proposed group of backups; then
+    factorials among others that are kept more or less often. Stability over masks and prompts costs no masks.
 
     Args:
         found: a run; subject, task: the same model and prompts, which is checked by content.
@@ -152,15 +154,15 @@ def _try_all(case: Case, desk: _Desk, size: int | None, known: tuple[str, ...], 
     """Every trial in turn; the order decides who has the budget."""
     share, skipped = case.ledger.share, list[str]()
     inside = [name for name in known if name in case.found.components]
-    circuit = verify(case, [smallest_faithful(case, size, seconds)])[0]
-    nodes, sizes = verify_found(case), try_sizes(case, seconds)
+    chosen = choose_circuits(case, size, share(0.2), seconds)
+    circuit, sizes, nodes = chosen.circuit, chosen.sizes, verify_found(case)
     fresh = try_fresh(case, max(16, share(0.2)))
-    completeness = try_completeness(case, circuit.names, share(0.03))
-    minimality = try_minimality(case, circuit.names, share(0.05))
+    completeness = try_completeness(case, circuit.names, share(0.03), chosen.predict)
+    minimality = try_minimality(case, circuit.names, share(0.05), chosen.predict)
     unverified = sum(k.measured is None for k in [*completeness, *minimality])
     if unverified:
         skipped.append(f"{unverified:,} knockouts are predicted only")
-    rankings = [our_ranking(case, sizes, inside)]
+    rankings = [our_ranking(case, sizes, inside, chosen.search.masks)]
     different = len({row.count for row in sizes} - {0, len(case.names)})
     number = min(RANDOM_SETS, share(0.1) // max(1, different))
     if number >= 2:
@@ -168,23 +170,31 @@ def _try_all(case: Case, desk: _Desk, size: int | None, known: tuple[str, ...], 
         rankings.append(null)
     else:
         skipped.append("random sets of the same size")
-    rankings += _baselines(case, desk, inside, skipped)
+    rankings += _baselines(case, desk, inside, skipped, chosen.search.masks)
     circuit, sizes = _with_kl(case, desk, circuit, sizes, skipped)
-    interactions, backups, left = try_interactions(case)
+    replacements = _replacements(case, desk, skipped)
+    spare = share(0.08) if other_probs(case) else 0
+    interactions, backups, left = try_interactions(case, spare)
+    contexts = try_contexts(case, interactions, case.ledger.left)
+    if interactions and other_probs(case) and not contexts:
+        skipped.append("interactions where others are kept more or less often")
     if left:
         skipped.append(f"{left:,} weaker interactions were not put to a factorial")
     return Audit(
         case.names, case.found.responses.unit, case.intact, case.empty, fresh, circuit, nodes, tuple(sizes),
         rankings[0].cpr or 0.0, rankings[0].cmd or 0.0, tuple(rankings), tuple(completeness), tuple(minimality),
         interactions, backups, _known(circuit.names, known, inside), tuple(skipped),
-        _cautions(case, fresh), {},
+        cautions(case, fresh), {}, chosen.search, try_stability(case), replacements, contexts,
     )  # fmt: skip
 
 
-def _baselines(case: Case, desk: _Desk, known: Collection[str], skipped: list[str]) -> list[RankingRow]:
-    """Rankings that do without interactions, or with pairs only, each as far as the budget goes."""
+def _baselines(case: Case, desk: _Desk, known: Collection[str], skipped: list[str], searched: int) -> list[RankingRow]:
+    """Rankings that do without interactions, or with pairs only, each as far as the budget goes.
+
+    The regression has the run's masks and as many of the fresh ones as our search had.
+    """
     n, left = len(case.names), case.ledger
-    rankings = [order_one(case.found.responses, case.seed)]
+    rankings = [order_one(_with_fresh(case, searched), case.seed)]
     rows = [try_ranking(case, rankings[0], known)]
     if n + 1 > left.share(0.2):
         skipped.append(f"single ablation and what builds on it ({n:,} masks)")
@@ -198,6 +208,36 @@ def _baselines(case: Case, desk: _Desk, known: Collection[str], skipped: list[st
         skipped.append("pair ablation")
         return rows
     return [*rows, try_ranking(case, pairs, known)]
+
+
+def _with_fresh(case: Case, number: int) -> Responses:
+    """The run's responses with some of the masks drawn anew."""
+    run = case.found.responses
+    if run.provenance.get("design", {}).get("kind") == "complete":
+        return run
+    keep = fresh_masks(case, number)
+    return replace(
+        run, keep=torch.cat([run.keep.cpu(), keep]),
+        values=torch.cat([run.values.cpu(), case.passes.values(keep).to(run.values.dtype).cpu()]),
+    )  # fmt: skip
+
+
+def _replacements(case: Case, desk: _Desk, skipped: list[str]) -> tuple[ReplacementRow, ...]:
+    """The other replacements on masks of the run, as far as a tenth of the budget goes."""
+    kinds = [kind for kind in ("zero", "mean", "resample") if kind != desk.reference.kind]
+    number = min(len(case.found.responses), case.ledger.share(0.1) // len(kinds) - 2)
+    if number < 16:
+        skipped.append("other replacements")
+        return ()
+    rows, found = rows_for(case, number), list[ReplacementRow]()
+    for kind in kinds:
+        try:
+            other = fit_replacement(desk.subject, desk.task, case.found.components, kind, seed=case.seed)
+        except SpexMechError as error:
+            skipped.append(f"replacement {kind!r}, which this task does not allow ({str(error).split('. ')[0]})")
+            continue
+        found.append(try_replacement(case, kind, desk.passes(f"replacement {kind}", reference=other), rows))
+    return tuple(found)
 
 
 def _patching(case: Case, desk: _Desk, known: Collection[str], skipped: list[str]) -> list[RankingRow]:
@@ -220,31 +260,6 @@ def _with_kl(
     kl = desk.passes("kl", metric="kl").means(keep).tolist()
     rows = [replace(row, preserve=replace(row.preserve, kl=value)) for row, value in zip(sizes, kl[1:], strict=True)]
     return replace(circuit, kl=kl[0]), rows
-
-
-def _cautions(case: Case, fresh: Fresh) -> tuple[str, ...]:
-    """What keeps the figures from being read as usual."""
-    found = []
-    spread = float(case.found.responses.mean.std(correction=0))
-    if abs(case.intact - case.empty) < spread:
-        found.append(
-            f"intact and empty differ by {abs(case.intact - case.empty):.3g}, less than the run's masks do "
-            f"({spread:.3g}): what faithfulness, CPR and CMD divide by is small, so they are large and unstable"
-        )
-    if fresh.r2 is not None and fresh.r2 < RECOVERED_FROM:
-        found.append(f"circuits were chosen on a polynomial that explains {fresh.r2:.2f} of fresh masks' variance")
-    if not case.found.link.is_identity:
-        found.append(
-            f"between the polynomial and the metric lies a link ({case.found.link.describe()}); the interactions and "
-            "backups put to the test are those of the metric itself, some of which are the link's doing"
-        )
-    mean_keep = float(case.found.responses.keep.double().mean())
-    if mean_keep > 0.75:
-        found.append(
-            f"the run kept {mean_keep:.2f} of the components, and small circuits keep few: the polynomial extrapolates "
-            "there; compare predicted with measured"
-        )
-    return tuple(found)
 
 
 def _known(circuit: tuple[str, ...], known: tuple[str, ...], inside: list[str]) -> Known | None:

@@ -85,6 +85,88 @@ class RankingRow:
 
 
 @dataclass(frozen=True)
+class Search:
+    """The search for circuits by forward passes, and what it owes to the prompts that chose.
+
+    Attributes:
+        masks: that it measured, the polynomial's own choices and single ablations among them.
+        splits: of the prompts into halves. One half chooses among all sets measured, the other reports; 0: one prompt.
+        cpr, cmd: medians over the splits. Proposals saw all prompts, so this takes off what choosing adds, not all.
+        jaccard: of the preserving sets that either half chooses, mean over sizes, median over splits.
+    """
+
+    masks: int
+    splits: int
+    cpr: float | None
+    cmd: float | None
+    jaccard: float | None
+
+
+@dataclass(frozen=True)
+class StabilityRow:
+    """Found again on random halves of the masks or of the prompts ("over"): mean Jaccard index over pairs of halves.
+
+    `bar` is what the field asks of nodes, over at least 100 resamples (Meloux et al. 2025); `method` in words.
+    """
+
+    over: str
+    resamples: int
+    interactions: float | None
+    nodes: float | None
+    method: str
+    bar: float = 0.8
+
+    @property
+    def stable(self) -> bool:
+        """Whether the nodes reach the bar."""
+        return self.nodes is not None and self.nodes >= self.bar
+
+
+@dataclass(frozen=True)
+class ReplacementRow:
+    """Another replacement on masks of the run: what of the findings is the replacement's doing.
+
+    Attributes:
+        effect: intact less everything ablated, in the metric's unit, under this replacement.
+        r2: squared correlation of the responses with the run's; None where either does not vary.
+        nodes: Spearman's correlation of the components' strengths; interactions: of the coefficients of interactions;
+            signs: share of the ten strongest that keep their sign; top: Jaccard index of the ten strongest.
+            All from refits of the run's strongest sets to the same masks; None where there is nothing to compare.
+    """
+
+    kind: str
+    masks: int
+    effect: float
+    r2: float | None
+    nodes: float | None
+    interactions: float | None
+    signs: float | None
+    top: float | None
+
+
+@dataclass(frozen=True)
+class ContextRow:
+    """An interaction where others are kept with another probability than the run's. Effects in the metric's unit.
+
+    `effect` is the mean of ``Σ_A (-1)^|A| v(A)``, A over the ablated subsets: what the set does jointly, free of any
+    basis; `here` the same under the run's own masks. `q_value`: that it is not 0, adjusted over all rows.
+    """
+
+    components: tuple[str, ...]
+    keep_prob: float
+    here: float
+    effect: float
+    stderr: float
+    contexts: int
+    q_value: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is there, with the sign it has under the run's masks."""
+        return self.q_value <= 0.05 and self.effect * self.here > 0
+
+
+@dataclass(frozen=True)
 class Known:
     """The audited circuit beside a known one; `outside` are known components that were not studied."""
 
@@ -96,12 +178,14 @@ class Known:
 
 @dataclass(frozen=True)
 class Audit:
-    """The evidence for a run, all of it from masks that had no part in finding anything.
+    """The evidence for a run, from masks that had no part in finding it.
+
+    Circuits are the exception: they are searched for here, on masks and prompts that also report (see `Search`).
 
     Attributes:
         components, unit: as the run's; intact, empty: the metric with nothing and with everything ablated.
         fresh: held-out R² on masks drawn anew.
-        circuit: the smallest set whose predicted faithfulness is within a tenth of 1 (or of the size asked for).
+        circuit: the smallest set found whose faithfulness is within a tenth of 1 (or of the size asked for).
         found: all nodes of the run's circuit.
         sizes, cpr, cmd: the selected sets at MIB's sizes; rankings: ours first, then the baselines and random sets.
         completeness: knockouts with the largest predicted gaps, worst first; minimality: one for every component.
@@ -109,6 +193,8 @@ class Audit:
         known: against a known circuit, where one was given.
         skipped: what the budget did not reach; cautions: what keeps figures from being read as usual; in words.
         record: how it came to be.
+        search: for the circuits; stability: over masks and prompts; replacements: other ones than the run's; contexts:
+            the strongest interactions where others are kept more, or less, often.
     """
 
     components: tuple[str, ...]
@@ -130,6 +216,10 @@ class Audit:
     skipped: tuple[str, ...]
     cautions: tuple[str, ...]
     record: Mapping[str, Any]
+    search: Search | None = None
+    stability: tuple[StabilityRow, ...] = ()
+    replacements: tuple[ReplacementRow, ...] = ()
+    contexts: tuple[ContextRow, ...] = ()
 
     @property
     def confirmed(self) -> tuple[Confirmation, ...]:

@@ -22,16 +22,17 @@ WORTH = 0.01  # of the whole effect: groups whose excess is smaller are not put 
 PROPOSE = 0.2  # false discovery rate at which the polynomial proposes them; fresh masks decide
 
 
-def try_interactions(case: Case) -> tuple[tuple[Confirmation, ...], tuple[BackupCheck, ...], int]:
+def try_interactions(case: Case, spare: int = 0) -> tuple[tuple[Confirmation, ...], tuple[BackupCheck, ...], int]:
     """A factorial each for proposed groups of backups and for interactions, strongest first; how many found no room.
 
-    Interactions of order 2 to 8; a set that is both is measured once. Groups may take a third of what is left.
+    Interactions of order 2 to 8; a set that is both is measured once. Groups may take a third of what is left;
+    `spare` masks of the budget are not touched.
     """
     proposed = _proposed(case)
     claimed = {i.components: i.coefficient for i in case.claims.interactions if 2 <= i.order <= MAX_ORDER}
-    tables = _factorials(case, proposed, case.passes.left // 3)
+    tables = _factorials(case, proposed, max(0, case.passes.left - spare) // 3)
     number = len(tables)
-    tables |= _factorials(case, [names for names in claimed if names not in tables], case.passes.left)
+    tables |= _factorials(case, [names for names in claimed if names not in tables], max(0, case.passes.left - spare))
     basis, floor = case.polynomial.basis, case.floor
     confirmed = [confirm(tables[s], s, c, basis, floor) for s, c in claimed.items() if s in tables]
     backups = [check_backup(tables[s], s, floor) for s in list(tables)[:number]]

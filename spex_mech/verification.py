@@ -7,12 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spex_mech.audits import Fresh, RankingRow, SizeRow, Verified
-from spex_mech.baselines import Ranking, marginal_effects, strengths
+from spex_mech.audits import Fresh, RankingRow, SizeRow
+from spex_mech.baselines import Ranking, strengths
 from spex_mech.circuit.graph import Circuit
-from spex_mech.circuit.select import Aim, Selection, choose_path
 from spex_mech.faithfulness import (
-    SIZES,
     auroc,
     auroc_over_sizes,
     counts,
@@ -23,6 +21,7 @@ from spex_mech.faithfulness import (
 )
 from spex_mech.knockouts import (
     Knockout,
+    Predict,
     best_minimality,
     completeness_masks,
     gaps,
@@ -33,7 +32,7 @@ from spex_mech.knockouts import (
 )
 from spex_mech.passes import Ledger, Passes, seed_of
 from spex_mech.runs import Discovery
-from spex_mech.walsh.decoding import r_squared
+from spex_mech.walsh.decoding import RECOVERED_FROM, r_squared
 from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
 
@@ -109,72 +108,6 @@ def try_fresh(case: Case, number: int) -> Fresh:
     return Fresh(number, fresh_probs(case.found), r2 if r2 == r2 else None, rmse, *shown)
 
 
-def smallest_faithful(case: Case, size: int | None, seconds: float) -> Selection:
-    """The smallest set whose predicted faithfulness is within a tenth of 1, else the nearest; or the best of `size`."""
-    if size is not None:
-        return choose_path(case.spectrum, case.found.components, [size], seconds=seconds)[0]
-    many = len({i for s, _ in case.spectrum.terms() for i in s}) > 20
-    path = choose_path(case.spectrum, case.found.components, nested=many)
-    ends = case.predict(torch.tensor([[False], [True]]).expand(2, len(case.names)))
-    spread = float(ends[1] - ends[0])
-    if abs(spread) <= case.floor:
-        return path[-1]
-    distance = (case.predict(case.masks(s.names for s in path)) - ends[1]).abs() / abs(spread)
-    good = (distance <= ENOUGH).nonzero()[:, 0]
-    return path[int(good[0] if len(good) else distance.argmin())]
-
-
-def verify(case: Case, chosen: Sequence[Selection]) -> list[Verified]:
-    """Selections by forward passes."""
-    if not chosen:
-        return []
-    keep = case.masks(s.names for s in chosen)
-    values, predicted = case.passes.means(keep).tolist(), case.predict(keep).tolist()
-    return [
-        Verified(s.names, guess, value, case.share(value), s.method, s.gap)
-        for s, value, guess in zip(chosen, values, predicted, strict=True)
-    ]
-
-
-def verify_found(case: Case) -> Verified:
-    """All nodes of the run's circuit."""
-    keep = case.masks([case.found.circuit.names])
-    value, guess = float(case.passes.means(keep)[0]), float(case.predict(keep)[0])
-    return Verified(case.found.circuit.names, guess, value, case.share(value), "all nodes")
-
-
-def try_sizes(case: Case, seconds: float) -> list[SizeRow]:
-    """The best predicted sets at MIB's sizes, to preserve and to help, by forward passes.
-
-    Where a size has room, components without any term in the polynomial are added (absent is not zero): by the size of
-    their marginal effect on the run's masks, and to help only those that do.
-    """
-    sizes = counts(len(case.names))
-    wanted = sorted(set(sizes))
-    helping: Aim = "raise" if case.intact >= case.empty else "lower"
-    found = []
-    for aim in ("preserve", helping):
-        path = choose_path(case.spectrum, case.found.components, wanted, aim=aim, seconds=seconds)
-        found.append(dict(zip(wanted, verify(case, _filled(case, path)), strict=True)))
-    first, second = found
-    return [SizeRow(size, count, first[count], second[count]) for size, count in zip(SIZES, sizes, strict=True)]
-
-
-def _filled(case: Case, path: Sequence[Selection]) -> list[Selection]:
-    used = {case.names[i] for s, _ in case.spectrum.terms() for i in s}
-    effects = {name: e for name, e in marginal_effects(case.found.responses).items() if name not in used}
-    if path[0].aim != "preserve":
-        sign = 1 if path[0].aim == "raise" else -1
-        effects = {name: e for name, e in effects.items() if sign * e > 0}
-    order = ranked(effects, absolute=True)
-    filled = []
-    for one in path:
-        added = set(order[: one.size - len(one.names)])
-        names = tuple(name for name in case.names if name in added or name in one.names)
-        filled.append(replace(one, names=names, method=f"{one.method}, filled up") if added else one)
-    return filled
-
-
 def add_random(case: Case, rows: Sequence[SizeRow], number: int) -> tuple[list[SizeRow], RankingRow]:
     """`number` random sets of every size, as the null: their faithfulness beside that of the chosen sets."""
     n, sizes = len(case.names), [row.count for row in rows]
@@ -196,11 +129,14 @@ def _beside(row: SizeRow, null: Sequence[float]) -> SizeRow:
     return replace(row, random_mean=float(f.mean()), random_std=float(f.std()), random_as_good=as_good)
 
 
-def our_ranking(case: Case, rows: Sequence[SizeRow], known: Collection[str]) -> RankingRow:
-    """The chosen sets' areas, and the components' total strength against a known circuit."""
+def our_ranking(case: Case, rows: Sequence[SizeRow], known: Collection[str], searched: int) -> RankingRow:
+    """The chosen sets' areas, and the components' total strength against a known circuit.
+
+    It cost the run's masks and those of the search.
+    """
     cpr = performance_ratio([row.help.faithfulness for row in rows])
     cmd = model_distance([row.preserve.faithfulness for row in rows])
-    ranking = Ranking("spex_mech", strengths(case.spectrum, case.names), len(case.found.responses))
+    ranking = Ranking("spex_mech", strengths(case.spectrum, case.names), len(case.found.responses) + searched)
     return replace(_against(ranking, known), cpr=cpr, cmd=cmd)
 
 
@@ -224,11 +160,11 @@ def _against(ranking: Ranking, known: Collection[str]) -> RankingRow:
     )
 
 
-def try_completeness(case: Case, circuit: Collection[str], allowance: int) -> list[Knockout]:
+def try_completeness(case: Case, circuit: Collection[str], allowance: int, predict: Predict) -> list[Knockout]:
     """The knockouts with the largest predicted gaps, measured as far as the allowance goes."""
     members, n = case.found.components.indices(circuit), len(case.names)
-    sets = relevant(members, _supports(case.spectrum), n, case.predict)
-    worst = worst_completeness(members, sets, n, case.predict, max(1, min(16, allowance // 2)))
+    sets = relevant(members, _supports(case.spectrum), n, predict)
+    worst = worst_completeness(members, sets, n, predict, max(1, min(16, allowance // 2)))
     keep = completeness_masks(members, [k for k, _ in worst], n)
     fits = case.passes.cost(keep) <= min(allowance, case.passes.left)
     measured = gaps(case.passes.means(keep)).tolist() if fits else [None] * len(worst)
@@ -238,11 +174,11 @@ def try_completeness(case: Case, circuit: Collection[str], allowance: int) -> li
     ]
 
 
-def try_minimality(case: Case, circuit: Collection[str], allowance: int) -> list[Knockout]:
+def try_minimality(case: Case, circuit: Collection[str], allowance: int, predict: Predict) -> list[Knockout]:
     """For every component the knockout under which it matters most by prediction, measured as far as it goes."""
     members, n = case.found.components.indices(circuit), len(case.names)
-    sets = relevant(members, _supports(case.spectrum), n, case.predict)
-    best = best_minimality(members, sets, n, case.predict)
+    sets = relevant(members, _supports(case.spectrum), n, predict)
+    best = best_minimality(members, sets, n, predict)
     affordable = best[: max(0, min(allowance, case.passes.left) // 2)]
     measured = list[float | None]([None] * len(best))
     if affordable:
@@ -257,3 +193,28 @@ def try_minimality(case: Case, circuit: Collection[str], allowance: int) -> list
 def _supports(spectrum: Spectrum) -> list[tuple[int, ...]]:
     """The recovered sets, strongest first."""
     return [s for s, _ in spectrum.mean_output().sorted().terms() if s]
+
+
+def cautions(case: Case, fresh: Fresh) -> tuple[str, ...]:
+    """What keeps the figures from being read as usual."""
+    found = []
+    spread = float(case.found.responses.mean.std(correction=0))
+    if abs(case.intact - case.empty) < spread:
+        found.append(
+            f"intact and empty differ by {abs(case.intact - case.empty):.3g}, less than the run's masks do "
+            f"({spread:.3g}): what faithfulness, CPR and CMD divide by is small, so they are large and unstable"
+        )
+    if fresh.r2 is not None and fresh.r2 < RECOVERED_FROM:
+        found.append(f"the polynomial explains {fresh.r2:.2f} of fresh masks' variance")
+    if not case.found.link.is_identity:
+        found.append(
+            f"between the polynomial and the metric lies a link ({case.found.link.describe()}); the interactions and "
+            "backups put to the test are those of the metric itself, some of which are the link's doing"
+        )
+    mean_keep = float(case.found.responses.keep.double().mean())
+    if mean_keep > 0.75:
+        found.append(
+            f"the run kept {mean_keep:.2f} of the components, and small circuits keep few: the polynomial extrapolates "
+            "there; what it predicts of them is worth little, what was measured counts"
+        )
+    return tuple(found)

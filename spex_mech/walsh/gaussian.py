@@ -100,6 +100,21 @@ class GaussianProcess:
         noise, weight = (torch.nn.functional.softplus(weights[k]) for k in ("noise", "weight"))
         return noise[..., 0] + _JITTER[noise.dtype] * (1 + weight.sum(-1))
 
+    @torch.inference_mode()
+    def posterior(
+        self,
+        weights: dict[str, Tensor],
+        keep: Bool[Tensor, "mask component"],
+        values: Float[Tensor, " mask"],
+        basis: Basis,
+    ) -> "Posterior":
+        """The mean function, given masks and what was learned (one member's weights)."""  # fmt: skip
+        z, centre = inputs(keep, basis), float(values.mean())
+        system = self.covariance(weights, z, z)
+        system.diagonal().add_(self.noise(weights))
+        solved = torch.cholesky_solve((values - centre)[:, None].to(z.device), _factor(system))[:, 0]
+        return Posterior(self, weights, z, solved, centre, basis)
+
     def _loss(self, weights: dict[str, Tensor], z: Tensor, y: Tensor, share: Tensor) -> Tensor:
         """Minus the log marginal likelihood a mask, each output's variance profiled out, and the penalty."""
         size = z.shape[-2]
@@ -154,17 +169,12 @@ class Trained:
             out[(~seen).cpu()] = found.predict(self.keep[~seen]).cpu()
         return out
 
-    @torch.inference_mode()
     def _posterior(self, weights: dict[str, Tensor], keep: Tensor, values: Float[Tensor, " mask"]) -> "Posterior":
         if len(keep) > self.settings.most_masks:
             drawn = torch.randperm(len(keep), generator=torch.Generator().manual_seed(self.seed))
             rows = drawn[: self.settings.most_masks].sort().values.to(keep.device)
             keep, values = keep[rows], values[rows]
-        z, centre = inputs(keep, self.basis), float(values.mean())
-        system = self.settings.covariance(weights, z, z)
-        system.diagonal().add_(self.settings.noise(weights))
-        solved = torch.cholesky_solve((values - centre)[:, None].to(z.device), _factor(system))[:, 0]
-        return Posterior(self.settings, weights, z, solved, centre, self.basis)
+        return self.settings.posterior(weights, keep, values, self.basis)
 
 
 @dataclass(frozen=True, eq=False)
