@@ -27,6 +27,7 @@ _HOMES = {
     "spex_mech.components": ("Component", "ComponentSet", "group", "heads", "kv_groups", "mlps", "neurons", "select"),
     "spex_mech.discovery": ("discover",),
     "spex_mech.errors": ("SpexMechError",),
+    "spex_mech.featuring": ("discover_features",),
     "spex_mech.gallery": ("cards", "open_card"),
     "spex_mech.hook_tables": ("hook_frame", "hook_interactions", "mib_config"),
     "spex_mech.reporting": ("report",),
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from spex_mech.components import select as select
     from spex_mech.discovery import discover as discover
     from spex_mech.errors import SpexMechError as SpexMechError
+    from spex_mech.featuring import discover_features as discover_features
     from spex_mech.gallery import cards as cards
     from spex_mech.gallery import open_card as open_card
     from spex_mech.hook_tables import hook_frame as hook_frame
