@@ -127,7 +127,8 @@ def test_words_that_interact_are_found_with_their_sign(ablation):
         frozenset([nice]): pytest.approx(0.25),
     }
     assert {n.name: n.role for n in found.circuit.nodes} == {not_: "not", good: "good", nice: "nice"}
-    assert next(i.kind for i in found.circuit.interactions if i.order == 2) == "redundancy"
+    # needed jointly: good, and that 'not' is away
+    assert next(i.kind for i in found.circuit.interactions if i.order == 2) == "synergy"
 
 
 def test_a_run_of_text_is_saved_resumed_and_read_back(tmp_path):
