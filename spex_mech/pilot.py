@@ -1,15 +1,15 @@
-"""A pilot for `keep="auto"`: a few masks at each of several keep-probabilities decide which the run is drawn with.
+"""A pilot for `keep="auto"`: a few masks at each of several keep-probabilities decide what the run is drawn with.
 
 Where almost everything is ablated the metric lies at its floor under every mask, where almost nothing is it lies at its
-intact value; what masks say of components is how the metric differs between them. The rule is therefore the
+intact value; what masks say of components is how the metric differs between them. The rule therefore looks for the
 keep-probability at which the metric is **spread most between masks**, which for a behaviour that is there or not is
 where half of the masks break it. The spread is the mean absolute deviation from the median of the mean over prompts.
 Few masks know it roughly, so `DEFAULT_KEEP` stays unless the spread there is below the largest by more than two
-standard errors of their difference.
+standard errors of their difference. Masks are drawn in two strata around it (`AROUND`): a polynomial from one
+keep-probability alone predicts that one a little better and the others badly.
 
-A pilot's masks at a keep-probability are the first masks of the design that would be drawn with it. Those of the
-chosen one are therefore part of the run; the others, and the intact and the all-ablated model, are what the pilot
-costs: at most `SHARE` of the budget.
+A pilot's mask m at q is mask m of any design if its stratum is q. So the first masks of the run are the pilot's; its
+other masks, and the intact and the all-ablated model, are what it costs: at most `SHARE` of the budget.
 """
 
 from collections.abc import Mapping
@@ -24,12 +24,12 @@ from torch import Tensor
 from spex_mech.ablation.respond import Engine
 from spex_mech.errors import ResponseError
 from spex_mech.measuring import measure_masks
-from spex_mech.plans import AUTO, DEFAULT_KEEP, Keep
+from spex_mech.plans import AROUND, AUTO, DEFAULT_KEEP, Keep
 from spex_mech.records import plain
 from spex_mech.runs import RESPONSES, recall
 from spex_mech.walsh.design import MaskDesign
 
-CANDIDATES = (0.5, 0.7, 0.8, 0.9, 0.95)
+CANDIDATES = tuple(AROUND)
 SHARE = 0.1  # of the budget, at most, goes into masks that only the pilot uses
 FEWEST, MOST = 5, 64  # masks a keep-probability: fewer say nothing, more are not needed
 FOLDER = "pilot"  # in the run folder
@@ -55,20 +55,26 @@ class Pilot:
     def n_masks(self) -> int:
         return _ENDS + self.masks_each * len(self.keep_probs)
 
-    def at(self, keep_prob: float) -> MaskDesign:
-        """What the run is drawn with if `keep_prob` is chosen; the budget less what only the pilot used."""
+    def at(self, keep_probs: tuple[float, ...]) -> MaskDesign:
+        """What the run is drawn with if these strata are chosen; the budget less what only the pilot uses."""
         spent = self.n_masks - self.masks_each
-        return replace(self.design, keep_probs=(keep_prob,), n_masks=self.design.n_masks - spent)
+        return replace(self.design, keep_probs=keep_probs, n_masks=self.design.n_masks - spent)
 
     def rows(self, keep_prob: float) -> Int[Tensor, " row"]:
-        """The numbers of the pilot's masks at a candidate: the first masks of `at(keep_prob)`."""
+        """The numbers of the pilot's masks at a candidate."""
         first = _ENDS + self.keep_probs.index(keep_prob) * self.masks_each
         return torch.arange(first, first + self.masks_each)
+
+    def beginning(self, keep_probs: tuple[float, ...]) -> Int[Tensor, " row"]:
+        """The numbers of those of the pilot's masks that are the first of `at(keep_probs)`, in order."""
+        mask = torch.arange(self.masks_each)
+        table = torch.stack([self.rows(q) for q in keep_probs])
+        return table[mask // self.design.repeats % len(keep_probs), mask]
 
     def keep(self) -> Bool[Tensor, "mask component"]:
         """The pilot's masks."""
         ends = torch.tensor([[True], [False]]).expand(_ENDS, self.design.n)
-        return torch.cat([ends, *(self.at(q).keep(0, self.masks_each) for q in self.keep_probs)])
+        return torch.cat([ends, *(self.at((q,)).keep(0, self.masks_each) for q in self.keep_probs)])
 
     def describe(self) -> dict[str, Any]:
         """What the masks are made from, in the place of a design's record."""
@@ -81,7 +87,7 @@ class Choice:
     """What a pilot found.
 
     Attributes:
-        keep_prob: the chosen keep-probability.
+        keep_prob: where the metric is spread most, as far as the pilot can tell.
         reason: in words.
         spread, mean: of the metric between masks, by candidate, in its unit; empty where there was no pilot.
         intact, empty: the metric with all kept and with all ablated.
@@ -97,11 +103,17 @@ class Choice:
     masks_each: int = 0
     masks: int = 0
 
+    @property
+    def keep_probs(self) -> tuple[float, ...]:
+        """What the run is drawn with."""
+        return AROUND[self.keep_prob]
+
     def describe(self) -> dict[str, Any]:
         """For the run record; candidates as a list, and the share of the intact effect that each keeps."""
         rows = [{"keep_prob": q, "mean": self.mean[q], "spread": self.spread[q], **self._kept(q)} for q in self.spread]
         figures = {"intact": self.intact, "empty": self.empty, "masks_each": self.masks_each, "masks": self.masks}
-        return {"keep_prob": self.keep_prob, "reason": self.reason, "candidates": rows, **figures}
+        chosen = {"keep_prob": self.keep_prob, "keep_probs": list(self.keep_probs), "reason": self.reason}
+        return {**chosen, "candidates": rows, **figures}
 
     def _kept(self, keep_prob: float) -> dict[str, float | None]:
         if self.intact is None or self.empty is None or self.intact == self.empty:
@@ -140,18 +152,18 @@ def settle_keep(
 
     Raises `ResponseError` where the folder holds a run that had no pilot, or a pilot of another experiment.
     """
-    if keep != AUTO or design.kind != "bernoulli":
+    if keep != AUTO or design.kind != "stratified":
         return Settled(design)
     pilot = plan_pilot(design)
     if pilot is None:
         reason = f"{design.n_masks:,} masks are too few to spend a tenth of them on a pilot; this is the default"
         return Settled(design, None, Choice(DEFAULT_KEEP, reason, {}, {}))
     choice, known = run_pilot(pilot, engine, record, out)
-    return Settled(pilot.at(choice.keep_prob), known, choice)
+    return Settled(pilot.at(choice.keep_probs), known, choice)
 
 
 def plan_pilot(design: MaskDesign) -> Pilot | None:
-    """The pilot of a design; None where a tenth of its masks would not pay `FEWEST` a candidate but the chosen one."""
+    """The pilot of a design; None where a tenth of its masks would not pay for `FEWEST` at each candidate but one."""
     each = (int(SHARE * design.n_masks) - _ENDS) // (len(CANDIDATES) - 1)
     return None if each < FEWEST else Pilot(design, min(each, MOST))
 
@@ -168,7 +180,7 @@ def run_pilot(
         keep = pilot.keep()
         responses, _ = measure_masks(engine, keep, [(0, keep)], record, folder, lambda _: None)
     choice = choose_keep(pilot, responses.values)
-    return choice, responses.values[pilot.rows(choice.keep_prob)]
+    return choice, responses.values[pilot.beginning(choice.keep_probs)]
 
 
 def choose_keep(pilot: Pilot, values: Float[Tensor, "mask prompt"]) -> Choice:

@@ -8,13 +8,15 @@ from spex_mech.walsh.design import MAX_COMPLETE, MaskDesign
 
 Keep = float | Sequence[float] | str
 AUTO = "auto"
-DEFAULT_KEEP = 0.8  # of "auto", unless a pilot says clearly otherwise; docs/performance.md has the measurements
+AROUND = {0.5: (0.5, 0.7), 0.7: (0.5, 0.8), 0.8: (0.5, 0.9), 0.9: (0.7, 0.95), 0.95: (0.9, 0.95)}
+"""What "auto" draws masks with, by the keep-probability at which the metric is spread most: strata to either side."""
+DEFAULT_KEEP = 0.8  # unless a pilot says clearly otherwise; docs/performance.md has the measurements
 
 
 def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> MaskDesign:
     """The masks that a budget and a keep-probability ask for; all 2^n where they fit and nothing forbids it.
 
-    For "auto" they are drawn with `DEFAULT_KEEP`, which a pilot may change.
+    For "auto" they are drawn around `DEFAULT_KEEP`, which a pilot may change.
     """
     if n <= MAX_COMPLETE and (decoder == "exact" or (decoder == "auto" and keep != "coded" and 1 << n <= budget)):
         if 1 << n > budget:
@@ -28,7 +30,7 @@ def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> M
             raise DesignError(f"decoder 'spex' reads coded masks, which are fair coins; keep={keep!r} is not.")
         return MaskDesign.coded(n, budget=budget, seed=seed)
     if keep == AUTO:
-        return MaskDesign.bernoulli(n, budget, DEFAULT_KEEP, seed)
+        return MaskDesign.stratified(n, budget, AROUND[DEFAULT_KEEP], seed)
     if isinstance(keep, str):
         raise DesignError(
             f"keep={keep!r} is not a keep-probability; give a number such as 0.9, several, 'auto' or 'coded'."

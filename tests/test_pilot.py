@@ -14,7 +14,7 @@ from spex_mech.ablation.respond import Engine
 from spex_mech.bench import keeps
 from spex_mech.errors import DesignError, ResponseError
 from spex_mech.pilot import CANDIDATES, FEWEST, SHARE, Pilot, choose_keep, deviation, plan_pilot
-from spex_mech.plans import DEFAULT_KEEP
+from spex_mech.plans import AROUND, DEFAULT_KEEP
 from spex_mech.walsh.design import MaskDesign
 
 LAYOUT = planted.Layout(n_layers=2, n_heads=8, d_mlp=6)  # 28 components: too many for all masks
@@ -44,12 +44,12 @@ def measured(monkeypatch):
     return asked
 
 
+def auto(n, masks, seed=0):
+    return MaskDesign.stratified(n, masks, AROUND[DEFAULT_KEEP], seed)
+
+
 designs = st.builds(
-    lambda n, masks, seed, share: (
-        MaskDesign.bernoulli(n, masks, DEFAULT_KEEP, seed).sharing([0], share)
-        if share > 1
-        else MaskDesign.bernoulli(n, masks, DEFAULT_KEEP, seed)
-    ),
+    lambda n, masks, seed, share: auto(n, masks, seed).sharing([0], share) if share > 1 else auto(n, masks, seed),
     st.integers(2, 40),
     st.integers(16, 5000),
     st.integers(0, 1 << 40),
@@ -64,8 +64,10 @@ def test_a_pilot_is_the_beginning_of_every_run_it_may_choose_and_costs_a_tenth_a
     if pilot is None:
         assert int(SHARE * design.n_masks) < 2 + FEWEST * (len(CANDIDATES) - 1)
         return
-    chosen = pilot.at(keep_prob)
-    assert torch.equal(pilot.keep()[pilot.rows(keep_prob)], chosen.keep(0, pilot.masks_each))
+    strata = AROUND[keep_prob]
+    chosen, rows = pilot.at(strata), pilot.beginning(strata)
+    assert torch.equal(pilot.keep()[rows], chosen.keep(0, pilot.masks_each))
+    assert set(rows.tolist()) <= {row for q in strata for row in pilot.rows(q).tolist()}
     assert pilot.keep()[:2].tolist() == [[True] * design.n, [False] * design.n]
     thrown = pilot.n_masks - pilot.masks_each
     assert chosen.n_masks + thrown == design.n_masks
@@ -88,20 +90,20 @@ def pilot_values(pilot, scales, seed):
 
 @pytest.mark.parametrize(("scales", "likely"), [((5, 3, 2, 1, 1), 0.5), ((0.1, 0.2, 0.5, 1, 3), 0.95)])
 def test_the_widest_spread_is_chosen_where_it_is_clear(scales, likely):
-    pilot = Pilot(MaskDesign.bernoulli(30, 4096, DEFAULT_KEEP), 60)
+    pilot = Pilot(auto(30, 4096), 60)
     chosen = [choose_keep(pilot, pilot_values(pilot, scales, seed)).keep_prob for seed in range(50)]
     assert chosen.count(likely) >= 48
 
 
 @pytest.mark.parametrize(("each", "most"), [(FEWEST, 0.25), (25, 0.15)])
 def test_the_default_stays_where_nothing_is_clear(each, most):
-    pilot = Pilot(MaskDesign.bernoulli(30, 4096, DEFAULT_KEEP), each)
+    pilot = Pilot(auto(30, 4096), each)
     moved = [choose_keep(pilot, pilot_values(pilot, (1, 1, 1, 1, 1), seed)).keep_prob for seed in range(200)]
     assert sum(q != DEFAULT_KEEP for q in moved) <= most * 200
 
 
 def test_a_metric_that_never_moves_leaves_the_default():
-    pilot = Pilot(MaskDesign.bernoulli(30, 1024, DEFAULT_KEEP), 25)
+    pilot = Pilot(auto(30, 1024), 25)
     choice = choose_keep(pilot, torch.ones(pilot.n_masks, 4))
     assert choice.keep_prob == DEFAULT_KEEP
     assert [row["effect_kept"] for row in choice.describe()["candidates"]] == [None] * len(CANDIDATES)
@@ -110,17 +112,18 @@ def test_a_metric_that_never_moves_leaves_the_default():
 def test_what_breaks_easily_is_studied_near_the_intact_model(fragile):
     found = run(fragile, budget=2048)
     told = found.record["pilot"]
-    assert told["keep_prob"] == 0.95 == found.record["design"]["keep_probs"][0]
+    assert told["keep_prob"] == 0.95
+    assert told["keep_probs"] == found.record["design"]["keep_probs"] == [0.9, 0.95]
     assert (told["intact"], told["empty"]) == pytest.approx((1.0, 0.0), abs=1e-5)
     rows = {row["keep_prob"]: row for row in told["candidates"]}
     assert rows[0.5]["effect_kept"] == pytest.approx(0, abs=1e-5)
-    near = found.responses.keep[: told["masks_each"]].double().mean()
-    assert abs(float(near) - 0.95) < 0.03
+    assert found.responses.keep[::2].double().mean() == pytest.approx(0.9, abs=0.01)
+    assert found.responses.keep[1::2].double().mean() == pytest.approx(0.95, abs=0.01)
 
 
-def test_the_run_is_that_of_the_chosen_keep_probability(fragile):
+def test_the_run_is_that_of_the_chosen_keep_probabilities(fragile):
     found = run(fragile)
-    plain = run(fragile, keep=found.record["pilot"]["keep_prob"], budget=len(found.responses))
+    plain = run(fragile, keep=found.record["pilot"]["keep_probs"], budget=len(found.responses))
     assert torch.equal(found.responses.keep, plain.responses.keep)
     torch.testing.assert_close(found.responses.values, plain.responses.values, atol=1e-5, rtol=0)
     assert found.record["design"] == plain.record["design"]
@@ -153,7 +156,7 @@ def test_a_run_killed_behind_its_pilot_does_not_pay_for_it_again(fragile, tmp_pa
 
 def test_few_masks_take_the_default_without_a_pilot(fragile, measured):
     found = run(fragile, budget=100)
-    assert found.record["design"] == MaskDesign.bernoulli(28, 100, DEFAULT_KEEP).to_dict()
+    assert found.record["design"] == auto(28, 100).to_dict()
     assert found.record["pilot"]["masks"] == 0
     assert "too few" in found.record["pilot"]["reason"]
 

@@ -83,7 +83,7 @@ def run(quick: bool = False, cards: Path | None = None, budgets: Sequence[int] =
 def _measure(folder: Path, masks: int, unseen: int) -> _Measured:
     components, ask = studied(folder)
     n = len(components)
-    keep = {q: MaskDesign.bernoulli(n, 2 * masks, q, seed=3).keep() for q in KEEPS}
+    keep = {q: MaskDesign.bernoulli(n, 3 * masks, q, seed=3).keep() for q in KEEPS}
     fresh = {q: MaskDesign.bernoulli(n, unseen, q, seed=2).keep() for q in KEEPS}
     values, truth = ({q: ask(table[q]) for q in KEEPS} for table in (keep, fresh))
     ends = ask(torch.tensor([[True], [False]]).expand(2, n))
@@ -101,7 +101,8 @@ def _metric(card: _Measured, keep_prob: float) -> Row:
 
 def _decoding(card: _Measured, keep_probs: tuple[float, ...], masks: int, decoder: Decoder) -> Row:
     found, other = (
-        decoder.decode(card.samples(keep_probs, first, masks), seed=0).spectrum.mean_output() for first in (0, masks)
+        decoder.decode(card.samples(keep_probs, first, masks), seed=0).spectrum.mean_output()
+        for first in (0, 2 * masks)
     )
     r2 = {q: r_squared(card.truth[q].double().mean(1), found.evaluate(card.fresh[q])) for q in KEEPS}
     return {
