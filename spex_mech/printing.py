@@ -174,7 +174,7 @@ def print_audit(result: Audit, out: Path, console: Console) -> None:
     for what in result.cautions:
         console.print(f"[yellow]caution:[/] {escape(what)}")
     masks, budget, rows = (result.record[key] for key in ("masks", "budget", "rows"))
-    console.print(f"[dim]{masks:,} of {budget:,} masks, {rows:,} rows; {escape(str(out / 'audit.json'))}[/]")
+    console.print(f"[dim]{masks:,} of {budget:,} masks, {rows:,} rows; {escape(str(out))}: audit.json, report.html[/]")
 
 
 def _ranking_table(result: Audit) -> Table:

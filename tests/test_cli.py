@@ -48,6 +48,7 @@ def test_demo_prints_what_exhaustive_enumeration_says(cli_run, tmp_path):
 
 def test_demo_finds_the_published_synergy(cli_run, tmp_path):
     cli_run("demo", "--out", tmp_path, "--quiet")
+    assert "Induction in two layers" in (tmp_path / "report.html").read_text()
     pairs = sm.load_run(tmp_path).interactions().query("order == 2").head(6)
     strongest = {frozenset(names): kind for names, kind in zip(pairs["components"], pairs["kind"], strict=True)}
     published = {frozenset(names): kind for names, kind in sm.open_card("induction-2l").published.interactions}
@@ -61,6 +62,7 @@ def test_discover_decode_export_chain(cli_run, tmp_path):
     assert cli_run("discover", "planted-or", "--budget", 300, "--out", run, "-q")[0] == 0
     assert cli_run("decode", run / "responses.safetensors", "--decoder", "linear", "--out", line)[0] == 0
     assert sm.load_run(line).spectrum.orders.max() == 1
+    assert "No joint effect was found" in (line / "report.html").read_text()
     for to in ("json", "graphml", "gexf", "dot", "hif", "neuronpedia", "node-link", "clique"):
         code, out, _ = cli_run("export", run / "circuit.json", "--to", to, "--out", tmp_path / f"c.{to}")
         assert (code, (tmp_path / f"c.{to}").stat().st_size > 0) == (0, True)
