@@ -23,7 +23,10 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("responses", ("components", "records", "errors")),
     ("records", ("errors",)),
     ("ablation*", ("ablation*", "components", "task", "metrics", "responses", "records", "errors")),
-    ("lenses*", ("ablation.batching", "ablation.journal", "components", "task", "metrics", "responses", "errors")),
+    (
+        "lenses*",
+        ("lenses*", "ablation.batching", "ablation.journal", "components", "task", "metrics", "responses", "errors"),
+    ),
     ("planted", ("ablation*", "components", "task", "walsh.spectrum", "errors")),
     ("circuit.build", ("circuit*", "components", "walsh.spectrum", "errors")),
     ("circuit.select", ("circuit*", "components", "walsh.spectrum", "errors")),
