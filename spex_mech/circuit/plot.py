@@ -117,6 +117,8 @@ def plot_faithfulness(sizes: "pd.DataFrame") -> "Figure":
     axes.plot(rows["count"], rows["help"], color="#D55E00", marker="s", linestyle="--", label="raise")
     axes.plot(rows["count"], rows["preserve"], color="#0072B2", marker="o", label="preserve")
     axes.set_xscale("symlog", linthresh=1)
+    axes.set_xticks(rows["count"], [f"{count:,}" for count in rows["count"]])
+    axes.minorticks_off()
     axes.set(xlabel="components kept", ylabel="faithfulness")
     axes.legend(fontsize=8, frameon=False)
     figure.tight_layout()
