@@ -213,16 +213,19 @@ def _of_model(
     if tokenizer is None and (as_text or any(isinstance(word, str) for word in (answer, *distractors))):
         raise TaskError("texts were given to a model without a tokenizer; give tokenizer=…, or token ids throughout.")
     ids, owners = _tokens(segments, tokenizer, ablation)
+    # a classifier that reads the last token finds it by its own padding token
+    pad = _first(getattr(model, "config", None), "pad_token_id")
+    pad = (_first(tokenizer, "pad_token_id", "eos_token_id") or 0) if pad is None else pad
     reader: Reader = model_reader(
         model,
         Row(segments.prompt, ids),
         metric=metric,
         answer=_answer(answer, tokenizer, model),
         distractors=[_answer(one, tokenizer, model, single=True)[0] for one in distractors],  # type: ignore[index]
-        pad=_first(tokenizer, "pad_token_id", "eos_token_id") or 0,
+        pad=pad,
         about={} if not isinstance(model, torch.nn.Module) else {"class": about.get("model")},
     )
-    mask = _mask_token(tokenizer, ablation)
+    mask = _mask_token(tokenizer, ablation, pad)
     encode = None if tokenizer is None else lambda text: list(tokenizer(text)["input_ids"])
     nothing = _first(tokenizer, "bos_token_id", "eos_token_id")
     return Features(segments, reader, ablation, filler, mask, encode, ids, owners, nothing)
@@ -244,16 +247,15 @@ def _tokens(segments: Segments, tokenizer: Any, ablation: Ablation) -> tuple[tup
     return tuple(made["input_ids"]), owners_of(segments, made["offset_mapping"], special)
 
 
-def _mask_token(tokenizer: Any, ablation: Ablation) -> int | None:
-    if ablation not in ("mask", "pad"):
-        return None
-    names = ("mask_token_id",) if ablation == "mask" else ("pad_token_id", "eos_token_id")
-    token = _first(tokenizer, *names)
-    if token is None and ablation == "mask":
+def _mask_token(tokenizer: Any, ablation: Ablation, pad: int) -> int | None:
+    if ablation != "mask":
+        return pad
+    token = _first(tokenizer, "mask_token_id")
+    if token is None:
         raise TaskError(
             "ablation 'mask' needs a tokenizer with a mask token. Use 'pad', 'remove', or 'replace' with a filler."
         )
-    return token or 0
+    return token
 
 
 def _first(tokenizer: Any, *names: str) -> int | None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_models import bridge_of, tiny
 
 import spex_mech as sm
-from spex_mech.errors import ResponseError, TaskError
+from spex_mech.errors import ModelError, ResponseError, TaskError
 from spex_mech.lenses.features import owners_of
 from spex_mech.lenses.segments import Segments, split
 
@@ -282,6 +282,29 @@ def test_a_classifier_reads_what_is_left(ablation):
         rows.append(([i for i, _ in row], [s for _, s in row]))
     expected = one_by_one(model, rows, lambda logits, _: logits[1] - logits[0])
     assert torch.allclose(found.responses.values[:, 0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("ablation", ["remove", "pad"])
+def test_a_classifier_on_a_decoder_reads_its_last_token(ablation):
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    config = GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2, n_positions=32, num_labels=3, pad_token_id=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GPT2ForSequenceClassification(config).eval()
+    tok = tokenizer()
+    options = {"tokenizer": tok, "ablation": ablation, "answer": 2, "metric": "log_prob", "budget": 64, "batch_rows": 9}
+    found = sm.discover_features(model, SHORT, **options)
+    rows = []
+    for keep in found.responses.keep.tolist():
+        words = [(i, int(k)) for i, k in zip(tok.convert_tokens_to_ids(SHORT.split()), keep, strict=True)]
+        row = [(i if k else 0, k) for i, k in words if k or ablation == "pad"]
+        rows.append(([i for i, _ in row], [k for _, k in row]) if any(keep) else ([5], [1]))
+    expected = one_by_one(model, rows, lambda logits, _: logits.log_softmax(-1)[2])
+    assert torch.allclose(found.responses.values[:, 0], expected, atol=1e-4)
+    model.config.pad_token_id = None
+    with pytest.raises(ModelError, match="pad_token_id"):
+        sm.discover_features(model, SHORT, **options)
 
 
 def test_the_default_answer_is_what_the_model_says_of_the_whole_prompt():

@@ -14,7 +14,7 @@ from spex_mech.circuit.files import MAX_BYTES
 from spex_mech.circuit.graph import Circuit, Interaction, Node
 from spex_mech.circuit.hif import read_hif
 from spex_mech.circuit.interchange import export, read_circuit
-from spex_mech.circuit.mib import node_scores, read_mib
+from spex_mech.circuit.mib import MAX_FILE, node_scores, read_mib
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
 
@@ -202,9 +202,21 @@ def test_files_nobody_has_checked(tmp_path, text, message):
 def test_files_that_are_too_large_or_not_there(tmp_path):
     with open(tmp_path / "c", "wb") as file:
         file.truncate(MAX_BYTES + 1)
-    for path, message in ((tmp_path / "c", "larger than 64 MiB"), (tmp_path / "nowhere", "cannot be read")):
+    for read in (load_circuit, read_hif):
+        with pytest.raises(FormatError, match="larger than 64 MiB"):
+            read(tmp_path / "c")
+    with open(tmp_path / "c", "wb") as file:
+        file.truncate(MAX_FILE + 1)
+    for path, message in ((tmp_path / "c", "larger than 256 MiB"), (tmp_path / "nowhere", "cannot be read")):
         with pytest.raises(FormatError, match=message):
             read_circuit(path)
+
+
+def test_large_models_are_written_without_edges(tmp_path):
+    cfg = {"n_layers": 32, "n_heads": 32, "d_model": 4096, "parallel_attn_mlp": True}
+    export(circuit(), tmp_path / "c", "mib", config=cfg)
+    assert json.loads((tmp_path / "c").read_text())["edges"] == {}
+    assert node_scores(read_mib(tmp_path / "c")) == node_scores(circuit())
 
 
 def test_the_kind_of_file_is_seen(tmp_path):

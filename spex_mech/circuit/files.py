@@ -52,12 +52,12 @@ def read_json(path: str | Path, schema: str) -> dict[str, Any]:
     return record
 
 
-def read_object(path: str | Path, *, nan_is_null: bool = False) -> dict[str, Any]:
+def read_object(path: str | Path, *, nan_is_null: bool = False, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """A JSON object of any schema, from a file nobody has checked; with `nan_is_null`, NaN in it is read as null.
 
     Raises `FormatError` as `read_json` does.
     """
-    return _parse(path, nan_is_null)
+    return _parse(path, nan_is_null, max_bytes)
 
 
 def plain_problems(value: Any, name: str) -> list[str]:
@@ -109,12 +109,12 @@ def walk(value: Any, name: str = "") -> Iterator[tuple[int, str, Any]]:
             left += [(depth + 1, f"{where}[{i}]", part) for i, part in enumerate(item)]
 
 
-def _parse(path: str | Path, nan_is_null: bool = False) -> dict[str, Any]:
+def _parse(path: str | Path, nan_is_null: bool = False, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise FormatError(f"{path} is larger than {MAX_BYTES >> 20} MiB, which no file of this package is.")
+            raw = file.read(max_bytes + 1)
+        if len(raw) > max_bytes:
+            raise FormatError(f"{path} is larger than {max_bytes >> 20} MiB, which no file of its kind is.")
         if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_VALUES:
             raise FormatError(f"{path} holds more than {MAX_VALUES:,} values, which no file of this package does.")
         constant = _null_for_nan if nan_is_null else _refuse_constant

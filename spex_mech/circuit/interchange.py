@@ -13,7 +13,7 @@ from spex_mech.circuit.codec import dumps, load_circuit
 from spex_mech.circuit.files import read_object, write_whole
 from spex_mech.circuit.graph import Circuit, Node
 from spex_mech.circuit.hif import read_hif, to_hif
-from spex_mech.circuit.mib import read_mib, to_mib
+from spex_mech.circuit.mib import MAX_FILE, read_mib, to_mib
 from spex_mech.circuit.neuronpedia import to_neuronpedia
 from spex_mech.circuit.projections import joint, to_clique_json, to_networkx, to_node_link
 from spex_mech.errors import FormatError
@@ -61,7 +61,7 @@ def read_circuit(path: str | Path) -> Circuit:
 
     Raises `FormatError` as `load_circuit`, `read_hif` and `read_mib` do, or where the file is none of these.
     """
-    record = read_object(path, nan_is_null=True)
+    record = read_object(path, nan_is_null=True, max_bytes=MAX_FILE)
     for key, read in (("schema", load_circuit), ("incidences", read_hif), ("cfg", read_mib)):
         if key in record:
             return read(path)

@@ -18,7 +18,8 @@ from spex_mech.circuit.graph import Circuit, Node
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import FormatError, all_problems
 
-MAX_EDGES = 500_000  # of a whole model that are written; beyond, those inside the circuit
+MAX_EDGES = 500_000  # of a whole model that are written; beyond, none, which circuits of nodes do without
+MAX_FILE = 256 << 20  # bytes: models of eight billion parameters have a million edges and more
 _NAME = re.compile(r"input|logits|m\d{1,4}|a\d{1,4}\.h\d{1,4}")
 _EDGE_NAME = re.compile(r"(input|m\d{1,4}|a\d{1,4}\.h\d{1,4})->(logits|m\d{1,4}|a\d{1,4}\.h\d{1,4})(?:<([qkv])>)?")
 _CFG = {
@@ -57,6 +58,8 @@ def node_scores(circuit: Circuit) -> dict[str, float]:
 def to_mib(circuit: Circuit, *, config: Mapping[str, Any] | None = None) -> str:
     """The circuit at node level: the studied heads and MLPs with `node_scores`, all others without a score.
 
+    Edges are listed without scores of their own; of models with more than 500,000 of them, none is.
+
     Args:
         config: ``{"n_layers", "n_heads", "d_model", "parallel_attn_mlp"}`` of the model (`mib_config` of a bound
             subject); not needed for a circuit that was read from this format.
@@ -78,11 +81,9 @@ def to_mib(circuit: Circuit, *, config: Mapping[str, Any] | None = None) -> str:
     for name in names:
         score = {"score": scores[name]} if name in scores else {}
         nodes[name] = {"in_graph": name in inside, **score}
-    everything = _count_edges(cfg) <= MAX_EDGES
     edges = {
         edge: {"score": 0.0, "in_graph": one in inside and other in inside}
-        for edge, one, other in _all_edges(cfg)
-        if everything or (one in inside and other in inside)
+        for edge, one, other in (_all_edges(cfg) if _count_edges(cfg) <= MAX_EDGES else ())
     }
     return json.dumps({"cfg": cfg, "nodes": nodes, "edges": edges}, allow_nan=False) + "\n"
 
@@ -99,7 +100,7 @@ def read_mib(path: str | Path) -> Circuit:
             not fit the model of ``cfg``, or single coordinates of a node are in the graph; all problems at once.
     """
     reader = _MibReader()
-    circuit = reader.circuit(read_object(path, nan_is_null=True))
+    circuit = reader.circuit(read_object(path, nan_is_null=True, max_bytes=MAX_FILE))
     if circuit is None:
         raise FormatError(all_problems(f"{path} is not a circuit of EAP-IG or MIB:", reader.problems))
     return circuit
@@ -107,6 +108,10 @@ def read_mib(path: str | Path) -> Circuit:
 
 class _MibReader(FieldReader):
     """What those files hold; fields of other versions of them are passed over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._right = set[str]()  # names that are nodes of the model
 
     def circuit(self, record: Mapping[str, Any]) -> Circuit | None:
         top = self.fields(record, "", _TOP, strict=False)
@@ -168,10 +173,13 @@ class _MibReader(FieldReader):
 
     def place(self, name: str, cfg: Mapping[str, Any], where: str) -> None:
         """Note a name that is no node of a model of these sizes, as this format writes it."""
-        digits, sizes = re.findall(r"\d+", name), (cfg["n_layers"], cfg["n_heads"])
-        plain = all(str(int(text)) == text for text in digits) if _NAME.fullmatch(name) else False
-        if not plain or any(int(text) >= size for text, size in zip(digits, sizes, strict=False)):
-            self.problems.append(f"{where}: {name[:40]!r} is no node of {sizes[0]} layers of {sizes[1]} heads")
+        if name not in self._right:
+            digits, sizes = re.findall(r"\d+", name), (cfg["n_layers"], cfg["n_heads"])
+            plain = all(str(int(text)) == text for text in digits) if _NAME.fullmatch(name) else False
+            if not plain or any(int(text) >= size for text, size in zip(digits, sizes, strict=False)):
+                self.problems.append(f"{where}: {name[:40]!r} is no node of {sizes[0]} layers of {sizes[1]} heads")
+                return
+            self._right.add(name)
 
 
 def _outgoing(edges: Mapping[str, Mapping[str, Any]], nodes: Mapping[str, Any]) -> dict[str, float]:

@@ -247,7 +247,13 @@ def _logits_of(model: Any) -> tuple[Logits, bool, torch.device, bool]:
         model.eval()
 
         def call(ids: Tensor, seen: Tensor, last: Tensor | None) -> Tensor:
-            found: Tensor = model(input_ids=ids, attention_mask=seen).logits
+            try:
+                found: Tensor = model(input_ids=ids, attention_mask=seen).logits
+            except ValueError as error:
+                raise ModelError(
+                    f"{kind} does not take {len(ids)} rows of {ids.shape[1]} tokens: {error} A classifier that reads "
+                    "the last token needs model.config.pad_token_id; long prompts need a model with room for them."
+                ) from error
             return found
 
         return call, True, next(model.parameters()).device, classes
