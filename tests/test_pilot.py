@@ -121,9 +121,10 @@ def test_what_breaks_easily_is_studied_near_the_intact_model(fragile):
     assert found.responses.keep[1::2].double().mean() == pytest.approx(0.95, abs=0.01)
 
 
-def test_the_run_is_that_of_the_chosen_keep_probabilities(fragile):
-    found = run(fragile)
-    plain = run(fragile, keep=found.record["pilot"]["keep_probs"], budget=len(found.responses))
+@pytest.mark.parametrize("share", [1, 2])
+def test_the_run_is_that_of_the_chosen_keep_probabilities(fragile, share):
+    found = run(fragile, share=share)
+    plain = run(fragile, keep=found.record["pilot"]["keep_probs"], budget=len(found.responses), share=share)
     assert torch.equal(found.responses.keep, plain.responses.keep)
     torch.testing.assert_close(found.responses.values, plain.responses.values, atol=1e-5, rtol=0)
     assert found.record["design"] == plain.record["design"]
