@@ -92,7 +92,8 @@ def _headline(found: Discovery, audit: Audit | None) -> tuple[Fact, ...]:
         kept = Fact("Components that matter", f"{len(found.circuit.nodes):,}", f"of {len(found.components):,} studied")
     else:
         tested = len(audit.interactions)
-        sets = Fact("Interactions confirmed", f"{len(audit.confirmed):,} of {tested:,}", "false discovery rate 5 %")
+        good = f"{len(audit.confirmed):,} of {tested:,}" if tested else "none tested"
+        sets = Fact("Interactions confirmed", good, "at a false discovery rate of 5 %" if tested else "")
         few = f"by {len(audit.circuit.names):,} of {len(audit.components):,} components"
         kept = Fact("Behaviour kept", percent(audit.circuit.faithfulness), few)
         masks, rows = masks + audit.record.get("masks", 0), rows + audit.record.get("rows", 0)
