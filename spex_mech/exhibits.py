@@ -43,7 +43,8 @@ def sheets_of(found: Discovery, audit: Audit | None) -> tuple[Sheet, ...]:
     if audit is None:
         return ()
     raw = () if found.link.is_identity else (_raw(audit),)
-    return (_backups(audit), *raw, _rankings(audit), _completeness(audit), _minimality(audit))
+    sure = (_stability(audit), _replacements(audit), _contexts(audit))
+    return (_backups(audit), *raw, *sure, _rankings(audit), _completeness(audit), _minimality(audit))
 
 
 def _backups(audit: Audit) -> Sheet:
@@ -65,6 +66,50 @@ def _raw(audit: Audit) -> Sheet:
     ]
     columns = ("components", "claimed", "measured again", "± s.e.", "q", "confirmed")
     return Sheet(f"Interactions on the metric's own scale ({audit.unit})", columns, tuple(rows[:MOST]))
+
+
+def _stability(audit: Audit) -> Sheet:
+    rows = [
+        (f"halves of the {r.over}", r.resamples, r.nodes, r.interactions, r.stable, r.method) for r in audit.stability
+    ]
+    columns = ("over", "resamples", "components", "interactions", "stable", "how")
+    bar = max((r.bar for r in audit.stability), default=0.8)
+    note = f"Agreement of what is found again (Jaccard index, mean); components at {bar:g} and more are called stable."
+    return Sheet("Would other masks or prompts say the same?", columns, tuple(rows), note)
+
+
+def _replacements(audit: Audit) -> Sheet:
+    rows = [
+        (r.kind, r.masks, r.effect, r.r2, r.nodes, r.interactions, r.signs, r.top) for r in audit.replacements
+    ]  # fmt: skip
+    columns = (
+        "replaced by",
+        "masks",
+        "whole effect",
+        "responses, r²",
+        "components",
+        "interactions",
+        "signs",
+        "top ten",
+    )
+    note = (
+        f"The same masks with another replacement. Whole effect: intact less everything ablated ({audit.unit}). Then "
+        "how far it agrees with the run: squared correlation of the responses, rank correlation of the components, "
+        "correlation of the interactions, share of the ten strongest that keep their sign, and their Jaccard index."
+    )
+    return Sheet("Would another replacement say the same?", columns, tuple(rows), note)
+
+
+def _contexts(audit: Audit) -> Sheet:
+    rows = [
+        (_names(r.components), r.keep_prob, r.here, r.effect, r.stderr, r.q_value, r.holds) for r in audit.contexts
+    ]  # fmt: skip
+    columns = ("components", "others kept", "in the run", "there", "± s.e.", "q", "holds")
+    note = (
+        "The strongest interactions where the other components are kept more, or less, often than in the run: what "
+        f"the set does jointly ({audit.unit}), and whether it is there with the same sign."
+    )
+    return Sheet("Do interactions hold in other contexts?", columns, tuple(rows), note)
 
 
 def _rankings(audit: Audit) -> Sheet:

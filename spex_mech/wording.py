@@ -38,18 +38,28 @@ def _sentences(found: Discovery, audit: Audit | None) -> Iterator[str]:
 def _nodes(found: Discovery) -> str:
     circuit = found.circuit
     sets = sum(i.order > 1 for i in circuit.interactions)
-    return (
-        f"Of {len(circuit.components):,} components, {len(circuit.nodes):,} were found to matter to "
-        f"{_metric(found)}, alone or together with others: {len(circuit.interactions) - sets:,} effects of single "
-        f"components and {sets:,} joint effects of up to {max(1, circuit.max_order)}."
+    alone = len(circuit.interactions) - sets
+    mattered = (
+        f"{len(circuit.nodes):,} {'was' if len(circuit.nodes) == 1 else 'were'} found to matter to {_metric(found)}"
     )
+    if not sets:
+        return f"Of {_count(len(circuit.components), 'component')}, {mattered}, each by itself."
+    return (
+        f"Of {_count(len(circuit.components), 'component')}, {mattered}, alone or together with others: "
+        f"{_count(alone, 'effect')} of single components and {_count(sets, 'joint effect')} of up to "
+        f"{circuit.max_order} components."
+    )
+
+
+def _count(number_: int, word: str) -> str:
+    return f"{number_:,} {word}{'' if number_ == 1 else 's'}"
 
 
 def _kept(found: Discovery, audit: Audit, circuit: Verified) -> str:
     instead = _INSTEAD.get(str(found.record.get("replacement", {}).get("kind")), "something else")
     return (
-        f"With {len(circuit.names):,} of {len(audit.components):,} components left as they are and all others replaced "
-        f"by {instead}, {percent(circuit.faithfulness)} of the behaviour is left: {_metric(found)} is "
+        f"With {len(circuit.names):,} of {_count(len(audit.components), 'component')} left as they are and all others "
+        f"replaced by {instead}, {percent(circuit.faithfulness)} of the behaviour is left: {_metric(found)} is "
         f"{number(circuit.value)} {audit.unit}, where the intact model has {number(audit.intact)} and the model with "
         f"everything replaced {number(audit.empty)}."
     )
@@ -172,8 +182,24 @@ def limits(found: Discovery, audit: Audit | None) -> tuple[str, ...]:
             "own scale there are others, some of which are the link's doing (interactions_raw.csv)"
         )
     if audit is not None:
-        said += [f"Left out for want of budget: {what}" for what in audit.skipped]
+        said += [*_searched(audit), *(f"Left out for want of budget: {what}" for what in audit.skipped)]
     return tuple(sentence(words) for words in said)
+
+
+def _searched(audit: Audit) -> Iterator[str]:
+    search = audit.search
+    if search is None:
+        return
+    words = (
+        f"The circuits were chosen among sets that were measured ({search.masks:,} masks), on the prompts that report"
+    )
+    if search.cpr is None or search.cmd is None:
+        yield f"{words}, so that some of what they keep may be luck"
+        return
+    yield (
+        f"{words}; where half of the prompts choose and the others report, CPR is {search.cpr:.3f} and CMD "
+        f"{search.cmd:.3f} (medians over {search.splits:,} splits)"
+    )
 
 
 def _masks(found: Discovery) -> str:

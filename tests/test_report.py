@@ -17,6 +17,7 @@ from reports import HOSTILE, circuit, dossier
 
 import spex_mech as sm
 from spex_mech import cli, planted
+from spex_mech.audits import ContextRow, ReplacementRow, Search, StabilityRow
 from spex_mech.circuit.charts import curves, scatter
 from spex_mech.circuit.dossier import Dossier, Points, SizePoint
 from spex_mech.circuit.drawing import NARROW, NOTEBOOK, WIDE, arrange, draw, joint, shown_first
@@ -230,6 +231,28 @@ def test_the_report_of_an_audited_run(audited):
         "answer's logit minus",
     ):
         assert words in said or words in page.html, words
+
+
+def test_what_findings_owe_to_choices_is_shown(audited):
+    audit = replace(
+        sm.load_audit(audited / "audit.json"),
+        search=Search(77, 20, 0.7123, 0.2123, 0.9),
+        stability=(StabilityRow("prompts", 100, None, 0.71, "sets refitted"),),
+        replacements=(ReplacementRow("zero", 128, 19.5, 0.98, None, 0.81, 1.0, 0.9),),
+        contexts=(ContextRow(("a0.h4", "a1.h0"), 0.9, 2.5, -2.25, 0.01, 12, 1e-9),),
+    )
+    said = told(sm.report(audited, audit))
+    for words in (
+        "halves of the prompts 100 0.710 – no sets refitted",
+        "zero 128 19.5 0.980 – 0.810 1.00 0.900",
+        "a0.h4 × a1.h0 0.900 2.50 −2.25 0.0100 1e-09 no",  # another sign than in the run
+        "(77 masks)",
+        "CPR is 0.712",
+    ):
+        assert words in said, words
+    bare = told(sm.report(audited, replace(audit, search=None, stability=(), replacements=(), contexts=())))
+    for words in ("Would other masks", "Would another replacement", "other contexts", "CPR is 0"):
+        assert words not in bare
 
 
 def test_the_command_told_makes_the_same_run(audited, tmp_path, monkeypatch):
