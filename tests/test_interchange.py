@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from spex_mech.circuit.files import MAX_BYTES
 from spex_mech.circuit.graph import Circuit, Interaction, Node
 from spex_mech.circuit.hif import read_hif
 from spex_mech.circuit.interchange import export, read_circuit
-from spex_mech.circuit.mib import MAX_FILE, node_scores, read_mib
+from spex_mech.circuit.mib import MAX_FILE, mib_circuit, node_scores, read_mib
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
 
@@ -131,6 +132,53 @@ def test_scores_of_edges_alone_add_up_over_outgoing_ones(tmp_path):
     assert node_scores(found) == {"a0.h0": -1.5, "a0.h1": 0.0, "a1.h0": 1.0}
     assert found.names == ("a0.h0", "a1.h0")
     assert found.evidence["scores_from"] == "edges"
+
+
+def state() -> dict:
+    """What EAP-IG keeps of the same graph in its .pt files."""
+    record = eap()
+    sources = [name for name in record["nodes"] if name != "logits"]
+    heads = [[f"a{layer}.h{head}<{part}>" for part in "qkv" for head in range(2)] for layer in range(2)]
+    targets = [*heads[0], "m0", *heads[1], "m1", "logits"]
+    edges = torch.zeros(len(sources), len(targets))
+    inside = edges.bool()
+    for name, row in record["edges"].items():
+        source, target = name.split("->")
+        edges[sources.index(source), targets.index(target)] = row["score"]
+        inside[sources.index(source), targets.index(target)] = row["in_graph"]
+    return {
+        "cfg": record["cfg"], "src_nodes": sources, "dst_nodes": targets, "edges_scores": edges,
+        "edges_in_graph": inside,
+        "nodes_in_graph": torch.tensor([record["nodes"][name]["in_graph"] for name in sources]),
+        "nodes_scores": torch.tensor([record["nodes"][name]["score"] for name in sources]),
+    }  # fmt: skip
+
+
+def test_the_state_of_a_pt_file_is_the_same_circuit_as_the_json(tmp_path):
+    found, other = mib_circuit(state()), read_mib(written(tmp_path / "c", eap()))
+    assert (found.components, found.nodes) == (other.components, other.nodes)
+    assert node_scores(found) == pytest.approx(node_scores(other))
+    assert found.evidence["edges_in_graph"] == other.evidence["edges_in_graph"]
+    without = {key: value for key, value in state().items() if key != "nodes_scores"}
+    assert mib_circuit(without).evidence["scores_from"] == "edges"
+    assert node_scores(mib_circuit(without))["a1.h0"] == pytest.approx(-0.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"src_nodes": None}, "names in src_nodes"),
+        ({"nodes_in_graph": torch.ones(3, dtype=torch.bool)}, "as many sources"),
+        ({"edges_scores": torch.zeros(7, 3)}, "one column a target"),
+        ({"nodes_in_graph": torch.ones(7)}, "in_graph must be true or false"),
+        ({"cfg": {**CONFIG, "n_layers": 1}}, "no node of 1 layers"),
+        ({"cfg": None}, "cfg must be an object"),
+        ({"nodes_scores": torch.full((7,), torch.inf)}, "score must be a finite number"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(change, message):
+    with pytest.raises(FormatError, match=message):
+        mib_circuit({**state(), **change})
 
 
 def test_mib_has_no_place_for_neurons_nor_for_circuits_of_unknown_models(tmp_path):

@@ -106,6 +106,50 @@ def read_mib(path: str | Path) -> Circuit:
     return circuit
 
 
+def mib_circuit(state: Mapping[str, Any]) -> Circuit:
+    """The same from what EAP-IG keeps in ``.pt`` files: ``mib_circuit(torch.load(path, weights_only=True))``.
+
+    Those files are pickles, which this package does not open; load yours with ``weights_only``. EAP-IG writes scores of
+    nodes to them alone (its JSON export fails where there are any).
+
+    Args:
+        state: ``cfg``, ``src_nodes``, ``dst_nodes``, ``nodes_in_graph [src]``, ``edges_scores [src, dst]``,
+            ``edges_in_graph [src, dst]``, and where nodes were scored ``nodes_scores [src]``.
+
+    Raises `FormatError` as `read_mib` does, or where tables do not fit the names.
+    """
+    plain: dict[str, Any] = {k: value.tolist() if hasattr(value, "tolist") else value for k, value in state.items()}
+    sources: Any = plain.get("src_nodes")
+    targets: Any = plain.get("dst_nodes")
+    tables: dict[str, Any] = {name: plain.get(name) for name in ("edges_scores", "edges_in_graph")}
+    rows = {name: plain[name] for name in ("nodes_in_graph", "nodes_scores") if plain.get(name) is not None}
+    fits = _is_list(sources) and _is_list(targets) and "nodes_in_graph" in rows
+    fits = fits and all(_is_list(row, len(sources)) for row in (*rows.values(), *tables.values()))
+    if not fits or not all(_is_list(row, len(targets)) for table in tables.values() for row in table or ()):
+        raise FormatError(
+            "this is not the state of an EAP-IG graph: it needs names in src_nodes and dst_nodes, nodes_in_graph of as "
+            "many sources, and edges_scores and edges_in_graph with one row a source and one column a target."
+        )
+    scores = [None if s is None or s != s else s for s in rows.get("nodes_scores", [None] * len(sources))]
+    nodes = zip(sources, rows["nodes_in_graph"], scores, strict=True)
+    record = {"cfg": plain.get("cfg"), "nodes": {n: {"in_graph": inside, "score": s} for n, inside, s in nodes}}
+    record["edges"] = {
+        f"{source}->{target}": {"score": score, "in_graph": inside}
+        for source, row, flags in zip(sources, tables["edges_scores"], tables["edges_in_graph"], strict=True)
+        for target, score, inside in zip(targets, row, flags, strict=True)
+        if score or inside
+    }
+    reader = _MibReader()
+    circuit = reader.circuit(record)
+    if circuit is None:
+        raise FormatError(all_problems("this is not the state of an EAP-IG graph:", reader.problems))
+    return circuit
+
+
+def _is_list(value: Any, length: int | None = None) -> bool:
+    return isinstance(value, list) and (length is None or len(value) == length)
+
+
 class _MibReader(FieldReader):
     """What those files hold; fields of other versions of them are passed over."""
 
