@@ -21,7 +21,7 @@ _HOMES = {
     "spex_mech.circuit.graph": ("Circuit", "Interaction", "Node"),
     "spex_mech.circuit.hif": ("read_hif",),
     "spex_mech.circuit.interchange": ("export", "read_circuit"),
-    "spex_mech.circuit.mib": ("node_scores", "read_mib"),
+    "spex_mech.circuit.mib": ("mib_circuit", "node_scores", "read_mib"),
     "spex_mech.circuit.select": ("Selection", "choose", "choose_path"),
     "spex_mech.circuit.plot": ("plot_circuit", "plot_faithfulness", "plot_predictions", "plot_spectrum"),
     "spex_mech.components": ("Component", "ComponentSet", "group", "heads", "kv_groups", "mlps", "neurons", "select"),
@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from spex_mech.circuit.hif import read_hif as read_hif
     from spex_mech.circuit.interchange import export as export
     from spex_mech.circuit.interchange import read_circuit as read_circuit
+    from spex_mech.circuit.mib import mib_circuit as mib_circuit
     from spex_mech.circuit.mib import node_scores as node_scores
     from spex_mech.circuit.mib import read_mib as read_mib
     from spex_mech.circuit.plot import plot_circuit as plot_circuit
