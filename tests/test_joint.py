@@ -202,15 +202,16 @@ def test_the_held_out_masks_judge_what_had_not_seen_them():
 
 @pytest.mark.parametrize("kind", ["random", "tanh"])
 def test_on_coded_masks_it_is_spex_unless_spex_is_worse(kind):
-    """What only a code can see is found as SPEX finds it; where the function is not sparse the proxies answer."""
+    """What has no strong subsets is found as SPEX finds it; where the function is not sparse the proxies answer."""
     function = planted_function(kind, 64, sets=40, degree=4, seed=2)
     design = MaskDesign.coded(64, degree=5, budget=1728, seed=2)
     values = function.noisy(design.keep(), 0.2, 3)[:, None].float()
     samples = Samples(design.keep(), values, design)
     decoded, alone = QUICK.decode(samples, seed=0), Spex().decode(samples, seed=0)
     if kind == "random":
-        assert decoded.stats["winner"] == "spex"
+        assert decoded.stats["winner"] in ("spex", "pursuit")  # both see it; each is judged by masks of its own
         assert support_f1(function.sets, set(decoded.spectrum.sets)) >= 0.99
+        assert fresh_r2(function, decoded.spectrum, 64) > fresh_r2(function, alone.spectrum, 64) - 0.001
     else:
         assert decoded.stats["winner"] != "spex"
         assert fresh_r2(function, decoded.spectrum, 64) > fresh_r2(function, alone.spectrum, 64) + 0.02

@@ -45,6 +45,7 @@ from spex_mech.walsh.parts import (
 )
 from spex_mech.walsh.proxy import ProxySpex
 from spex_mech.walsh.pursuit import Pursuit
+from spex_mech.walsh.screening import NORMAL
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
 from spex_mech.walsh.spex import Spex
 from spex_mech.walsh.stack import Stack
@@ -55,7 +56,6 @@ PROCESSES = {
     "process, sparse": GaussianProcess(scales=(1.0, 0.3, 3.0), penalty=3.0),
 }
 _LOST = 0.01  # of what the stack does not know: what reading it out may lose
-_NORMAL = 30  # times the kurtosis: so many masks make a mean normal enough to act on
 _NOTHING = 1e-4  # of the variance: less is not worth another part
 _TIE = 0.005  # in R²: SPEX, whose sets are the sparser, wins up to it
 _TRIFLE = 1e-5  # of the variance: a loss that is none
@@ -252,8 +252,7 @@ def _corrected(read: Spectrum, keep: Tensor, missed: Float[Tensor, " mask"]) -> 
     error = spread / len(keep) ** 0.5
     chance = 2 * math.log(max(2, len(read)))  # squared z-score that the largest of so many reaches by chance
     beyond = (1 - chance * (error / gap).square()).clamp(min=0).nan_to_num(0.0)
-    q = read.basis.keep_prob or 0.5
-    kurtosis = ((q**3 + (1 - q) ** 3) / (q * (1 - q))) ** read.orders.to(keep.device).double()
-    moved = (gap * beyond * (len(keep) >= _NORMAL * kurtosis)).cpu()
+    kurtosis = read.basis.kurtosis ** read.orders.to(keep.device).double()
+    moved = (gap * beyond * (len(keep) >= NORMAL * kurtosis)).cpu()
     moved[read.orders == 0] = 0.0
     return Spectrum(read.n, read.members, read.coefficients + moved, read.basis, error.cpu())

@@ -27,8 +27,8 @@ from spex_mech.walsh.certainty import set_aside
 from spex_mech.walsh.decoding import Decoded, Decoder, Outcome, Samples, fold_masks, judge, r_squared, split_masks
 from spex_mech.walsh.independence import FEWEST
 from spex_mech.walsh.linkfit import Grower, LinkedFit
-from spex_mech.walsh.pursuit import Members
 from spex_mech.walsh.refit import noise_floor
+from spex_mech.walsh.screening import Members
 from spex_mech.walsh.shapes import SHAPES
 from spex_mech.walsh.spectrum import Basis, Spectrum
 

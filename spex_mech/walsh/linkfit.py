@@ -2,7 +2,7 @@
 
 Noise is added after g, so the squared error is taken on the metric's own scale and g is never inverted. A round of
 growth takes the sets whose products correlate best with the gradient of that error, ``(f - g(η)) g'(η)`` (matching
-pursuit, `pursuit.Search`; main effects first, since a bent g makes false pairs of them), then moves coefficients and
+pursuit, `screening.Search`; main effects first, since a bent g makes false pairs of them), then moves coefficients and
 shape together by damped Gauss–Newton steps (Marquardt 1963): the columns of the linearised problem are ``g'(η) φ_S``
 and the derivatives of g by its parameters. In the end, sets that are not significant are taken out again.
 """
@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.walsh.link import Link
-from spex_mech.walsh.pursuit import Members, Search
 from spex_mech.walsh.refit import noise_floor
+from spex_mech.walsh.screening import Members, Search
 from spex_mech.walsh.shapes import SHAPES, Shape
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
 

@@ -92,27 +92,38 @@ def fit_parts(parts: list[Part], given: Given) -> list[Fitted]:
 
 @dataclass(frozen=True)
 class PursuitPart:
-    """Matching pursuit, less the sets that are not significant, by least squares. As quick as it is, it is fitted
-    without each of the fine folds: a quarter fewer masks may be too few to find what all of them find."""
+    """Matching pursuit, less the sets that are not significant, by least squares.
+
+    As quick as it is, it is fitted without each of the fine folds: a quarter fewer masks may be too few to find what
+    all of them find. Only where a look at all triples and quadruples has found something do the folds look there too.
+    """
 
     name: str
     pursuit: Pursuit
 
     def cross_fit(self, given: Given) -> Fitted:
-        keep, values, fold = given.samples.keep, given.samples.mean_values, given.fold
+        keep, values = given.samples.keep, given.samples.mean_values
+        whole, narrow = self._spectrum(keep, values, given.basis), replace(self, pursuit=replace(self.pursuit, wide=0))
+        if self.pursuit.wide and narrow._spectrum(keep, values, given.basis).sets == whole.sets:
+            return narrow._whole(whole, narrow._unseen(given, given.fold))
+        return self._whole(whole, self._unseen(given, given.coarse() if self.pursuit.wide else given.fold))
+
+    def _unseen(self, given: Given, fold: Int[Tensor, " mask"]) -> Float[Tensor, " mask"]:
+        keep, values = given.samples.keep, given.samples.mean_values
         unseen = torch.zeros(len(values), dtype=torch.float64)
         for number in fold.unique().tolist():
             out = fold == number
             inside = (~out).to(keep.device)
             found = self._spectrum(keep[inside], values[inside], given.basis)
             unseen[out] = found.evaluate(keep[~inside]).cpu().double()
-        return self._whole(given, unseen)
+        return unseen
 
-    def _whole(self, given: Given, unseen: Float[Tensor, " mask"]) -> Fitted:
-        whole = self._spectrum(given.samples.keep, given.samples.mean_values, given.basis)
-        return Fitted(
-            self.name, whole.evaluate, unseen, lambda more: self._whole(more, given.nothing), polynomial=whole
-        )
+    def _whole(self, whole: Spectrum, unseen: Float[Tensor, " mask"]) -> Fitted:
+        def again(more: Given) -> Fitted:
+            found = self._spectrum(more.samples.keep, more.samples.mean_values, more.basis)
+            return self._whole(found, more.nothing)
+
+        return Fitted(self.name, whole.evaluate, unseen, again, polynomial=whole)
 
     def _spectrum(self, keep: Tensor, values: Tensor, basis: Basis) -> Spectrum:
         n = keep.shape[1]

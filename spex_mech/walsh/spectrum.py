@@ -50,6 +50,12 @@ class Basis:
         return {"walsh": (-1.0, 2.0), "mobius": (0.0, 1.0), "knockout": (1.0, -1.0)}[self.kind]
 
     @property
+    def kurtosis(self) -> float:
+        """``E φ⁴ = (q³ + (1-q)³) / (q(1-q))`` of an orthonormal basis: 1 for fair coins, 8.1 at q = 0.9."""
+        q = self.keep_prob or 0.5
+        return (q**3 + (1 - q) ** 3) / (q * (1 - q))
+
+    @property
     def is_orthonormal(self) -> bool:
         return self.kind in ("walsh", "biased")
 

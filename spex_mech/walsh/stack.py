@@ -27,7 +27,7 @@ class Stack:
 
     Attributes:
         unseen: predictions of the masks it was fitted to, by parts that had not seen them.
-        r2: that of `unseen`; 0 where it is no better than the mean, within a standard error.
+        r2: that of `unseen`; 0 where it is no better than the mean, within half a standard error.
         winner: "stack", or the part that stands alone, whose `polynomial` then is the answer.
     """
 
@@ -46,12 +46,10 @@ class Stack:
         columns = torch.stack([part.unseen.cpu() for part in parts], 1)
         weights, offset = _non_negative(columns, values)
         together = columns @ weights + offset
-        fitted = _SMALL + len(parts) / len(values)  # of the stack's loss: what its weights have won by being fitted
-        alone = next(
-            (p for p in parts if p.polynomial is not None and _as_good(p.unseen, together, values, fitted)), None
-        )
+        alone = next((p for p in parts if p.polynomial is not None and _as_good(p.unseen, together, values)), None)
         unseen = together if alone is None else alone.unseen.cpu()
-        r2 = 0.0 if _as_good(values.mean().expand_as(values), unseen, values) else r_squared(values, unseen)
+        nothing = _as_good(values.mean().expand_as(values), unseen, values, errors=0.5, share=math.inf)
+        r2 = 0.0 if nothing else r_squared(values, unseen)
         if alone is None:
             return cls(parts, weights, offset, unseen, r2, "stack", None)
         return cls(parts, weights, offset, unseen, r2, alone.name, alone.polynomial)
@@ -83,23 +81,26 @@ class Stack:
         }
 
 
-def _as_good(one: Tensor, other: Tensor, values: Tensor, share: float = math.inf) -> bool:
-    """Whether `one` predicts as well as `other`: within a standard error of the difference and a share of the loss, or
-    as far as float32 values can tell."""
+def _as_good(one: Tensor, other: Tensor, values: Tensor, errors: float = 1.0, share: float = _SMALL) -> bool:
+    """Whether `one` predicts as well as `other`: within so many standard errors of the difference and a share of the
+    loss, or as far as float32 values can tell."""
     loss = (values - other).square()
     gap = (values - one.cpu()).square() - loss
-    allowed = min(float(gap.std()) / len(gap) ** 0.5, share * float(loss.mean()))
+    allowed = min(errors * float(gap.std()) / len(gap) ** 0.5, share * float(loss.mean()))
     return float(gap.mean()) <= max(allowed, 4 * noise_floor(values) ** 2)
 
 
 def _non_negative(columns: Float[Tensor, "mask part"], values: Float[Tensor, " mask"]) -> tuple[Tensor, float]:
     """Weights ≥ 0 and an offset, by least squares, as if weights came from a normal distribution of variance 1/_SURE
-    around the share ``w ∝ (least loss / loss)^_POWER``: what few masks say of weights is mostly chance."""
+    around the share ``w ∝ (least loss / loss)^_POWER``: what few masks say of weights is mostly chance. The mean has
+    such a share too, so that parts which are hardly better move the answer only as far as they can be believed."""
     centre, target = columns.mean(0), float(values.mean())
     x, y = columns - centre, values - target
     loss = (columns - values[:, None]).square().mean(0).clamp(min=1e-300)
-    prior = (loss.min() / loss) ** _POWER
-    prior = prior / prior.sum()
+    mean_loss = y.square().mean()
+    least = torch.minimum(loss.min(), mean_loss)
+    prior = (least / loss) ** _POWER
+    prior = prior / (prior.sum() + (least / mean_loss) ** _POWER)
     stiff = (_SURE * loss.min() + _RIDGE * x.square().sum(0).max()).sqrt()
     system = torch.cat([x, stiff * torch.eye(x.shape[1], dtype=x.dtype)])
     found, _ = nnls(system.numpy(), torch.cat([y, stiff * prior]).numpy())

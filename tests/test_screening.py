@@ -1,0 +1,69 @@
+"""Screening by matrix products, against every set one by one."""
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from spex_mech.bench.cases import planted_case
+from spex_mech.bench.functions import support_f1
+from spex_mech.walsh import screening
+from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.pursuit import Pursuit
+from spex_mech.walsh.refit import prune
+from spex_mech.walsh.screening import Search
+from spex_mech.walsh.spectrum import Basis
+
+
+@pytest.mark.parametrize("keep_prob", [0.5, 0.7])
+@pytest.mark.parametrize("order", [3, 4])
+def test_wide_gains_are_those_of_every_set(keep_prob, order, monkeypatch):
+    monkeypatch.setattr("spex_mech.walsh.screening._BLOCK", 100)  # many blocks, the last one incomplete
+    n, masks = 9, 300
+    basis = Basis.orthonormal(keep_prob)
+    keep = MaskDesign.bernoulli(n, masks, keep_prob, seed=1).keep()
+    offset, slope = basis.affine
+    z, left = offset + slope * keep.float(), torch.randn(masks, generator=torch.Generator().manual_seed(2))
+    in_hand = [(0, 1, 2), (1, 2, 3, 4)]
+    found = Search(z, 6).wide_gains(left, in_hand, order, 10_000)
+    truth = {}
+    for members in combinations(range(n), order):
+        column = z[:, members].prod(1)
+        truth[members] = float((column @ left) ** 2 / (column @ column) / (left @ left))
+    assert set(found) == set(truth) - set(in_hand)
+    assert all(found[members] == pytest.approx(truth[members], rel=1e-3, abs=1e-7) for members in found)
+
+
+def test_a_look_that_costs_too_much_sees_fewer_masks_or_none(monkeypatch):
+    keep = MaskDesign.bernoulli(20, 1000, seed=1).keep()
+    search, pairs = Search(2.0 * keep.float() - 1, 6), 190
+    assert search.seen(3) == search.seen(4) == 1000
+    monkeypatch.setitem(screening._WIDE, "cpu", 600 * pairs * pairs)
+    assert (search.seen(3), search.seen(4)) == (1000, 600)
+    monkeypatch.setitem(screening._WIDE, "cpu", 400 * pairs * pairs)
+    assert search.seen(4) == 0
+    assert Search(torch.ones(1000, 3), 6).seen(4) == 0
+
+
+def test_sets_without_strong_subsets_are_found_from_independent_masks():
+    """40 random sets of one to four of 64 components: a third of the masks that codes of three groups need."""
+    case = planted_case(("random", 64, 40, 0.2), 576)
+    found = _sets(Pursuit(), case)
+    assert support_f1(case.planted.sets, found) > 0.95
+    assert support_f1(case.planted.sets, _sets(Pursuit(wide=0), case)) < 0.7
+
+
+def test_noise_alone_gives_next_to_no_wide_sets():
+    found = 0
+    for seed in range(10):
+        keep = MaskDesign.bernoulli(24, 400, seed=seed).keep()
+        noise = torch.randn(400, generator=torch.Generator().manual_seed(seed))
+        members = Pursuit(degree=4).find(keep, noise, Basis())
+        found += int(((members >= 0).sum(1) >= 3).sum())
+    assert found <= 15  # half a set is allowed an order and function, beside the few that extend chance pairs
+
+
+def _sets(pursuit, case):
+    values, n = case.values[:, 0].double(), case.keep.shape[1]
+    members = pursuit.find(case.keep, values, Basis())
+    return set(prune(case.keep, values, members, Basis(), tested=n * (n + 1) // 2, ridge=1e-9).sets)
