@@ -20,10 +20,12 @@ from spex_mech import cli, planted
 from spex_mech.audits import ContextRow, ReplacementRow, Search, StabilityRow
 from spex_mech.circuit.charts import curves, scatter
 from spex_mech.circuit.dossier import Dossier, Points, SizePoint
-from spex_mech.circuit.drawing import NARROW, NOTEBOOK, WIDE, arrange, draw, joint, shown_first
+from spex_mech.circuit.drawing import draw
 from spex_mech.circuit.graph import Circuit
+from spex_mech.circuit.layout import NARROW, NOTEBOOK, WIDE, arrange, joint, shown_first
 from spex_mech.circuit.page import number, percent, text
-from spex_mech.circuit.report import MAX_ROWS, render
+from spex_mech.circuit.report import render
+from spex_mech.circuit.tables import MAX_ROWS
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
 from spex_mech.origins import expression

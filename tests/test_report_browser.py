@@ -121,6 +121,12 @@ def test_filters_choose_what_is_drawn(read, ordinary):
     assert "No joint effect passes" in page.locator("#count").inner_text()
 
 
+def test_what_cannot_be_drawn_is_said(read):
+    page = read(render(dossier(circuit(60, 260, 0)))).page
+    assert page.locator("#count").inner_text().startswith("24 of ")
+    assert page.locator("#count").inner_text().endswith("The 200 strongest can be drawn.")
+
+
 def test_keys_alone_reach_a_component_and_its_interactions(read, ordinary):
     reading = read(ordinary)
     page, found = reading.page, circuit(16, 30, 8)

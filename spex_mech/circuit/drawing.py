@@ -5,81 +5,16 @@ colour and sign. Weak components beyond `Frame.labelled` are folded into dots. C
 that the drawing stands alone; a style sheet may override them by class.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.layout import DOT, TALL, WIDE, Band, Frame, Layout, Place, arrange, joint, shown_first
 from spex_mech.circuit.page import number, text
 
 COLOURS = {"synergy": "#009E73", "redundancy": "#CC79A7", "helps": "#0072B2", "hurts": "#D55E00"}
 DASHES = {"synergy": "", "redundancy": ' stroke-dasharray="7 5"'}
-MAX_DRAWN = 200  # joint effects in one drawing
-_TALL, _DOT, _PITCH = 44.0, 6.0, 20.0  # height of a box, radius and distance of dots
-_LEAST, _MOST = 74.0, 124.0  # width of a box
 _HIGH = 110.0  # what an arc over a row may rise, doubled
-_CLUTTER = 0.03  # of the strongest joint effect: weaker ones are not shown at first
-
-Place = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """How much room there is: width in pixels, of which `gutter` is for layer names (0: they stand above their rows);
-    how many components bear their names, and how many joint effects are shown at first."""
-
-    width: int = 1000
-    gutter: int = 130
-    labelled: int = 60
-    shown: int = 24
-    spare: bool = True  # weaker joint effects are in it too, unseen, for a script to show
-
-
-WIDE = Frame()
-NARROW = Frame(width=344, gutter=0, labelled=40, shown=16)
-NOTEBOOK = Frame(width=820, labelled=40, spare=False)
-
-
-@dataclass(frozen=True)
-class Band:
-    """A layer's ground: its name, a remark, and where it begins and ends."""
-
-    title: str
-    remark: str
-    top: float
-    bottom: float
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where everything is: centres of nodes, the width of a labelled one, the bands of layers, the whole size."""
-
-    places: Mapping[str, Place]
-    labelled: frozenset[str]
-    box: float
-    bands: tuple[Band, ...]
-    width: float
-    height: float
-
-
-def joint(circuit: Circuit) -> list[Interaction]:
-    """The sets of two and more that are drawn, strongest first."""
-    return [i for i in circuit.interactions if i.order > 1][:MAX_DRAWN]
-
-
-def shown_first(drawn: Sequence[Interaction], frame: Frame = WIDE) -> int:
-    """How many of the strongest are shown at first: those of some size, a few at least, never too many."""
-    strong = sum(abs(i.coefficient) >= _CLUTTER * abs(drawn[0].coefficient) for i in drawn)
-    return min(len(drawn), max(strong, 6), frame.shown)
-
-
-def strengths(circuit: Circuit) -> dict[str, float]:
-    """√Σ coefficient² over a node's interactions: how far the metric moves with it."""
-    energy = dict.fromkeys(circuit.names, 0.0)
-    for interaction in circuit.interactions:
-        for name in interaction.components:
-            energy[name] += interaction.coefficient**2
-    return {name: value**0.5 for name, value in energy.items()}
+_OFF = ' display="none"'
 
 
 def draw(circuit: Circuit, frame: Frame = WIDE) -> str:
@@ -94,73 +29,6 @@ def draw(circuit: Circuit, frame: Frame = WIDE) -> str:
         f'<g class="grounds">{"".join(_name(band, frame) for band in layout.bands)}</g>'
         f'<g class="nodes">{_nodes(circuit, layout)}</g></svg>'
     )
-
-
-def arrange(circuit: Circuit, frame: Frame) -> Layout:
-    """Places by layer. Rows are as wide as the frame allows; the strongest components bear names, others are dots."""
-    strength = strengths(circuit)
-    strong = sorted(circuit.names, key=lambda name: -strength[name])
-    labelled = frozenset(strong[: frame.labelled])
-    bands = [(title, nodes, *_parted(nodes, labelled)) for title, nodes in reversed(_layers(circuit.nodes))]
-    room = frame.width - frame.gutter - 12.0
-    least = min(room, max(_LEAST, 7.7 * max((min(len(name), 16) for name in labelled), default=4) + 16))
-    most = max(1, int(room // (least + 10)))
-    widest = max((math.ceil(len(named) / math.ceil(len(named) / most)) for _, _, named, _ in bands if named), default=1)
-    box = min(max(least, room / widest - 26), max(_MOST, least))
-    places, drawn, y = dict[str, Place](), list[Band](), 26.0
-    for title, nodes, named, dots in bands:
-        top, y = y, y + (16 if frame.gutter else 36)
-        y = _place_rows(named, places, frame, y, most, box + 64, _TALL + 26)
-        y = _place_rows(dots, places, frame, y, int(room // _PITCH), _PITCH, _PITCH) + 16
-        drawn.append(Band(title, f"{len(nodes):,} of {_studied(circuit, nodes[0]):,} studied", top, y))
-        y += 46 if frame.gutter else 34
-    return Layout(places, labelled, box, tuple(drawn), frame.width, max(y - 30, 60.0))
-
-
-def _parted(nodes: Sequence[Node], labelled: frozenset[str]) -> tuple[list[str], list[str]]:
-    names = [node.name for node in nodes]
-    return [name for name in names if name in labelled], [name for name in names if name not in labelled]
-
-
-def _studied(circuit: Circuit, node: Node) -> int:
-    """How many of the components that were studied are in a node's band."""
-    here = _band_of(node.component.kind, node.component.layer)
-    return sum(_band_of(c.kind, c.layer) == here for c in circuit.components)
-
-
-def _place_rows(
-    names: Sequence[str], places: dict[str, Place], frame: Frame, y: float, most: int, pitch: float, step: float
-) -> float:
-    """Even rows of at most `most`, centred; returns where the next ones may begin."""
-    rows, room = math.ceil(len(names) / most), frame.width - frame.gutter - 12
-    middle = frame.gutter + room / 2
-    for row in range(rows):
-        inside = names[row * len(names) // rows : (row + 1) * len(names) // rows]
-        apart = min(pitch, room / len(inside))
-        for i, name in enumerate(inside):
-            places[name] = (middle + (i - (len(inside) - 1) / 2) * apart, y + step / 2)
-        y += step
-    return y
-
-
-def _layers(nodes: Sequence[Node]) -> list[tuple[str, list[Node]]]:
-    """Nodes by band, the first layer first, each with its title."""
-    bands: dict[tuple[int, int], list[Node]] = {}
-    for node in nodes:
-        bands.setdefault(_band_of(node.component.kind, node.component.layer), []).append(node)
-    return [(_title(members), members) for _, members in sorted(bands.items())]
-
-
-def _band_of(kind: str, layer: int) -> tuple[int, int]:
-    """Attention before the MLP of its layer; what is neither after both."""
-    return layer, 0 if kind in ("head", "kv", "attn") else 1 if kind in ("mlp", "neuron") else 2
-
-
-def _title(nodes: Sequence[Node]) -> str:
-    words = {"head": "heads", "kv": "heads", "attn": "attention", "mlp": "MLP", "neuron": "MLP", "group": "groups"}
-    kinds = sorted({words.get(n.component.kind, f"{n.component.kind}s") for n in nodes})
-    own = all(n.component.kind in words for n in nodes)
-    return f"Layer {nodes[0].component.layer} {' and '.join(kinds)}" if own else " and ".join(kinds).capitalize()
 
 
 def _ground(band: Band, frame: Frame, place: int) -> str:
@@ -210,9 +78,6 @@ def _edge(i: Interaction, rank: int, share: float, layout: Layout, taken: list[P
     )
 
 
-_OFF = ' display="none"'
-
-
 def _mark(hub: Place, i: Interaction) -> str:
     filled = i.kind == "synergy"
     fill, ink = (COLOURS[i.kind], "#ffffff") if filled else ("#ffffff", COLOURS[i.kind])
@@ -227,7 +92,7 @@ def _curve(one: Place, other: Place, layout: Layout) -> str:
     """A quadratic from centre to centre: over the row where both are in one, else past the boxes between them."""
     (x0, y0), (x1, y1) = one, other
     if y0 == y1:
-        middle = ((x0 + x1) / 2, y0 - min(_HIGH, _TALL + 14 + 0.1 * abs(x1 - x0)))
+        middle = ((x0 + x1) / 2, y0 - min(_HIGH, TALL + 14 + 0.1 * abs(x1 - x0)))
     else:
         beside = [0.12 * abs(y1 - y0), layout.box + 44, 1.6 * layout.box + 60, 2.4 * layout.box + 90]
         tries = [((x0 + x1) / 2 + sign * by, (y0 + y1) / 2) for by in beside for sign in _side(one, other, layout)]
@@ -242,7 +107,7 @@ def _side(one: Place, other: Place, layout: Layout) -> tuple[int, int]:
 
 def _clear(one: Place, middle: Place, other: Place, layout: Layout) -> bool:
     """Whether a quadratic meets no labelled box but those of its ends, and stays inside."""
-    wide, tall = layout.box / 2 + 3, _TALL / 2 + 3
+    wide, tall = layout.box / 2 + 3, TALL / 2 + 3
     boxes = [layout.places[name] for name in layout.labelled]
     boxes = [box for box in boxes if box not in (one, other)]
     for step in range(1, 12):
@@ -274,7 +139,7 @@ def _hub(points: Sequence[Place], layout: Layout, taken: list[Place]) -> Place:
 def _free(spot: Place, layout: Layout, taken: Sequence[Place]) -> bool:
     if any(abs(spot[0] - x) < 20 and abs(spot[1] - y) < 20 for x, y in taken):
         return False
-    half = {True: (layout.box / 2 + 10, _TALL / 2 + 10), False: (_DOT + 10, _DOT + 10)}
+    half = {True: (layout.box / 2 + 10, TALL / 2 + 10), False: (DOT + 10, DOT + 10)}
     boxes = ((place, half[name in layout.labelled]) for name, place in layout.places.items())
     return not any(abs(spot[0] - x) < w and abs(spot[1] - y) < h for (x, y), (w, h) in boxes)
 
@@ -303,9 +168,9 @@ def _node(node: Node, index: int, layout: Layout, largest: float, *, first: bool
 def _shape(node: Node, layout: Layout, colour: str, share: float) -> str:
     paint = f'stroke="{colour}" stroke-width="1.5"'
     if node.name not in layout.labelled:
-        return f'<circle class="box" r="{_DOT}" fill="{colour}" fill-opacity="0.45" {paint}/>'
+        return f'<circle class="box" r="{DOT}" fill="{colour}" fill-opacity="0.45" {paint}/>'
     half, round_ = layout.box / 2, 22 if node.component.kind in ("head", "kv", "attn") else 5
-    box = f'x="{-half:.1f}" y="{-_TALL / 2}" width="{2 * half:.1f}" height="{_TALL}" rx="{round_}"'
+    box = f'x="{-half:.1f}" y="{-TALL / 2}" width="{2 * half:.1f}" height="{TALL}" rx="{round_}"'
     return (
         f'<rect class="back" {box} fill="#ffffff"/>'
         f'<rect class="box" {box} fill="{colour}" fill-opacity="{0.08 + 0.3 * share:.2f}" {paint}/>'

@@ -195,7 +195,8 @@ class Circuit:
 
     def _repr_html_(self) -> str:
         """A summary, a drawing, and the strongest interactions as an HTML table; every text is escaped."""
-        from spex_mech.circuit.drawing import NOTEBOOK, draw
+        from spex_mech.circuit.drawing import draw
+        from spex_mech.circuit.layout import NOTEBOOK
 
         drawing = draw(self, NOTEBOOK) if self.nodes else ""
         head = "".join(f"<th>{name}</th>" for name in COLUMNS)

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from spex_mech.circuit.charts import bars, curves, legend, scatter, share_rows
-from spex_mech.circuit.dossier import Cell, Check, Dossier, Fact, Sheet
-from spex_mech.circuit.drawing import MAX_DRAWN, NARROW, WIDE, draw, joint, shown_first
+from spex_mech.circuit.dossier import Check, Dossier, Fact
+from spex_mech.circuit.drawing import draw
 from spex_mech.circuit.graph import Circuit, Interaction
+from spex_mech.circuit.layout import NARROW, WIDE, joint, shown_first
 from spex_mech.circuit.page import Page, fit, foreign, number, page, percent, table, text
+from spex_mech.circuit.tables import evidence_sheet, interactions
 
-MAX_ROWS = 500  # interactions in the table
 _STABLE = 0.8  # share of resamples from which a finding is called stable
-_TINY = 1e-16  # false discovery rates below it are not told apart
 _STABILITY_BARS, _POINT_ROWS = 12, 200
 _KINDS = {
     "synergy": "needed together: the set does more than its parts",
@@ -29,7 +29,7 @@ def render(dossier: Dossier) -> Page:
         ("answer", "The answer", _answer(dossier)),
         ("question", "What was asked", _question(dossier)),
         ("circuit", "The circuit", _circuit(dossier)),
-        ("interactions", "Interactions", _interactions(dossier)),
+        ("interactions", "Interactions", interactions(dossier)),
         ("evidence", "The evidence", _evidence(dossier)),
         ("limits", "What this does not show", _list(dossier.limits, "limits")),
         ("provenance", "Where it is from", _provenance(dossier)),
@@ -112,7 +112,6 @@ def _controls(circuit: Circuit) -> str:
         f'<label><input type="radio" name="sign" value="{value}"{" checked" if value == "any" else ""}>{words}</label>'
         for value, words in (("any", "any"), ("pos", "+"), ("neg", "−"))
     )
-    cut = f" Only the {MAX_DRAWN} strongest are drawn." if len(_joint_of(circuit)) > MAX_DRAWN else ""
     return (
         '<form id="filters" class="filters" aria-label="Filter the drawing" hidden>'
         f"<fieldset><legend>Order</legend>{orders}</fieldset><fieldset><legend>Kind</legend>{kinds}</fieldset>"
@@ -120,7 +119,7 @@ def _controls(circuit: Circuit) -> str:
         f'<fieldset class="slide"><legend><label for="strongest">Strongest</label></legend><input type="range" '
         f'id="strongest" min="1" max="{len(drawn)}" value="{shown_first(drawn, WIDE)}" '
         f'data-narrow="{shown_first(drawn, NARROW)}"></fieldset>'
-        f'<p id="count" role="status">{text(cut)}</p></form>'
+        f'<p id="count" role="status"></p></form>'
     )
 
 
@@ -143,84 +142,9 @@ def _key(circuit: Circuit, drawn: Sequence[Interaction]) -> str:
     return f'<ul class="legend">{"".join(rows)}</ul>'
 
 
-def _interactions(dossier: Dossier) -> str:
-    circuit = dossier.circuit
-    if not circuit.interactions:
-        return ""
-    again = bool(dossier.checks)
-    names = ["components", "order", "kind", f"coefficient ({circuit.unit})", "knockout", "q", "stability"]
-    wide = [*names, "measured again", "confirmed"] if again else names
-    largest = max(abs(i.coefficient) for i in circuit.interactions) or 1.0
-    rows = [
-        _row(i, largest, dossier.checks.get(i.components) if again else None, again)
-        for i in circuit.interactions[:MAX_ROWS]
-    ]
-    rest = len(circuit.interactions) - MAX_ROWS
-    more = f"<p>{rest:,} weaker ones are in interactions.csv.</p>" if rest > 0 else ""
-    return (
-        f"<p>{text(_explained(circuit, again))}</p>"
-        + table(
-            wide,
-            rows,
-            caption=f"{len(circuit.interactions):,} interactions, strongest first",
-            name="sets",
-            words=(0, 2, 8),
-        )
-        + more
-    )
-
-
-def _explained(circuit: Circuit, again: bool) -> str:
-    q = "" if circuit.keep_prob is None else f", the others kept with probability {circuit.keep_prob:g}"
-    words = (
-        f"The coefficient is the mean joint effect over masks{q}; knockout, what ablating the whole set does to the "
-        "intact model beyond what its parts do; q, the false discovery rate at which it is found; stability, the share "
-        "of resamples that found it."
-    )
-    return words + (" Measured again: by fresh passes, in contexts that had no part in finding it." if again else "")
-
-
-def _row(i: Interaction, largest: float, check: Check | None, again: bool) -> list[str]:
-    width = 36 * abs(i.coefficient) / largest
-    mark = (
-        f'<svg class="mini" viewBox="0 0 36 8" aria-hidden="true"><rect class="{i.kind}" x="{36 - width:.1f}" '
-        f'width="{width:.1f}" height="8" rx="2"/></svg>'
-    )
-    cells = [
-        f"<code>{text(i.label)}</code>", str(i.order), text(i.kind),
-        f"{mark}{_sorted_by(_with_error(i.coefficient, i.stderr), i.coefficient)}",
-        _number(i.knockout, sign=True), _rate(i.q_value), _number(i.stability, digits=2),
-    ]  # fmt: skip
-    if not again:
-        return cells
-    if check is None:
-        return [*cells, "–", "–"]
-    return [
-        *cells,
-        _sorted_by(_with_error(check.estimate, check.stderr), check.estimate),
-        "yes" if check.confirmed else "no",
-    ]
-
-
-def _with_error(value: float, stderr: float | None) -> str:
-    return number(value, sign=True) + ("" if stderr is None else f" ± {number(stderr, 2)}")
-
-
-def _rate(q: float | None) -> str:
-    return _number(q, digits=2) if q is None or q >= _TINY else _sorted_by(f"< {_TINY:g}", q)
-
-
-def _number(value: float | None, *, digits: int = 3, sign: bool = False) -> str:
-    return _sorted_by(number(value, digits, sign=sign), value)
-
-
-def _sorted_by(words: str, value: float | None) -> str:
-    return words if value is None else f'<data value="{value!r}">{words}</data>'
-
-
 def _evidence(dossier: Dossier) -> str:
     cards = [_points(dossier), _sizes(dossier), _energy(dossier.circuit), _stability(dossier)]
-    sheets = "".join(_sheet(sheet) for sheet in dossier.sheets if sheet.rows)
+    sheets = "".join(evidence_sheet(sheet) for sheet in dossier.sheets if sheet.rows)
     told = "".join(f"<p>{text(sentence)}</p>" for sentence in dossier.confidence)
     shown = "".join(cards)
     return told + (f'<div class="grid">{shown}</div>' if shown else "") + sheets
@@ -287,21 +211,6 @@ def _stability(dossier: Dossier) -> str:
     return _card("Found again", note, bars(rows, "Stability", line=_STABLE), ("components", "share"), cells)
 
 
-def _sheet(sheet: Sheet) -> str:
-    rows = [[_cell(cell) for cell in row] for row in sheet.rows]
-    note = f"<p>{text(sheet.note)}</p>" if sheet.note else ""
-    words = [i for i in range(len(sheet.columns)) if any(isinstance(row[i], str | bool) for row in sheet.rows)]
-    return f"<h3>{text(sheet.title)}</h3>{note}{table(sheet.columns, rows, caption=sheet.title, words=words)}"
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, bool):
-        return "yes" if cell else "no"
-    if isinstance(cell, int):
-        return _sorted_by(f"{cell:,}", cell)
-    return _number(cell) if cell is None or isinstance(cell, float) else foreign(cell)
-
-
 def _list(sentences: Sequence[str], name: str) -> str:
     return f'<ul class="{name}">{"".join(f"<li>{text(s)}</li>" for s in sentences)}</ul>' if sentences else ""
 
@@ -322,12 +231,9 @@ def _data(dossier: Dossier) -> dict[str, Any]:
         for i in joint(circuit)
     ]  # fmt: skip
     nodes = [{"n": n.name, "r": n.role, "m": n.main, "e": n.stderr} for n in circuit.nodes]
-    return {"unit": circuit.unit, "nodes": nodes, "edges": edges}
+    total = sum(i.order > 1 for i in circuit.interactions)
+    return {"unit": circuit.unit, "nodes": nodes, "edges": edges, "total": total}
 
 
 def _measured(check: Check | None) -> list[Any] | None:
     return None if check is None else [check.estimate, check.stderr, check.confirmed]
-
-
-def _joint_of(circuit: Circuit) -> list[Interaction]:
-    return [i for i in circuit.interactions if i.order > 1]

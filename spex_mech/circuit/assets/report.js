@@ -83,9 +83,10 @@
       }
     }
     if (!filters) return;
+    const rest = data.total > data.edges.length ? ` The ${data.edges.length} strongest can be drawn.` : "";
     const weakest = Math.min(...[...shown].map((i) => Math.abs(data.edges[i].v)));
     one("#count").textContent = shown.size
-      ? `${shown.size} of ${data.edges.length} joint effects shown, down to ${figure(weakest)} ${data.unit}.`
+      ? `${shown.size} of ${data.total} joint effects shown, down to ${figure(weakest)} ${data.unit}.${rest}`
       : "No joint effect passes these filters.";
   };
   const describe = (edge) => {
