@@ -148,6 +148,8 @@ TORCH_FREE = (
     "circuit.dossier",
     "circuit.drawing",
     "circuit.charts",
+    "circuit.layout",
+    "circuit.tables",
     "gallery",
 )
 
