@@ -1,9 +1,7 @@
 """What a person sees in the terminal: the question, the answer, the evidence. Tables fit 80 columns."""
 
 import json
-import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from rich.table import Table
 
 from spex_mech.audits import Audit
 from spex_mech.circuit.files import write_whole
+from spex_mech.costs import Cost
 from spex_mech.runs import Discovery
 from spex_mech.studies import Study
 
@@ -28,16 +27,16 @@ _MEANINGS = {
 }
 
 
-def print_question(study: Study, budget: int, out: Path, console: Console) -> None:
+def print_question(study: Study, cost: Cost, out: Path, console: Console) -> None:
     """What is asked, and what it will cost, before anything is spent."""
-    n, prompts = len(study.components), len(study.task)
-    masks = min(budget, 1 << n) if n < 40 else budget
     console.print(f"[bold]{escape(study.title)}[/]")
     console.print(
         f"{escape(study.subject.shape.describe())}\n"
-        f"{n:,} components × {prompts} prompts; {masks:,} masks = {masks * prompts:,} forward rows; "
+        f"{len(study.components):,} components; {cost}\n"
         f"an ablated component is replaced by its {study.replacement}; run folder {escape(str(out))}"
     )
+    for note in study.task.notes:
+        console.print(f"[dim]prompts: {escape(note)}[/]")
 
 
 def print_discovery(found: Discovery, out: Path, console: Console) -> None:
@@ -207,26 +206,10 @@ def _listed(names: tuple[str, ...]) -> str:
     return shown + (f", … {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
 
 
-def print_environment(console: Console) -> None:
-    """Versions that matter, and the devices torch sees."""
-    import torch
-
-    table = Table(title="Installation", title_justify="left")
-    table.add_column("what")
-    table.add_column("found")
-    table.add_row("python", sys.version.split()[0])
-    for package in ("spex-mech", "torch", "transformer-lens", "transformers", "nnsight", "lightgbm", "matplotlib"):
-        table.add_row(package, _version_of(package))
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    table.add_row("CUDA devices", ", ".join(cuda) or "none; models run on the CPU")
-    console.print(table)
-
-
-def _version_of(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "[yellow]not installed[/]"
+def describe_subject(subject: "Subject") -> dict[str, Any]:
+    """A bound model as plain values: its shape in words, its sites, where it came from."""
+    sites = [{"layer": s.layer, "site": s.kind, "parts": s.parts, "width": s.width} for s in subject.sites]
+    return {"shape": subject.shape.describe(), "sites": sites, "provenance": dict(subject.provenance)}
 
 
 def print_subject(subject: "Subject", console: Console) -> None:

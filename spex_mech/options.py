@@ -1,0 +1,155 @@
+"""The options that commands share, what a shell completes them with, and examples for ``--help``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DECODERS = ("auto", "joint", "proxyspex", "spex", "linear", "exact")
+LINKS = ("auto", "identity", "logistic", "softplus", "spline")
+REPLACEMENTS = ("mean", "zero", "resample")
+KEEPS = ("0.5", "0.8", "0.9", "auto", "coded")
+FORMATS = ("json", "hif", "neuronpedia", "mib", "graphml", "gexf", "dot", "node-link", "clique")
+BENCHES = ("ablation", "decode", "accuracy", "players", "keep")
+
+
+def _among(*choices: str) -> Any:
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
+
+
+def complete_card(incomplete: str) -> list[str]:
+    """The cards of the gallery that begin so; a shell asks for them."""
+    from spex_mech.gallery import cards
+
+    return [name for name in cards() if name.startswith(incomplete)]
+
+
+_ASK, _MASKS, _SURE = "What is asked", "What is spent", "How it is decoded"
+
+What = Annotated[
+    str,
+    typer.Argument(
+        metavar="CARD|MODEL", help="A card (name or folder), a model folder or hub id.", autocompletion=complete_card
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="Run folder; the same call on the same folder resumes.")]
+Prompts = Annotated[Path | None, typer.Option(help="Prompts (jsonl); a card brings its own.", rich_help_panel=_ASK)]
+Model = Annotated[
+    str | None, typer.Option(help="Folder or hub id in the place of a card's model.", rich_help_panel=_ASK)
+]
+Components = Annotated[
+    str | None,
+    typer.Option(help='Such as "a*.h*, m3.n*"; default: the card\'s, or heads and MLPs.', rich_help_panel=_ASK),
+]
+ReplacementName = Annotated[
+    str | None,
+    typer.Option(
+        "--replacement",
+        help="What an ablated component gives: mean, zero or resample; default: the card's.",
+        autocompletion=_among(*REPLACEMENTS),
+        rich_help_panel=_ASK,
+    ),
+]
+Budget = Annotated[int, typer.Option(help="Number of masks; rows = masks × prompts.", rich_help_panel=_MASKS)]
+KeepText = Annotated[
+    str,
+    typer.Option(
+        "--keep",
+        help="Keep-probability of a mask, several (0.5,0.9), auto (a pilot) or coded.",
+        autocompletion=_among(*KEEPS),
+        rich_help_panel=_MASKS,
+    ),
+]
+Share = Annotated[
+    int,
+    typer.Option(
+        help="Masks in a row that agree on the earlier layers, which are passed once.", rich_help_panel=_MASKS
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Where the model lives: cpu, cuda, cuda:1 …", rich_help_panel=_MASKS),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the masks, the held-out split and resampling.")]
+DecoderName = Annotated[
+    str,
+    typer.Option(
+        "--decoder",
+        help="auto, joint, proxyspex, spex, linear or exact.",
+        autocompletion=_among(*DECODERS),
+        rich_help_panel=_SURE,
+    ),
+]
+LinkName = Annotated[
+    str,
+    typer.Option(
+        "--link",
+        help="auto, identity, or how the metric saturates: logistic, softplus, spline.",
+        autocompletion=_among(*LINKS),
+        rich_help_panel=_SURE,
+    ),
+]
+Folds = Annotated[
+    int,
+    typer.Option(
+        "--folds", help="Cross-fit errors and q over so many folds; 0: held-out masks.", rich_help_panel=_SURE
+    ),
+]
+Resamples = Annotated[
+    int,
+    typer.Option(
+        "--resamples", help="Decode so many halves of the masks for stability; 0: refit them.", rich_help_panel=_SURE
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; only errors.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines; no tables.")]
+Format = Annotated[
+    str,
+    typer.Option("--to", help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}.", autocompletion=_among(*FORMATS)),
+]
+Bench = Annotated[
+    str, typer.Argument(metavar="|".join(BENCHES), help="What to measure.", autocompletion=_among(*BENCHES))
+]
+
+TEACH_APP = "Begin with [bold]spex-mech demo[/], then [bold]spex-mech discover --help[/]."
+TEACH_DISCOVER = """[bold]Examples[/]
+
+spex-mech discover induction-2l --out runs/induction
+
+spex-mech discover ioi-gpt2-small --budget 4096 --keep auto --out runs/ioi
+
+spex-mech discover ./my-model --prompts mine.jsonl --components "a*.h*, m3.n*" --keep 0.9 --out runs/mine
+
+A row of prompts: {"text": "…", "answer": " Mary", "distractors": [" John"]}.
+
+What is measured is saved as it comes: stop at any time, and the same command goes on.
+
+Names: a9.h6 a head, m3 an MLP layer, m3.n417 a neuron, !a0.h3 all but this one.
+"""
+TEACH_AUDIT = """[bold]Examples[/]
+
+spex-mech audit runs/ioi --budget 2048
+
+spex-mech audit eap_ig.json --model ioi-gpt2-small
+
+Does the polynomial predict fresh masks? Does the circuit alone do the job?
+
+Does each interaction survive an experiment of its own? Do simpler methods do as well?
+"""
+TEACH_DECODE = """[bold]Example[/]
+
+spex-mech decode runs/ioi/responses.safetensors --decoder linear --out runs/line
+"""
+TEACH_EXPORT = """[bold]Example[/]
+
+spex-mech export runs/ioi/circuit.json --to graphml --out ioi.graphml
+"""
+TEACH_DOCTOR = """[bold]Examples[/]
+
+spex-mech doctor
+
+spex-mech doctor ioi-gpt2-small
+"""

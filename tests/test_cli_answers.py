@@ -1,0 +1,125 @@
+"""The command line for machines and for learners: JSON, help, completion, what a run will cost, what an installation
+lacks."""
+
+import json
+import re
+import shlex
+import sys
+
+import pytest
+from typer.main import get_command
+
+import spex_mech as sm
+from spex_mech import cli, commands, costs, environment, options
+from spex_mech.studies import open_study
+
+
+@pytest.fixture
+def cli_run(capsys, monkeypatch):
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spex-mech", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "80")
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return call
+
+
+def test_json_says_what_the_run_folder_says(cli_run, tmp_path):
+    run = tmp_path / "run"
+    code, out, _ = cli_run(
+        "discover", "planted-additive", "--budget", 200, "--decoder", "proxyspex", "--out", run, "--json"
+    )
+    told, found = json.loads(out), sm.load_run(run)
+    assert code == 0
+    assert told["heldout_r2"] == pytest.approx(found.heldout_r2)
+    assert [tuple(row["components"]) for row in told["interactions"]] == list(found.interactions()["components"])
+    assert told["interactions"][0]["coefficient"] == pytest.approx(found.interactions().iloc[0]["coefficient"])
+    _, out, _ = cli_run(
+        "decode", run / "responses.safetensors", "--decoder", "linear", "--out", tmp_path / "b", "--json"
+    )
+    assert {len(row["components"]) for row in json.loads(out)["interactions"]} == {1}
+    _, out, _ = cli_run("audit", run, "--budget", 200, "--json")
+    assert json.loads(out)["circuit"]["faithfulness"] == sm.load_audit(run / "audit.json").circuit.faithfulness
+    _, out, _ = cli_run("doctor", "planted-or", "--json")
+    told = json.loads(out)
+    assert told["problems"] == []
+    assert told["packages"]["torch"]["found"]
+    assert {site["site"] for site in told["model"]["sites"]} == {"heads", "neurons", "mlp"}
+
+
+def test_numbers_that_are_none_become_null():
+    assert json.loads(commands.as_json({"a": [float("nan"), 1.5], "b": float("inf")})) == {"a": [None, 1.5], "b": None}
+
+
+@pytest.mark.parametrize("name", sorted(get_command(cli.app).commands))
+def test_help_fits_80_columns_and_its_examples_parse(cli_run, name):
+    code, out, _ = cli_run(name, "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    known = get_command(cli.app).commands
+    for line in re.findall(r"spex-mech (\S.*)", known[name].epilog or ""):
+        command, *words = shlex.split(line)
+        context = known[command].make_context(command, words)  # raises where an option is unknown or a value missing
+        assert context.params
+
+
+def test_help_teaches(cli_run):
+    _, out, _ = cli_run("discover", "--help")
+    for what in ("Examples", "--components", "What is asked", "What is spent", "a9.h6 a head", "goes on"):
+        assert what in re.sub(r"[│\s]+", " ", out) or what in out
+    _, out, _ = cli_run("--help")
+    assert "spex-mech demo" in out
+    assert "--install-completion" in out
+
+
+def test_shells_complete_cards_decoders_and_formats():
+    assert options.complete_card("planted-") == [name for name in sm.cards() if name.startswith("planted-")]
+    from spex_mech.ablation.replacement import ASSUMPTIONS
+    from spex_mech.circuit.interchange import EXPORTERS
+    from spex_mech.discovery import DECODERS
+
+    assert set(options.DECODERS) == {"auto", *DECODERS}
+    assert set(options.FORMATS) == set(EXPORTERS)
+    assert set(options.REPLACEMENTS) == set(ASSUMPTIONS)
+    assert set(options.BENCHES) == set(commands.BENCHES)
+    (parameter,) = [p for p in get_command(cli.app).commands["decode"].params if "--decoder" in p.opts]
+    assert [item.value for item in parameter.shell_complete(None, "pro")] == ["proxyspex"]
+
+
+def test_the_cost_is_told_before_it_is_spent(cli_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "SLOW", 100)
+    args = ("discover", "induction-2l", "--budget", 300, "--decoder", "linear", "--out", tmp_path)
+    _, out, _ = cli_run(*args)
+    first = re.search(r"300 masks × 16 prompts = 4,800 forward rows ≈ [\d.]+ \w+ at [\d,]+ rows/s", out)
+    assert first
+    assert first.start() < out.index("Strongest of")
+    monkeypatch.setattr(commands, "estimate", None)  # nothing is measured where all is there
+    _, out, _ = cli_run(*args)
+    assert "4,800 forward rows\n" in out
+
+
+def test_an_estimate_is_of_the_engine_that_will_run():
+    study = open_study("induction-2l")
+    told = costs.estimate(study.subject, study.task, study.components, 256)
+    assert told.rows == 4096
+    assert 0.01 < told.seconds < 300
+    with pytest.raises(sm.SpexMechError, match="magic"):
+        costs.estimate(study.subject, study.task, study.components, 256, replacement="magic")
+
+
+def test_what_an_installation_lacks_is_named(cli_run, monkeypatch):
+    real = environment._version_of
+    monkeypatch.setattr(
+        environment, "_version_of", lambda name: {"nnsight": "0.4.1", "lightgbm": None}.get(name, real(name))
+    )
+    code, out, err = cli_run("doctor")
+    assert code == 2
+    told = " ".join(err.split())
+    assert "nnsight 0.4.1 is too old; it needs >=0.8" in told
+    assert "lightgbm is not installed" in told
+    assert max(map(len, out.splitlines())) <= 80 or "pip install" in out
+    assert environment.Package("torch", "2.13.0+cu130", ">=2.6").problem is None
+    assert environment.Package("ray", None, "", "several machines").problem is None
