@@ -1,11 +1,10 @@
 """`audit`: the return journey. A run's claims, each put to fresh forward passes, within a stated budget."""
 
 import hashlib
-import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,37 +12,32 @@ from typing import Any
 import torch
 
 from spex_mech.ablation.binding import bind
-from spex_mech.ablation.journal import open_journal
 from spex_mech.ablation.replacement import Replacement, fit_replacement
-from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
-from spex_mech.audits import Audit, Known, RankingRow, ReplacementRow, Verified
-from spex_mech.baselines import Ranking, order_one, pair_ablation, single_ablation
+from spex_mech.audits import Audit, Known
 from spex_mech.choosing import choose_circuits, verify_found
 from spex_mech.circuit.build import plain as plain_evidence
+from spex_mech.comparisons import Desk, add_kl, try_baselines, try_replacements
 from spex_mech.confirmation import try_interactions
 from spex_mech.discovery import describe_experiment
-from spex_mech.errors import DesignError, ResponseError, SpexMechError, all_problems
+from spex_mech.errors import DesignError, ResponseError, all_problems
 from spex_mech.faithfulness import precision_recall
 from spex_mech.locks import hold
 from spex_mech.passes import Ledger, Passes
 from spex_mech.progress import mask_progress
 from spex_mech.records import differences
-from spex_mech.responses import Responses
-from spex_mech.runs import Discovery, whole_key
-from spex_mech.sensitivity import other_probs, rows_for, try_contexts, try_replacement, try_stability
+from spex_mech.runs import Discovery
+from spex_mech.sensitivity import other_probs, try_contexts, try_stability
 from spex_mech.task import Task
 from spex_mech.verification import (
     RANDOM_SETS,
     Case,
     add_random,
     cautions,
-    fresh_masks,
     our_ranking,
     try_completeness,
     try_fresh,
     try_minimality,
-    try_ranking,
 )
 from spex_mech.walsh.design import MaskDesign
 
@@ -99,7 +93,7 @@ def audit(
     record = _experiment(found, bound, task, reference, {"fresh_seed": fresh_seed, "budget": budget, "size": size})
     with hold(out), mask_progress(budget, "auditing", shown=progress) as tick, ExitStack() as journals:
         ledger = Ledger(budget, tick)
-        desk = _Desk(found, bound, task, reference, ledger, record, out, journals)
+        desk = Desk(found, bound, task, reference, ledger, record, out, journals)
         case = _open_case(found, desk.passes("main"), ledger, fresh_seed)
         result = _try_all(case, desk, size, tuple(known or ()), seconds)
         spent = {"masks": ledger.spent, "rows": ledger.spent * len(task), "seconds": time.perf_counter() - started}
@@ -109,40 +103,6 @@ def audit(
         return result
 
 
-@dataclass(frozen=True, eq=False)
-class _Desk:
-    """Where passes of different engines come from; all count against one ledger, each has its own journal."""
-
-    found: Discovery
-    subject: Subject
-    task: Task
-    reference: Replacement
-    ledger: Ledger
-    record: Mapping[str, Any]
-    out: str | Path | None
-    journals: ExitStack
-
-    def passes(self, name: str, *, metric: str | None = None, reference: Replacement | None = None) -> Passes:
-        """Passes by the run's metric and replacement, or others."""
-        task = self.task if metric is None else self.task.with_metric(metric)
-        chosen = reference or self.reference
-        engine = Engine(self.subject, task, self.found.components, chosen)
-        key = {**self.record, "use": name, "metric": metric, "replacement": chosen.describe()}
-        return Passes(engine, self.ledger, self.journals.enter_context(_journal(self.out, key, self.found)))
-
-
-@contextmanager
-def _journal(out: str | Path | None, record: Mapping[str, Any], found: Discovery) -> Iterator[Any]:
-    """A journal of its own for every audit that differs in anything, inside the run folder; None without a folder."""
-    if out is None:
-        yield None
-        return
-    key = whole_key(record, found.components)
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    with open_journal(Path(out) / "audit" / name, key) as journal:
-        yield journal
-
-
 def _open_case(found: Discovery, passes: Passes, ledger: Ledger, seed: int) -> Case:
     ends = passes.means(torch.tensor([[True], [False]]).expand(2, len(found.components)))
     case = Case(found, passes, ledger, seed, float(ends[0]), float(ends[1]))
@@ -150,7 +110,7 @@ def _open_case(found: Discovery, passes: Passes, ledger: Ledger, seed: int) -> C
     return case
 
 
-def _try_all(case: Case, desk: _Desk, size: int | None, known: tuple[str, ...], seconds: float) -> Audit:
+def _try_all(case: Case, desk: Desk, size: int | None, known: tuple[str, ...], seconds: float) -> Audit:
     """Every trial in turn; the order decides who has the budget."""
     share, skipped = case.ledger.share, list[str]()
     inside = [name for name in known if name in case.found.components]
@@ -170,9 +130,9 @@ def _try_all(case: Case, desk: _Desk, size: int | None, known: tuple[str, ...], 
         rankings.append(null)
     else:
         skipped.append("random sets of the same size")
-    rankings += _baselines(case, desk, inside, skipped, chosen.search.masks)
-    circuit, sizes = _with_kl(case, desk, circuit, sizes, skipped)
-    replacements = _replacements(case, desk, skipped)
+    rankings += try_baselines(case, desk, inside, skipped, chosen.search.masks)
+    circuit, sizes = add_kl(case, desk, circuit, sizes, skipped)
+    replacements = try_replacements(case, desk, skipped)
     spare = share(0.08) if other_probs(case) else 0
     interactions, backups, left = try_interactions(case, spare)
     contexts = try_contexts(case, interactions, case.ledger.left)
@@ -186,80 +146,6 @@ def _try_all(case: Case, desk: _Desk, size: int | None, known: tuple[str, ...], 
         interactions, backups, _known(circuit.names, known, inside), tuple(skipped),
         cautions(case, fresh), {}, chosen.search, try_stability(case), replacements, contexts,
     )  # fmt: skip
-
-
-def _baselines(case: Case, desk: _Desk, known: Collection[str], skipped: list[str], searched: int) -> list[RankingRow]:
-    """Rankings that do without interactions, or with pairs only, each as far as the budget goes.
-
-    The regression has the run's masks and as many of the fresh ones as our search had.
-    """
-    n, left = len(case.names), case.ledger
-    rankings = [order_one(_with_fresh(case, searched), case.seed)]
-    rows = [try_ranking(case, rankings[0], known)]
-    if n + 1 > left.share(0.2):
-        skipped.append(f"single ablation and what builds on it ({n:,} masks)")
-        return rows
-    rankings.append(single_ablation(case.passes, case.names))
-    rows.append(try_ranking(case, rankings[-1], known))
-    if desk.task.corrupt is not None and desk.reference.kind != "resample":
-        rows += _patching(case, desk, known, skipped)
-    pairs = pair_ablation(case.passes, rankings[1], left.share(0.1))
-    if pairs is None:
-        skipped.append("pair ablation")
-        return rows
-    return [*rows, try_ranking(case, pairs, known)]
-
-
-def _with_fresh(case: Case, number: int) -> Responses:
-    """The run's responses with some of the masks drawn anew."""
-    run = case.found.responses
-    if run.provenance.get("design", {}).get("kind") == "complete":
-        return run
-    keep = fresh_masks(case, number)
-    return replace(
-        run, keep=torch.cat([run.keep.cpu(), keep]),
-        values=torch.cat([run.values.cpu(), case.passes.values(keep).to(run.values.dtype).cpu()]),
-    )  # fmt: skip
-
-
-def _replacements(case: Case, desk: _Desk, skipped: list[str]) -> tuple[ReplacementRow, ...]:
-    """The other replacements on masks of the run, as far as a tenth of the budget goes."""
-    kinds = [kind for kind in ("zero", "mean", "resample") if kind != desk.reference.kind]
-    number = min(len(case.found.responses), case.ledger.share(0.1) // len(kinds) - 2)
-    if number < 16:
-        skipped.append("other replacements")
-        return ()
-    rows, found = rows_for(case, number), list[ReplacementRow]()
-    for kind in kinds:
-        try:
-            other = fit_replacement(desk.subject, desk.task, case.found.components, kind, seed=case.seed)
-        except SpexMechError as error:
-            skipped.append(f"replacement {kind!r}, which this task does not allow ({str(error).split('. ')[0]})")
-            continue
-        found.append(try_replacement(case, kind, desk.passes(f"replacement {kind}", reference=other), rows))
-    return tuple(found)
-
-
-def _patching(case: Case, desk: _Desk, known: Collection[str], skipped: list[str]) -> list[RankingRow]:
-    if len(case.names) + 1 > case.ledger.share(0.2):
-        skipped.append("activation patching")
-        return []
-    corrupt = fit_replacement(desk.subject, desk.task, case.found.components, "resample", seed=case.seed)
-    ranking: Ranking = single_ablation(desk.passes("patching", reference=corrupt), case.names, "activation patching")
-    return [try_ranking(case, ranking, known)]
-
-
-def _with_kl(
-    case: Case, desk: _Desk, circuit: Verified, sizes: list[Any], skipped: list[str]
-) -> tuple[Verified, list[Any]]:
-    """KL(intact ‖ circuit) of the audited circuit and of the preserving sets."""
-    keep = case.masks([circuit.names, *(row.preserve.names for row in sizes)])
-    if len(keep.unique(dim=0)) > case.ledger.left:
-        skipped.append("KL of the chosen circuits")
-        return circuit, sizes
-    kl = desk.passes("kl", metric="kl").means(keep).tolist()
-    rows = [replace(row, preserve=replace(row.preserve, kl=value)) for row, value in zip(sizes, kl[1:], strict=True)]
-    return replace(circuit, kl=kl[0]), rows
 
 
 def _known(circuit: tuple[str, ...], known: tuple[str, ...], inside: list[str]) -> Known | None:

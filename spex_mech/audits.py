@@ -12,168 +12,21 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 from spex_mech.circuit.files import is_number, read_json, write_whole
 from spex_mech.errors import FormatError, all_problems
 from spex_mech.factorials import BackupCheck, Confirmation
+from spex_mech.findings import ContextRow as ContextRow
+from spex_mech.findings import Fresh as Fresh
+from spex_mech.findings import Known as Known
+from spex_mech.findings import RankingRow as RankingRow
+from spex_mech.findings import ReplacementRow as ReplacementRow
+from spex_mech.findings import Search as Search
+from spex_mech.findings import SizeRow as SizeRow
+from spex_mech.findings import StabilityRow as StabilityRow
+from spex_mech.findings import Verified as Verified
 from spex_mech.knockouts import Knockout
 
 if TYPE_CHECKING:
     import pandas as pd
 
 AUDIT_SCHEMA = "spex_mech.audit/1"
-
-
-@dataclass(frozen=True)
-class Fresh:
-    """How well the polynomial predicts masks drawn anew; `r2` is None where their values do not vary.
-
-    `measured` and `predicted` are the values behind it, of the first masks, for a picture.
-    """
-
-    masks: int
-    keep_probs: tuple[float, ...]
-    r2: float | None
-    rmse: float
-    measured: tuple[float, ...] = ()
-    predicted: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Verified:
-    """A set of components, all others ablated: predicted, then measured.
-
-    `faithfulness` is that of the measured value; `gap` how far `predicted` is from the best possible prediction (see
-    `Selection.gap`); `kl` is KL(intact ‖ circuit) in nats at the scored position.
-    """
-
-    names: tuple[str, ...]
-    predicted: float
-    value: float
-    faithfulness: float
-    method: str
-    gap: float | None = None
-    kl: float | None = None
-
-
-@dataclass(frozen=True)
-class SizeRow:
-    """One of MIB's sizes: the sets chosen to preserve and to help, and random sets of the same size as the null.
-
-    `random_as_good` is the share of random sets whose faithfulness is at least as near to 1 as that of `preserve`.
-    """
-
-    size: float
-    count: int
-    preserve: Verified
-    help: Verified
-    random_mean: float | None = None
-    random_std: float | None = None
-    random_as_good: float | None = None
-
-
-@dataclass(frozen=True)
-class RankingRow:
-    """A way to rank components, scored: by the circuits it makes at MIB's sizes and against a known circuit.
-
-    `masks` is what it cost, the circuits' own masks not counted. None where there is nothing to compare with.
-    """
-
-    name: str
-    masks: int
-    cpr: float | None
-    cmd: float | None
-    auroc: float | None = None
-    auroc_over_sizes: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Search:
-    """The search for circuits by forward passes, and what it owes to the prompts that chose.
-
-    Attributes:
-        masks: that it measured, the polynomial's own choices and single ablations among them.
-        splits: of the prompts into halves. One half chooses among all sets measured, the other reports; 0: one prompt.
-        cpr, cmd: medians over the splits. Proposals saw all prompts, so this takes off what choosing adds, not all.
-        jaccard: of the preserving sets that either half chooses, mean over sizes, median over splits.
-    """
-
-    masks: int
-    splits: int
-    cpr: float | None
-    cmd: float | None
-    jaccard: float | None
-
-
-@dataclass(frozen=True)
-class StabilityRow:
-    """Found again on random halves of the masks or of the prompts ("over"): mean Jaccard index over pairs of halves.
-
-    `bar` is what the field asks of nodes, over at least 100 resamples (Meloux et al. 2025); `method` in words.
-    """
-
-    over: str
-    resamples: int
-    interactions: float | None
-    nodes: float | None
-    method: str
-    bar: float = 0.8
-
-    @property
-    def stable(self) -> bool:
-        """Whether the nodes reach the bar."""
-        return self.nodes is not None and self.nodes >= self.bar
-
-
-@dataclass(frozen=True)
-class ReplacementRow:
-    """Another replacement on masks of the run: what of the findings is the replacement's doing.
-
-    Attributes:
-        effect: intact less everything ablated, in the metric's unit, under this replacement.
-        r2: squared correlation of the responses with the run's; None where either does not vary.
-        nodes: Spearman's correlation of the components' strengths; interactions: of the coefficients of interactions;
-            signs: share of the ten strongest that keep their sign; top: Jaccard index of the ten strongest.
-            All from refits of the run's strongest sets to the same masks; None where there is nothing to compare.
-    """
-
-    kind: str
-    masks: int
-    effect: float
-    r2: float | None
-    nodes: float | None
-    interactions: float | None
-    signs: float | None
-    top: float | None
-
-
-@dataclass(frozen=True)
-class ContextRow:
-    """An interaction where others are kept with another probability than the run's. Effects in the metric's unit.
-
-    `effect` is the mean of ``Σ_A (-1)^|A| v(A)``, A over the ablated subsets: what the set does jointly, free of any
-    basis; `here` the same under the run's own masks. `q_value`: that it is not 0, adjusted over all rows.
-    """
-
-    components: tuple[str, ...]
-    keep_prob: float
-    here: float
-    effect: float
-    stderr: float
-    contexts: int
-    q_value: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether it is there, with the sign it has under the run's masks."""
-        return self.q_value <= 0.05 and self.effect * self.here > 0
-
-
-@dataclass(frozen=True)
-class Known:
-    """The audited circuit beside a known one; `outside` are known components that were not studied."""
-
-    names: tuple[str, ...]
-    outside: tuple[str, ...]
-    precision: float | None
-    recall: float | None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spex_mech.audits import Search, SizeRow, Verified
 from spex_mech.baselines import marginal_effects, order_one, single_ablation
 from spex_mech.circuit.select import Aim, Selection, choose_path
 from spex_mech.faithfulness import SIZES, counts, model_distance, performance_ratio, ranked
+from spex_mech.findings import Search, SizeRow, Verified
 from spex_mech.passes import seed_of
 from spex_mech.refinement import Goal, Pool, best_row, first_of, search
 from spex_mech.verification import ENOUGH, Case
@@ -116,7 +116,7 @@ def _starts(
     """Sets that a search begins with; each group is measured before the next is made."""
     yield [s.names for s in first]
     rankings = [order_one(case.found.responses, case.seed)]
-    if 2 * (len(case.names) + 1) <= allowance:
+    if len(case.names) + len(first) + len(goals) < allowance:
         yield [[name for name in case.names if name != gone] for gone in case.names]
         rankings.append(single_ablation(case.passes, case.names))
     yield first_of(rankings, goals, sign)

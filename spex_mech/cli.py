@@ -124,10 +124,10 @@ def audit(
             print_circuit_audit(told, _console())
         return
     from spex_mech.auditing import audit as run_audit
-    from spex_mech.printing import print_audit
     from spex_mech.reporting import write_report
     from spex_mech.runs import load_run
     from spex_mech.studies import open_study, reopen
+    from spex_mech.verdicts import print_audit
 
     found = load_run(run)
     study = reopen(run, device=device) if model is None else open_study(model, prompts=prompts, device=device)

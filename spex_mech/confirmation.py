@@ -31,11 +31,14 @@ def try_interactions(case: Case, spare: int = 0) -> tuple[tuple[Confirmation, ..
     proposed = _proposed(case)
     claimed = {i.components: i.coefficient for i in case.claims.interactions if 2 <= i.order <= MAX_ORDER}
     tables = _factorials(case, proposed, max(0, case.passes.left - spare) // 3)
-    number = len(tables)
-    tables |= _factorials(case, [names for names in claimed if names not in tables], max(0, case.passes.left - spare))
+    while rest := [names for names in claimed if names not in tables]:
+        more = _factorials(case, rest, max(0, case.passes.left - spare))
+        if not more:
+            break
+        tables |= more
     basis, floor = case.polynomial.basis, case.floor
     confirmed = [confirm(tables[s], s, c, basis, floor) for s, c in claimed.items() if s in tables]
-    backups = [check_backup(tables[s], s, floor) for s in list(tables)[:number]]
+    backups = [check_backup(tables[s], s, floor) for s in proposed if s in tables]
     return adjust(confirmed), adjust(backups), len({*proposed, *claimed} - tables.keys())
 
 

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spex_mech.audits import Audit
 from spex_mech.circuit.files import write_whole
 from spex_mech.costs import Cost
 from spex_mech.runs import Discovery
@@ -146,64 +145,6 @@ def print_truth(found: Discovery, card: str, console: Console) -> None:
         f"Against all {1 << found.spectrum.n:,} masks (measured once, shipped with the card): "
         f"largest gap {max(gaps, default=0):.3f} {found.responses.unit} over {len(gaps)} coefficients."
     )
-
-
-def print_audit(result: Audit, out: Path, console: Console) -> None:
-    """What fresh masks said of a run: the circuit, how it ranks, what was confirmed, and what was left out."""
-    circuit, fresh, unit = result.circuit, result.fresh, result.unit
-    r2 = "" if fresh.r2 is None else f"R² [bold]{fresh.r2:.3f}[/] on {fresh.masks:,} masks drawn anew. "
-    console.print(
-        f"{r2}With {len(circuit.names)} of {len(result.components):,} components and all others ablated "
-        f"({escape(_listed(circuit.names))}) {circuit.faithfulness:.2f} of the behaviour is left: "
-        f"{circuit.value:+.3f} {unit}, predicted {circuit.predicted:+.3f}; intact {result.intact:+.3f}, "
-        f"nothing kept {result.empty:+.3f}."
-    )
-    console.print(_ranking_table(result))
-    if result.interactions:
-        console.print(_confirmation_table(result))
-    for group in result.backups:
-        if group.confirmed():
-            console.print(
-                f"Backups: [bold]{escape(' × '.join(group.components))}[/] (redundancy): losing all costs "
-                f"{group.joint:+.2f} {unit}, {group.excess:.2f} ± {group.stderr:.2f} more than its parts explain; "
-                f"q = {group.q_value:.1g}."
-            )
-    for what in result.skipped:
-        console.print(f"[yellow]left out for want of budget:[/] {escape(what)}")
-    for what in result.cautions:
-        console.print(f"[yellow]caution:[/] {escape(what)}")
-    masks, budget, rows = (result.record[key] for key in ("masks", "budget", "rows"))
-    console.print(f"[dim]{masks:,} of {budget:,} masks, {rows:,} rows; {escape(str(out))}: audit.json, report.html[/]")
-
-
-def _ranking_table(result: Audit) -> Table:
-    table = Table(title="Circuits at MIB's ten sizes, measured", title_justify="left")
-    for name in ("ranking", "masks", "CPR", "CMD", "AUROC"):
-        table.add_column(name, justify="left" if name == "ranking" else "right")
-    for row in result.rankings:
-        figures = ("" if value is None else f"{value:.3f}" for value in (row.cpr, row.cmd, row.auroc))
-        table.add_row(escape(row.name), f"{row.masks:,}", *figures)
-    return table
-
-
-def _confirmation_table(result: Audit) -> Table:
-    title = f"{len(result.confirmed)} of {len(result.interactions)} interactions confirmed ({result.unit})"
-    table = Table(title=title, title_justify="left")
-    for name in ("components", "claimed", "measured", "q"):
-        table.add_column(name, justify="left" if name == "components" else "right", overflow="fold")
-    for check in result.interactions[:SHOWN]:
-        measured = f"{check.estimate:+.3f} ± {check.stderr:.3f}"
-        colour = "default" if check.confirmed() else "yellow"
-        table.add_row(
-            escape(" × ".join(check.components)), f"{check.claimed:+.3f}", f"[{colour}]{measured}[/]",
-            f"{check.q_value:.1g}",
-        )  # fmt: skip
-    return table
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:8])
-    return shown + (f", … {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
 
 
 def describe_subject(subject: "Subject") -> dict[str, Any]:

@@ -21,6 +21,8 @@ from spex_mech.walsh.surface import Landscape, Surface, climb, score
 
 ROUNDING = 1e-6  # of the whole effect: scores nearer than this are the same
 _TRIES = 64  # neighbours that are looked at where the best one is known already
+_PATIENCE = 8  # rounds without a better set, after which a search ends
+_GAIN = 1e-3  # of the whole effect: what counts as better
 _RADIUS = 0.6  # flips from the best set known, as a share of its size
 
 Row = Bool[Tensor, " component"]
@@ -70,6 +72,8 @@ class Pool:
 
     def add(self, keep: Bool[Tensor, "mask component"]) -> None:
         """Measure masks; those that were measured before cost nothing."""
+        if not len(keep):
+            return
         self.spent += self.case.passes.cost(keep)
         self.words |= {row.numpy().tobytes() for row in keep}
         self.keep = torch.cat([self.keep, keep])
@@ -102,7 +106,7 @@ def best_row(sizes: Int[Tensor, " mask"], means: Float[Tensor, " mask"], goal: G
 def search(
     case: Case, goals: Sequence[Goal], starts: Iterable[Sequence[Collection[str]]], allowance: int, *, shrink: bool
 ) -> Pool:
-    """Measure at most `allowance` masks to reach the goals as well as possible.
+    """Measure at most `allowance` masks to reach the goals as well as possible; ends where eight rounds gain nothing.
 
     Args:
         starts: groups of sets to begin with, dearest first: a group is measured as far as it fits.
@@ -110,25 +114,44 @@ def search(
     """
     pool = Pool.of(case)
     for group in starts:
-        keep = case.masks(group)
-        pool.add(keep[: max(0, allowance - pool.spent)])
+        pool.add(_affordable(pool, case.masks(group), allowance - pool.spent))
     if pool.spent >= allowance:
         return pool
     landscape = Landscape.learn(pool.keep, pool.means, seed_of(case.seed, "search"))
     generator = torch.Generator().manual_seed(seed_of(case.seed, "neighbours"))
-    number = 0
-    while pool.spent < allowance:
-        pool.surface = surface = landscape.surface(pool.keep, pool.means)
-        rows = _proposals(pool, surface, goals, number, generator, shrink=shrink)[: allowance - pool.spent]
+    number, last, reached = 0, 0, _reached(pool, goals)
+    while pool.spent < allowance and number - last < _PATIENCE:
+        pool.surface = landscape.surface(pool.keep, pool.means)
+        rows = _proposals(pool, pool.surface, goals, number, generator, shrink=shrink)[: allowance - pool.spent]
         if not rows:
             break
         keep = torch.stack(rows)
-        for row, value in zip(rows, surface.predict(keep).tolist(), strict=True):
+        for row, value in zip(rows, pool.surface.predict(keep).tolist(), strict=True):
             pool.predicted[row.numpy().tobytes()] = value
         pool.add(keep)
-        number += 1
+        number, now = number + 1, _reached(pool, goals)
+        if (now - reached).max() > _GAIN * abs(case.intact - case.empty):
+            last, reached = number, now
     pool.surface = landscape.surface(pool.keep, pool.means)
     return pool
+
+
+def _affordable(pool: Pool, keep: Bool[Tensor, "mask component"], room: int) -> Bool[Tensor, "mask component"]:
+    """The first masks that fit, among them all that cost nothing."""
+    chosen, new = list[int](), set[bytes]()
+    for row, mask in enumerate(keep):
+        word = mask.numpy().tobytes()
+        if len(new) < room or word in new or not pool.case.passes.cost(mask[None]):
+            chosen.append(row)
+            new |= {word} if pool.case.passes.cost(mask[None]) else set()
+    return keep[chosen]
+
+
+def _reached(pool: Pool, goals: Sequence[Goal]) -> Float[Tensor, " goal"]:
+    """How well every goal is served; last, by how few components the metric is held."""
+    scores = [float(pool.score(pool.means[pool.best(goal)][None], goal.sign)) for goal in goals]
+    fewer = -float(pool.sizes[pool.smallest()]) * abs(pool.case.intact - pool.case.empty)
+    return torch.tensor([*scores, fewer], dtype=torch.float64)
 
 
 def _proposals(
@@ -161,7 +184,7 @@ def _neighbour(
     pool: Pool, surface: Surface, found: Sequence[Row], keep: Row, goal: Goal, generator: torch.Generator
 ) -> Row | None:
     """The best predicted of some random neighbours that were not measured; None where there is none."""
-    tried = torch.stack([_moved(keep, goal.size, generator) for _ in range(_TRIES)])
+    tried = _moved(keep, goal.size, generator)
     values = surface.predict(tried)
     scores = pool.score(values, goal.sign)
     for row in scores.argsort(descending=True, stable=True).tolist():
@@ -170,15 +193,14 @@ def _neighbour(
     return None
 
 
-def _moved(keep: Row, size: int, generator: torch.Generator) -> Row:
-    """A few swaps away, and with the room of the size filled in part."""
-    keep = keep.clone()
-    many = int(torch.randint(1, max(2, size // 8) + 1, (1,), generator=generator))
-    inside, outside = keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]
-    keep[inside[torch.randperm(len(inside), generator=generator)[:many]]] = False
-    room = size - int(keep.sum())
-    keep[outside[torch.randperm(len(outside), generator=generator)[: min(many, room)]]] = True
-    return keep
+def _moved(keep: Row, size: int, generator: torch.Generator) -> Bool[Tensor, "row component"]:
+    """Random neighbours a few swaps away, with the room of the size filled in part."""
+    many = torch.randint(1, max(2, size // 8) + 1, (_TRIES, 1), generator=generator)
+    lot = torch.rand(_TRIES, len(keep), generator=generator)
+    lost, won = (torch.where(here, lot, 2.0).argsort(1).argsort(1) for here in (keep, ~keep))
+    kept = keep & (lost >= many)
+    room = (size - kept.sum(1, keepdim=True)).clamp(min=0)
+    return kept | (~keep & (won < torch.minimum(many, room)))
 
 
 def first_of(rankings: Iterable[Ranking], goals: Sequence[Goal], sign: int) -> list[tuple[str, ...]]:

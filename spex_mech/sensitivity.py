@@ -7,14 +7,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, spearmanr
 from scipy.stats import t as student
 from torch import Tensor
 
-from spex_mech.audits import ContextRow, ReplacementRow, StabilityRow
 from spex_mech.baselines import strengths
 from spex_mech.errors import DecodeError
 from spex_mech.factorials import Confirmation, contexts_for, factorial_masks
+from spex_mech.findings import ContextRow, ReplacementRow, StabilityRow
 from spex_mech.passes import Passes, seed_of
 from spex_mech.verification import Case, fresh_probs
 from spex_mech.walsh.decoding import Samples
@@ -29,6 +30,8 @@ TOP = 10  # interactions that are compared one by one
 OTHERS = (0.5, 0.9)  # keep-probabilities of other contexts
 APART = 0.15  # a keep-probability nearer than this to the run's is no other
 MOST = 8  # interactions that are put into other contexts
+
+Numbers = NDArray[np.float64]
 
 
 def try_stability(case: Case) -> tuple[StabilityRow, ...]:
@@ -124,19 +127,32 @@ def try_contexts(case: Case, checks: Sequence[Confirmation], allowance: int) -> 
 
 def _at(case: Case, checks: Sequence[Confirmation], keep_prob: float, allowance: int) -> list[ContextRow]:
     number, contexts = contexts_for([check.order for check in checks], allowance)
-    slope = case.polynomial.basis.affine[1]
+    slope, predict = case.polynomial.basis.affine[1], case.polynomial.evaluate
     found = []
     for check in checks[:number]:
         group, seed = case.found.components.indices(check.components), seed_of(case.seed, "context", keep_prob)
         keep = factorial_masks(group, len(case.names), keep_prob, contexts, seed)[: contexts << check.order]
-        values = case.passes.means(keep).reshape(contexts, -1).numpy()
-        effects = values @ np.array([(-1.0) ** number.bit_count() for number in range(1 << check.order)])
+        signs = np.array([(-1.0) ** number.bit_count() for number in range(1 << check.order)])
+        values, guess = (x.reshape(contexts, -1).numpy() @ signs for x in (case.passes.means(keep), predict(keep)))
+        effects = _steadier(values, values - guess + _effect_at(case.polynomial, group, keep_prob))
         error = float(effects.std(ddof=1) / math.sqrt(contexts))
         mean = float(effects.mean())
         p = _p_value(mean, error, contexts, case.floor)
         here = check.estimate * slope**check.order
         found.append(ContextRow(check.components, keep_prob, here, mean, error, contexts, p))
     return found
+
+
+def _effect_at(spectrum: Spectrum, group: Sequence[int], keep_prob: float) -> float:
+    """The polynomial's own mean effect: ``Σ_{T⊇S} F(T) slope^|S| (E φ)^|T∖S|``, φ being affine in the keep bit."""
+    offset, slope = spectrum.basis.affine
+    mean, inside = offset + slope * keep_prob, set(group)
+    return sum(c * slope ** len(inside) * mean ** (len(s) - len(inside)) for s, c in spectrum.terms() if inside <= {*s})
+
+
+def _steadier(plain: Numbers, controlled: Numbers) -> Numbers:
+    """Both are unbiased: with and without the polynomial as a control variate; the one that varies less."""
+    return controlled if controlled.std() <= plain.std() + 1e-12 else plain
 
 
 def _p_value(mean: float, error: float, draws: int, floor: float) -> float:

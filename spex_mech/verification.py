@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spex_mech.audits import Fresh, RankingRow, SizeRow
 from spex_mech.baselines import Ranking, strengths
 from spex_mech.circuit.graph import Circuit
 from spex_mech.faithfulness import (
@@ -19,6 +18,7 @@ from spex_mech.faithfulness import (
     performance_ratio,
     ranked,
 )
+from spex_mech.findings import Fresh, RankingRow, SizeRow
 from spex_mech.knockouts import (
     Knockout,
     Predict,

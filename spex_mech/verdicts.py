@@ -1,0 +1,124 @@
+"""What an audit says in the terminal: the circuit, how it ranks, what was confirmed, how sure that is. 80 columns."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from spex_mech.audits import Audit, Search
+
+SHOWN = 15
+
+
+def print_audit(result: Audit, out: Path, console: Console) -> None:
+    """What fresh masks said of a run: the circuit, how it ranks, what was confirmed, and what was left out."""
+    circuit, fresh, unit = result.circuit, result.fresh, result.unit
+    r2 = "" if fresh.r2 is None else f"R² [bold]{fresh.r2:.3f}[/] on {fresh.masks:,} masks drawn anew. "
+    console.print(
+        f"{r2}With {len(circuit.names)} of {len(result.components):,} components and all others ablated "
+        f"({escape(_listed(circuit.names))}) {circuit.faithfulness:.2f} of the behaviour is left: "
+        f"{circuit.value:+.3f} {unit}, predicted {circuit.predicted:+.3f}; intact {result.intact:+.3f}, "
+        f"nothing kept {result.empty:+.3f}."
+    )
+    console.print(_ranking_table(result))
+    if result.search is not None:
+        console.print(_about_search(result.search))
+    if result.interactions:
+        console.print(_confirmation_table(result))
+    for group in result.backups:
+        if group.confirmed():
+            console.print(
+                f"Backups: [bold]{escape(' × '.join(group.components))}[/] (redundancy): losing all costs "
+                f"{group.joint:+.2f} {unit}, {group.excess:.2f} ± {group.stderr:.2f} more than its parts explain; "
+                f"q = {group.q_value:.1g}."
+            )
+    if result.replacements:
+        console.print(_replacement_table(result))
+    for line in (*_about_contexts(result), *_about_stability(result)):
+        console.print(line)
+    for what in result.skipped:
+        console.print(f"[yellow]left out for want of budget:[/] {escape(what)}")
+    for what in result.cautions:
+        console.print(f"[yellow]caution:[/] {escape(what)}")
+    masks, budget, rows = (result.record[key] for key in ("masks", "budget", "rows"))
+    console.print(f"[dim]{masks:,} of {budget:,} masks, {rows:,} rows; {escape(str(out))}: audit.json, report.html[/]")
+
+
+def _ranking_table(result: Audit) -> Table:
+    table = Table(title="Circuits at MIB's ten sizes, measured", title_justify="left")
+    for name in ("ranking", "masks", "CPR", "CMD", "AUROC"):
+        table.add_column(name, justify="left" if name == "ranking" else "right")
+    for row in result.rankings:
+        figures = ("" if value is None else f"{value:.3f}" for value in (row.cpr, row.cmd, row.auroc))
+        table.add_row(escape(row.name), f"{row.masks:,}", *figures)
+    return table
+
+
+def _about_search(search: Search) -> str:
+    text = f"Ours: chosen on the polynomial and by a search of {search.masks:,} masks."
+    if search.cpr is None or search.cmd is None:
+        return text
+    return (
+        f"{text} Where half of the prompts choose and the others report: CPR {search.cpr:.3f}, CMD {search.cmd:.3f} "
+        f"(median of {search.splits} splits)."
+    )
+
+
+def _replacement_table(result: Audit) -> Table:
+    masks = max(row.masks for row in result.replacements)
+    table = Table(title=f"Other replacements on {masks:,} masks of the run, beside its own", title_justify="left")
+    for name in ("replacement", "whole effect", "R²", "nodes", "interactions", "signs kept"):
+        table.add_column(name, justify="left" if name == "replacement" else "right")
+    for row in result.replacements:
+        agreements = (row.r2, row.nodes, row.interactions, row.signs)
+        figures = ("" if value is None else f"{value:.2f}" for value in agreements)
+        table.add_row(row.kind, f"{row.effect:+.3f}", *figures)
+    table.caption = "rank correlations of node strengths and interactions; signs of the ten strongest"
+    return table
+
+
+def _about_contexts(result: Audit) -> list[str]:
+    """How many of the strongest interactions hold where others are kept more, or less, often; and which do not."""
+    found = []
+    for keep_prob in dict.fromkeys(row.keep_prob for row in result.contexts):
+        rows = [row for row in result.contexts if row.keep_prob == keep_prob]
+        lost = [" × ".join(row.components) for row in rows if not row.holds]
+        found.append(
+            f"Where others are kept with {keep_prob:g}, {len(rows) - len(lost)} of the {len(rows)} strongest "
+            f"interactions hold their sign (q ≤ .05){escape('; not ' + ', '.join(lost)) if lost else ''}."
+        )
+    return found
+
+
+def _about_stability(result: Audit) -> list[str]:
+    return [
+        f"Found again on random halves of the {row.over}: nodes {_share(row.nodes)} "
+        f"({'[green]stable[/]' if row.stable else '[yellow]unstable[/]'}, the bar is {row.bar:g}), "
+        f"interactions {_share(row.interactions)} (Jaccard, {row.resamples} resamples)."
+        for row in result.stability
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _confirmation_table(result: Audit) -> Table:
+    title = f"{len(result.confirmed)} of {len(result.interactions)} interactions confirmed ({result.unit})"
+    table = Table(title=title, title_justify="left")
+    for name in ("components", "claimed", "measured", "q"):
+        table.add_column(name, justify="left" if name == "components" else "right", overflow="fold")
+    for check in result.interactions[:SHOWN]:
+        measured = f"{check.estimate:+.3f} ± {check.stderr:.3f}"
+        colour = "default" if check.confirmed() else "yellow"
+        table.add_row(
+            escape(" × ".join(check.components)), f"{check.claimed:+.3f}", f"[{colour}]{measured}[/]",
+            f"{check.q_value:.1g}",
+        )  # fmt: skip
+    return table
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:8])
+    return shown + (f", … {len(names) - 8} more" if len(names) > 8 else "") if names else "none"
