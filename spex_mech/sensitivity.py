@@ -76,7 +76,8 @@ def try_replacement(case: Case, kind: str, passes: Passes, rows: Int[Tensor, " r
     ends = passes.means(torch.tensor([[True], [False]]).expand(2, keep.shape[1])).tolist()
     ours, theirs = case.found.responses.mean[rows].double().cpu(), passes.means(keep)
     one, other = (_refit(case, keep, values) for values in (ours, theirs))
-    strong = [list(strengths(x, case.names).values()) for x in (one, other)]
+    used = sorted({i for s in one.sets for i in s})  # the others have no strength in either, and would agree for free
+    strong = [[list(strengths(x, case.names).values())[i] for i in used] for x in (one, other)]
     sets = [s for s in one.sets if len(s) > 1]
     pairs = [np.array([x.get(s) or 0.0 for s in sets]) for x in (one, other)]
     tops = [set(np.argsort(-np.abs(x), kind="stable")[:TOP].tolist()) for x in pairs]
