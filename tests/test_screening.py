@@ -8,11 +8,13 @@ import torch
 from spex_mech.bench.cases import planted_case
 from spex_mech.bench.functions import support_f1
 from spex_mech.walsh import screening
+from spex_mech.walsh.decoding import r_squared
 from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.pursuit import Pursuit
 from spex_mech.walsh.refit import prune
-from spex_mech.walsh.screening import Search
+from spex_mech.walsh.screening import Search, strongest_components
 from spex_mech.walsh.spectrum import Basis
+from spex_mech.walsh.trees import Boosting
 
 
 @pytest.mark.parametrize("keep_prob", [0.5, 0.7])
@@ -67,3 +69,23 @@ def _sets(pursuit, case):
     values, n = case.values[:, 0].double(), case.keep.shape[1]
     members = pursuit.find(case.keep, values, Basis())
     return set(prune(case.keep, values, members, Basis(), tested=n * (n + 1) // 2, ridge=1e-9).sets)
+
+
+def test_the_strongest_components_are_those_of_main_effects_and_of_pairs():
+    keep = MaskDesign.bernoulli(60, 800, 0.6, seed=1).keep()
+    x = 2.0 * keep - 1.2
+    values = x[:, 7] + x[:, 20] * x[:, 41] + 0.1 * torch.randn(800, generator=torch.Generator().manual_seed(0))
+    assert set(strongest_components(keep, values, 3).tolist()) == {7, 20, 41}
+    assert strongest_components(keep, values, 60).tolist() == list(range(60))
+
+
+def test_trees_of_many_components_are_shown_the_strongest_and_read_out_exactly():
+    case = planted_case(("hierarchical", 200, 4, 0.1), 600)
+    few, values = Boosting(trees=40, most_components=30), case.values[:, 0].double()
+    trees = few.train(case.keep, values, 0)
+    assert len(trees.shown) == 30
+    assert torch.allclose(trees.spectrum().evaluate(case.fresh), trees.predict(case.fresh), atol=1e-9)
+    everything = Boosting(trees=40).train(case.keep, values, 0)
+    assert (
+        r_squared(case.truth, trees.predict(case.fresh)) > r_squared(case.truth, everything.predict(case.fresh)) - 0.02
+    )

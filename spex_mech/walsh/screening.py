@@ -9,7 +9,7 @@ Correlations are with columns of unit length, so that the rare products of a bia
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Members = tuple[int, ...]
@@ -19,7 +19,24 @@ _BLOCK = 1 << 26  # correlations looked at at a time: 256 MB
 _NORMS = 1 << 26  # norms of pairs that are kept from round to round
 _WIDE = {"cpu": 1 << 34}  # multiplications that a look at all triples, or quadruples, may cost: a fraction of a second
 _WIDE_ELSEWHERE = 1 << 40
+_ALL_PAIRS = 1 << 38  # components² × masks: what a look at all pairs for the trees may cost
 _PAIR_BITS = 1 << 27  # numbers in the columns of all pairs: 512 MB
+
+
+def strongest_components(
+    keep: Bool[Tensor, "mask component"], values: Float[Tensor, " mask"], most: int
+) -> Int[Tensor, " chosen"]:
+    """At most so many components, in their order: those of the largest gains, alone and (where all pairs can be looked
+    at) in pairs."""
+    n = keep.shape[1]
+    if n <= most:
+        return torch.arange(n, device=keep.device)
+    z = keep.float()
+    z = (z - z.mean(0)) / z.std(0).clamp(min=1e-6)
+    left = (values - values.mean()).to(z)
+    gains = Search(z, 2 if n * n * len(z) <= _ALL_PAIRS else 1).gains(left, [], torch.empty(len(z), 0), most)
+    chosen = dict.fromkeys(i for members in sorted(gains, key=lambda s: (-gains[s], s)) for i in members)
+    return torch.tensor(sorted(list(chosen)[:most]), device=keep.device)
 
 
 class Search:

@@ -7,25 +7,28 @@ leaf adds ``v Π_{i∈T} r_i Π_{i∈P∖T} c_i`` to every T ⊆ P. (Walsh: ``v 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spex_mech.walsh.screening import strongest_components
 from spex_mech.walsh.spectrum import Basis, Spectrum, subset_bits
 
 
 @dataclass(frozen=True)
 class Boosting:
-    """Settings of one ensemble; `least_leaf` masks at least in every leaf."""
+    """Settings of one ensemble; `least_leaf` masks at least in every leaf. Of more than `most_components` only those
+    that explain most, alone or in a pair, are shown to the trees, whose time grows with them."""
 
     trees: int = 300
     rate: float = 0.1
     depth: int = 5
     leaves: int = 31
     least_leaf: int = 5
+    most_components: int = 512
 
     def train(self, keep: Bool[Tensor, "mask component"], values: Float[Tensor, " mask"], seed: int) -> "Ensemble":
         """Fit the trees to float64 values, one thread, deterministic in the seed."""
@@ -46,26 +49,28 @@ class Boosting:
             "seed": seed % 2**31,
             "verbosity": -1,
         }
-        data = lightgbm.Dataset(
-            keep.cpu().double().numpy(), values.cpu().double().numpy(), params=settings, free_raw_data=True
-        )
-        return Ensemble(lightgbm.train(settings, data, num_boost_round=self.trees), keep.shape[1])
+        shown = strongest_components(keep, values, self.most_components)
+        given = keep[:, shown].cpu().double().numpy()
+        data = lightgbm.Dataset(given, values.cpu().double().numpy(), params=settings, free_raw_data=True)
+        return Ensemble(lightgbm.train(settings, data, num_boost_round=self.trees), keep.shape[1], shown.cpu())
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """A trained LightGBM booster over n keep bits."""
+    """A trained LightGBM booster over some of n keep bits."""
 
     booster: Any
     n: int
+    shown: Int[Tensor, " feature"]
 
     def predict(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
         """What the trees say of some masks, float64."""
-        return torch.from_numpy(self.booster.predict(keep.cpu().double().numpy(), num_threads=1))
+        return torch.from_numpy(self.booster.predict(keep.cpu()[:, self.shown].double().numpy(), num_threads=1))
 
     def spectrum(self, basis: Basis = Basis()) -> Spectrum:
         """The ensemble as a polynomial, exactly. Cost: Σ over leaves of 2^|path|."""
-        leaves = _leaves(_Nodes.parse(self.booster.model_to_string(num_iteration=-1)))
+        nodes = _Nodes.parse(self.booster.model_to_string(num_iteration=-1))
+        leaves = _leaves(replace(nodes, feature=self.shown[nodes.feature]))
         return _merge(self.n, [_expand(*part, basis) for part in leaves], basis)
 
 
