@@ -12,6 +12,7 @@ from spex_mech.ablation.fitted import remember
 from spex_mech.ablation.replacement import Replacement, fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
+from spex_mech.ablation.workers import Workers
 from spex_mech.circuit.build import build_circuit
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet, select
@@ -25,6 +26,7 @@ from spex_mech.progress import mask_progress
 from spex_mech.records import plain
 from spex_mech.responses import Responses
 from spex_mech.runs import RUN_SCHEMA, Discovery, recall, store
+from spex_mech.scaling import choose_run
 from spex_mech.task import Task
 from spex_mech.walsh.certainty import Certainty, check_certainty, heldout_points, weigh
 from spex_mech.walsh.decoding import Decoded, Decoder, Samples
@@ -57,6 +59,7 @@ def discover(
     folds: int = 0,
     resamples: int = 0,
     link: str = "auto",
+    workers: Workers | None = None,
 ) -> Discovery:
     """Find which components of `subject` matter together for `task`, from `budget` ablation masks.
 
@@ -91,6 +94,8 @@ def discover(
         link: what lies between polynomial and metric: "identity" (nothing), a saturating function by name ("logistic",
             "softplus", "spline"), or "auto": the identity, unless masks that had no part in the fit say clearly that it
             loses. With a link, interactions are on the latent scale; ``interactions("raw")`` are the metric's own.
+        workers: pass the masks through that many processes on this machine or a cluster (`Workers`, needs ray): the
+            same bits, sooner. None: here.
         per: "position" or "pooled" means; default: per position where all prompts have one length.
 
     Returns:
@@ -108,6 +113,7 @@ def discover(
     design = share_early(choose_design(len(chosen), budget, keep, decoder, seed), chosen, share)
     choose_decoder(decoder, design, design.n_masks, link)  # a budget it cannot use is refused before it is spent
     check_certainty(design, folds, resamples)
+    run = choose_run(workers, subject)
     with hold(out):
         reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
         remember(subject, reference)
@@ -117,7 +123,7 @@ def discover(
         responses, resumed = recall(out, record, chosen), {"resumed_masks": settled.design.n_masks}
         if responses is None:
             with mask_progress(settled.design.n_masks, "ablating", shown=progress) as tick:
-                responses, resumed = measure_once(engine, settled.design, record, out, tick, settled.known)
+                responses, resumed = measure_once(engine, settled.design, record, out, tick, settled.known, run)
         spent = {"seconds": {"respond": time.perf_counter() - started}, **resumed, **settled.told}
         return decode_held(responses, decoder, seed, out, spent, folds, resamples, link)
 

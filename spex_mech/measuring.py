@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from spex_mech.ablation.journal import Journal, open_journal
-from spex_mech.ablation.measure import measure
+from spex_mech.ablation.measure import Run, in_turn, measure
 from spex_mech.ablation.respond import Engine
 from spex_mech.metrics import resolve
 from spex_mech.responses import Responses
@@ -26,6 +26,7 @@ def measure_once(
     out: str | Path | None,
     tick: Callable[[int], None],
     known: Float[Tensor, "known prompt"] | None = None,
+    run: Run = in_turn,
 ) -> tuple[Responses, dict[str, int]]:
     """The responses of a design, and how many masks and chunks a run before this one had measured.
 
@@ -35,7 +36,7 @@ def measure_once(
     begin = 0 if known is None else len(known)
     tick(begin)
     responses, resumed = measure_masks(
-        engine, design.keep(), design.chunks(CHUNK, start=begin), record, out, tick, known
+        engine, design.keep(), design.chunks(CHUNK, start=begin), record, out, tick, known, run
     )
     if out is not None:
         resumed |= {"chunks": -(-(design.n_masks - begin) // CHUNK)}
@@ -50,17 +51,18 @@ def measure_masks(
     out: str | Path | None,
     tick: Callable[[int], None],
     known: Float[Tensor, "known prompt"] | None = None,
+    run: Run = in_turn,
 ) -> tuple[Responses, dict[str, int]]:
-    """The responses of `keep`, of which `chunks` are those that are not `known`."""
+    """The responses of `keep`, of which `chunks` are those that are not `known`; `run` passes them."""
 
-    def run(journal: Journal | None) -> Responses:
-        values = measure(engine, chunks, journal, tick)
+    def respond(journal: Journal | None) -> Responses:
+        values = measure(engine, chunks, journal, tick, run)
         values = values if known is None else torch.cat([known, values])
         return Responses(engine.components, keep, values, resolve(engine.task).unit, record)
 
     if out is None:
-        return run(None), {"resumed_masks": 0}
+        return respond(None), {"resumed_masks": 0}
     with open_journal(Path(out), whole_key(record, engine.components)) as journal:
-        responses = run(journal)
+        responses = respond(journal)
         store(responses, Path(out))
         return responses, {"resumed_masks": journal.resumed, "resumed_chunks": journal.resumed_chunks}

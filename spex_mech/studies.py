@@ -102,11 +102,14 @@ def reopen(folder: str | Path, *, device: str | None = None) -> Study:
     return open_study(what, prompts=prompts, device=device, model=model)
 
 
-def open_subject(what: str | Path, *, device: str | None = None) -> Subject:
-    """A bound subject from a card, a model folder or a hub id; prompts are not read."""
+def open_subject(what: str | Path, *, device: str | None = None, model: str | Path | None = None) -> Subject:
+    """A bound subject from a card, a model folder or a hub id; prompts are not read.
+
+    `model` takes the place of the card's own, as in `open_study`.
+    """
     if _is_card(what):
-        return _card_subject(open_card(what), device)[0]
-    return bind(load_model(what, device=device)[0])
+        return _card_subject(open_card(what), device, model)[0]
+    return bind(load_model(what if model is None else model, device=device)[0])
 
 
 def true_spectrum(card: Card) -> Spectrum | None:

@@ -23,7 +23,8 @@ from spex_mech.errors import ResponseError
 from spex_mech.records import plain, refuse_other
 
 NAME = "journal.sqlite"
-SCHEMA = "spex_mech.journal/1"
+SCHEMA = "spex_mech.journal/2"  # in it, NaN stands where a mask has occurred before; version 1 had the values there too
+_READ = ("spex_mech.journal/1", SCHEMA)
 _DAMAGE = (sqlite3.Error, ValueError)  # ValueError: text that is no UTF-8, numbers that are none
 _COLUMNS = "first, prompts, keep, numbers, sha256"
 _TABLES = """
@@ -174,8 +175,10 @@ def _hold(connection: sqlite3.Connection) -> None:
 def _whose(connection: sqlite3.Connection, path: Path) -> Mapping[str, Any] | None:
     """The record of the experiment a journal belongs to, None where it is new; raises `ValueError` on damage."""
     about = dict(connection.execute("SELECT key, value FROM about").fetchall())
-    if about.get("schema") != SCHEMA:
-        raise ResponseError(f"{path} has schema {about.get('schema')!r}; this version reads {SCHEMA!r}. Remove it.")
+    if about.get("schema") not in _READ:
+        known = " and ".join(map(repr, _READ))
+        raise ResponseError(f"{path} has schema {about.get('schema')!r}; this version reads {known}. Remove it.")
+    connection.execute("UPDATE about SET value = ?1 WHERE key = 'schema' AND value <> ?1", (SCHEMA,))
     if "record" not in about:
         return None
     sha256, _, text = str(about["record"]).partition(" ")

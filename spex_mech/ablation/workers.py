@@ -1,0 +1,41 @@
+"""`Workers`: how many processes measure, where, with what, and when one of them is given up. A plain value."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from spex_mech.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Spread the masks of a run over Ray actors, each with a model of its own.
+
+    Attributes:
+        source: where a worker gets its model: a card, model folder or hub id, or a function without arguments that
+            returns a model or a bound subject. It must be the very model the run was begun with; weights are compared.
+        count: how many workers.
+        gpus_each, cpus_each: what Ray sets aside for each.
+        address: of a Ray cluster ("auto": the one on this machine); None: started here, and stopped at the end.
+        timeout: seconds a worker may be silent over one chunk, or over loading its model, until it is replaced.
+        patience: how often a chunk may bring its worker down, or every worker may fail with nothing finished between,
+            until the run gives up.
+
+    Raises `ModelError`: numbers out of range.
+    """
+
+    source: str | Callable[[], Any]
+    count: int = 2
+    gpus_each: float = 0.0
+    cpus_each: float = 1.0
+    address: str | None = None
+    timeout: float = 1800.0
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.gpus_each < 0 or self.cpus_each < 0 or self.timeout <= 0 or self.patience < 0:
+            raise ModelError(
+                f"{self.count} workers with {self.gpus_each:g} GPUs and {self.cpus_each:g} CPUs each, {self.timeout:g} "
+                f"seconds a chunk and {self.patience} failures forgiven were asked for; it takes at least one worker "
+                "and a positive time, and none of the others may be negative."
+            )

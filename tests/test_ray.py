@@ -1,0 +1,234 @@
+"""Runs over Ray workers: the same bits as without, whatever happens to the workers."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import spex_mech as sm
+from spex_mech import planted
+from spex_mech.ablation.journal import open_journal
+from spex_mech.ablation.measure import measure
+from spex_mech.ablation.ray_pool import spread
+from spex_mech.ablation.replacement import fit_replacement
+from spex_mech.ablation.respond import Engine
+from spex_mech.ablation.workers import Workers
+from spex_mech.errors import ModelError, ResponseError
+from spex_mech.scaling import source_of
+
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'spex-mech[ray]'")
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see this folder
+WEIGHTS = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281, "m1.n0": 0.0123457}
+LAYOUT = planted.Layout(n_layers=2, n_heads=4, d_mlp=2)
+MASKS, CHUNK = 900, 100
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session():
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=100 << 20
+    )
+    yield
+    ray.shutdown()
+
+
+class Troubled(planted.PlantedSubject):
+    """Does what is planned for its nth pass over all workers, once: a file a trouble is left to it."""
+
+    def forward(self, tokens, edits, positions):
+        with contextlib.suppress(StopIteration):
+            plan = next(p for p in sorted(Path(self.name).glob("*.todo")))
+            with contextlib.suppress(FileNotFoundError):  # the other worker has taken it
+                plan.rename(plan.with_suffix(".done"))
+                trouble(plan.stem.split("-")[1])
+        return super().forward(tokens, edits, positions)
+
+    @property
+    def provenance(self):
+        return {"model": "troubled"}
+
+
+def trouble(kind):
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "memory":
+        raise MemoryError("not enough memory for this")
+    if kind == "stall":
+        time.sleep(600)
+    if kind == "slip":
+        raise IndexError("a slip of the user's")
+
+
+def troubled(folder):
+    plain = subject()
+    return Troubled(str(folder), plain.layout, plain.polynomial, plain.link, plain.spread)
+
+
+def subject():
+    return planted.additive(WEIGHTS, layout=LAYOUT, spread=0.3)
+
+
+def another():
+    return planted.additive({**WEIGHTS, "a0.h1": 0.7}, layout=LAYOUT, spread=0.3)
+
+
+def never():
+    os._exit(1)
+
+
+def engine_of(bound):
+    components = sm.heads(bound) + sm.neurons(bound)
+    task = planted.task(bound, n_prompts=4, seed=0)
+    return Engine(bound, task, components, fit_replacement(bound, task, components))
+
+
+@pytest.fixture(scope="module")
+def design():
+    return sm.MaskDesign.bernoulli(12, MASKS, 0.7, 0)  # of 4,096; many masks occur again, in other chunks
+
+
+@pytest.fixture(scope="module")
+def serial(design):
+    return measure(engine_of(subject()), design.chunks(CHUNK))
+
+
+def on_ray(engine, design, workers, folder=None, tick=None):
+    with contextlib.nullcontext() if folder is None else open_journal(folder, {"a": 1}) as journal:
+        return measure(engine, design.chunks(CHUNK), journal, tick, spread(workers))
+
+
+def test_two_workers_give_the_same_bits_and_count_every_mask_once(design, serial, tmp_path):
+    ticks = []
+    values = on_ray(engine_of(subject()), design, Workers(subject, 2), tmp_path, ticks.append)
+    assert torch.equal(values, serial)
+    assert sum(ticks) == MASKS
+    assert len(design.keep().unique(dim=0)) < MASKS
+    # nothing is asked of workers that the journal knows, and whoever goes on, here or there, gets the same
+    assert torch.equal(on_ray(engine_of(subject()), design, Workers(never, 2), tmp_path), serial)
+    with open_journal(tmp_path, {"a": 1}) as journal:
+        assert torch.equal(measure(engine_of(subject()), design.chunks(CHUNK), journal), serial)
+        assert journal.resumed == MASKS
+
+
+def test_workers_that_die_or_run_out_of_memory_are_replaced(design, serial, tmp_path):
+    for number, kind in enumerate(("die", "memory")):
+        (tmp_path / f"{number}-{kind}.todo").touch()
+    (tmp_path / "hold").mkdir()
+    ticks, here = [], troubled(tmp_path / "hold")
+    values = on_ray(engine_of(here), design, Workers(partial(troubled, tmp_path), 2), None, ticks.append)
+    assert torch.equal(values, serial)
+    assert sum(ticks) == MASKS
+    assert not list(tmp_path.glob("*.todo"))
+
+
+def test_a_stop_by_the_user_keeps_what_was_finished(design, serial, tmp_path):
+    ticks = []
+
+    def stop(masks):
+        ticks.append(masks)
+        if len(ticks) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        on_ray(engine_of(subject()), design, Workers(subject, 1), tmp_path, stop)
+    with open_journal(tmp_path, {"a": 1}) as journal:
+        assert torch.equal(measure(engine_of(subject()), design.chunks(CHUNK), journal), serial)
+        assert journal.resumed_chunks == 3
+
+
+def test_what_cannot_work_is_one_clear_error(design, tmp_path, monkeypatch):
+    engine = engine_of(subject())
+    with pytest.raises(ModelError, match=r"another model.*weights_sha256 \('.* here, '.* in the worker\)"):
+        on_ray(engine, design, Workers(another, 1))
+    with pytest.raises(ResponseError, match=r"again and again: .* died .* over loading the model"):
+        on_ray(engine, design, Workers(never, 1, patience=0))
+    (tmp_path / "0-slip.todo").touch()
+    (tmp_path / "hold").mkdir()
+    with pytest.raises(IndexError, match="a slip of the user's"):
+        on_ray(engine_of(troubled(tmp_path / "hold")), design, Workers(partial(troubled, tmp_path), 1))
+    with pytest.raises(ModelError, match=r"could not load its model: FileNotFoundError: .*there/model"):
+        on_ray(engine, design, Workers(partial(open, "there/model"), 1))
+    with pytest.raises(ModelError, match="0 workers"):
+        Workers(subject, 0)
+    with pytest.raises(ModelError, match="on the CPU"):
+        on_ray(engine, design, Workers(subject, 1, gpus_each=1))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModelError, match=r"pip install 'spex-mech\[ray\]'"):
+        on_ray(engine, design, Workers(subject, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_worker_killed_every_few_seconds(design, serial, tmp_path, seed):
+    """From outside, at random moments, whatever they are at; a chunk takes about as long as a killer waits."""
+    import threading
+
+    stop, killed, generator = threading.Event(), [], torch.Generator().manual_seed(seed)
+
+    def kill():
+        while not stop.wait(1.0 + 4.0 * float(torch.rand(1, generator=generator))):
+            for pid in pids():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+                    break
+
+    def pids():
+        return [int(path.name.split(".")[0]) for path in sorted(tmp_path.glob("*.pid")) if path.name not in dead()]
+
+    def dead():
+        return {f"{pid}.pid" for pid in killed}
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    ticks = []
+    try:
+        workers = Workers(partial(slow, tmp_path), 2, patience=20)
+        values = on_ray(engine_of(subject()), design, workers, tmp_path / "run", ticks.append)
+    finally:
+        stop.set()
+        killer.join()
+    assert killed
+    assert torch.equal(values, serial)
+    assert sum(ticks) == MASKS
+
+
+def slow(folder):
+    (folder / f"{os.getpid()}.pid").touch()
+    return Slow(*(getattr(subject(), name) for name in ("name", "layout", "polynomial", "link", "spread")))
+
+
+class Slow(planted.PlantedSubject):
+    def forward(self, tokens, edits, positions):
+        time.sleep(0.3)
+        return super().forward(tokens, edits, positions)
+
+
+@pytest.mark.slow
+def test_a_worker_that_says_nothing_is_replaced(design, serial, tmp_path):
+    (tmp_path / "0-stall.todo").touch()
+    (tmp_path / "hold").mkdir()
+    workers = Workers(partial(troubled, tmp_path), 1, timeout=45)
+    started = time.monotonic()
+    assert torch.equal(on_ray(engine_of(troubled(tmp_path / "hold")), design, workers), serial)
+    assert time.monotonic() - started > 45
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_shipped_card_gives_the_same_bits_with_any_number_of_workers(count, tmp_path):
+    study = sm.open_study("induction-2l")
+    options = {"components": study.components, "budget": 1500, "replacement": study.replacement, "per": study.per}
+    here = sm.discover(study.subject, study.task, decoder="linear", **options)
+    there = sm.discover(
+        study.subject, study.task, decoder="linear", out=tmp_path, workers=Workers("induction-2l", count), **options
+    )
+    assert torch.equal(here.responses.values, there.responses.values)
+    assert source_of("induction-2l")().provenance == study.subject.provenance
