@@ -44,7 +44,8 @@ class Audit:
         completeness: knockouts with the largest predicted gaps, worst first; minimality: one for every component.
         interactions: each of order 2 and more, confirmed by a factorial; backups: groups, likewise.
         known: against a known circuit, where one was given.
-        skipped: what the budget did not reach; cautions: what keeps figures from being read as usual; in words.
+        skipped: what the budget did not reach, or the task does not allow;
+        cautions: what keeps figures from being read as usual; in words.
         record: how it came to be.
         search: for the circuits; stability: over masks and prompts; replacements: other ones than the run's; contexts:
             the strongest interactions where others are kept more, or less, often.

@@ -14,6 +14,7 @@ from spex_mech.factorials import (
     contexts_for,
     expected_values,
     factorial_masks,
+    fits,
 )
 from spex_mech.verification import Case
 
@@ -43,9 +44,10 @@ def try_interactions(case: Case, spare: int = 0) -> tuple[tuple[Confirmation, ..
 
 
 def _factorials(case: Case, groups: Sequence[tuple[str, ...]], allowance: int) -> dict[tuple[str, ...], Table]:
-    """The factorials of as many groups as the allowance has room for, first ones first."""
+    """The factorials of as many groups as the allowance has room for, first ones first; too large ones are left out."""
     polynomial, found = case.polynomial, dict[tuple[str, ...], Table]()
     keep_prob = 0.5 if polynomial.basis.keep_prob is None else polynomial.basis.keep_prob
+    groups = [names for names in groups if fits(len(names), allowance)]
     number, contexts = contexts_for([len(names) for names in groups], allowance)
     for names in groups[:number]:
         group = case.found.components.indices(names)

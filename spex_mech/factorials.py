@@ -102,6 +102,15 @@ def contexts_for(orders: Sequence[int], allowance: int) -> tuple[int, int]:
     return (number, min(MOST, allowance // int(costs[number - 1]) - 1)) if number else (0, 0)
 
 
+def fits(order: int, allowance: int) -> bool:
+    """Whether the smallest factorial of a set has room.
+
+    >>> fits(3, 104), fits(3, 103)
+    (True, False)
+    """
+    return (FEWEST + 1) << order <= allowance
+
+
 def factorial_masks(
     group: Sequence[int], n: int, keep_prob: float, contexts: int, seed: int
 ) -> Bool[Tensor, "mask component"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spex_mech.baselines import strengths
 from spex_mech.errors import DecodeError
-from spex_mech.factorials import Confirmation, contexts_for, factorial_masks
+from spex_mech.factorials import Confirmation, contexts_for, factorial_masks, fits
 from spex_mech.findings import ContextRow, ReplacementRow, StabilityRow
 from spex_mech.passes import Passes, seed_of
 from spex_mech.verification import Case, fresh_probs
@@ -127,6 +127,7 @@ def try_contexts(case: Case, checks: Sequence[Confirmation], allowance: int) -> 
 
 
 def _at(case: Case, checks: Sequence[Confirmation], keep_prob: float, allowance: int) -> list[ContextRow]:
+    checks = [check for check in checks if fits(check.order, allowance)]
     number, contexts = contexts_for([check.order for check in checks], allowance)
     slope, predict = case.polynomial.basis.affine[1], case.polynomial.evaluate
     found = []

@@ -38,7 +38,7 @@ def print_audit(result: Audit, out: Path, console: Console) -> None:
     for line in (*_about_contexts(result), *_about_stability(result)):
         console.print(line)
     for what in result.skipped:
-        console.print(f"[yellow]left out for want of budget:[/] {escape(what)}")
+        console.print(f"[yellow]left out:[/] {escape(what)}")
     for what in result.cautions:
         console.print(f"[yellow]caution:[/] {escape(what)}")
     masks, budget, rows = (result.record[key] for key in ("masks", "budget", "rows"))

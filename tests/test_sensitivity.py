@@ -143,6 +143,7 @@ def test_audits_of_noise_report_nothing_beyond_the_rate():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_audits_of_a_hundred_noises_keep_the_stated_rate():
     assert false_reports(range(100)) <= 9  # 5 expected at most; above 9 has probability .03 at exactly .05
 
