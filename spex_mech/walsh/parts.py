@@ -23,6 +23,7 @@ from spex_mech.walsh.refit import prune
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
 Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
+_QUICK = 1 << 33  # masks × components²: a round of pursuit takes a fraction of a second up to this
 FINE = 12  # folds of parts that take no time; the others' folds are made of them, fewer the longer a fit takes
 
 
@@ -94,7 +95,7 @@ def fit_parts(parts: list[Part], given: Given) -> list[Fitted]:
 class PursuitPart:
     """Matching pursuit, less the sets that are not significant, by least squares.
 
-    As quick as it is, it is fitted without each of the fine folds: a quarter fewer masks may be too few to find what
+    Where it is quick it is fitted without each of the fine folds: a quarter fewer masks may be too few to find what
     all of them find. Only where a look at all triples and quadruples has found something do the folds look there too.
     """
 
@@ -102,11 +103,12 @@ class PursuitPart:
     pursuit: Pursuit
 
     def cross_fit(self, given: Given) -> Fitted:
-        keep, values = given.samples.keep, given.samples.mean_values
-        whole, narrow = self._spectrum(keep, values, given.basis), replace(self, pursuit=replace(self.pursuit, wide=0))
-        if self.pursuit.wide and narrow._spectrum(keep, values, given.basis).sets == whole.sets:
-            return narrow._whole(whole, narrow._unseen(given, given.fold))
-        return self._whole(whole, self._unseen(given, given.coarse() if self.pursuit.wide else given.fold))
+        keep = given.samples.keep
+        whole = self._spectrum(keep, given.samples.mean_values, given.basis)
+        wide = self.pursuit.wide > 2 and _has_rootless(whole)
+        quick = not wide and len(keep) * keep.shape[1] ** 2 <= _QUICK
+        part = self if wide else replace(self, pursuit=replace(self.pursuit, wide=0))
+        return part._whole(whole, part._unseen(given, given.fold if quick else given.coarse()))
 
     def _unseen(self, given: Given, fold: Int[Tensor, " mask"]) -> Float[Tensor, " mask"]:
         keep, values = given.samples.keep, given.samples.mean_values
@@ -129,6 +131,12 @@ class PursuitPart:
         n = keep.shape[1]
         members = self.pursuit.find(keep, values, basis)
         return prune(keep, values, members, basis, tested=max(1, n * (n + 1) // 2), ridge=1e-9)
+
+
+def _has_rootless(spectrum: Spectrum) -> bool:
+    """Whether a set of three or more has no subset, one smaller, in the polynomial."""
+    sets = set(spectrum.sets)
+    return any(len(s) > 2 and not any((*s[:i], *s[i + 1 :]) in sets for i in range(len(s))) for s in sets)
 
 
 @dataclass(frozen=True)
