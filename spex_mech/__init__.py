@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "spex_mech.ablation.binding": ("bind",),
     "spex_mech.ablation.load": ("load_model",),
+    "spex_mech.ablation.workers": ("Workers",),
     "spex_mech.auditing": ("audit",),
     "spex_mech.audits": ("Audit", "load_audit"),
     "spex_mech.circuit.backups": ("Backup", "find_backups"),
@@ -30,10 +31,12 @@ _HOMES = {
     "spex_mech.featuring": ("discover_features",),
     "spex_mech.gallery": ("cards", "open_card"),
     "spex_mech.hook_tables": ("hook_frame", "hook_interactions", "mib_config"),
+    "spex_mech.lenses.prompted": ("with_prompt",),
     "spex_mech.reporting": ("report",),
     "spex_mech.responses": ("Responses",),
     "spex_mech.runs": ("Discovery", "load_run"),
     "spex_mech.scoring": ("CircuitAudit", "audit_circuit"),
+    "spex_mech.shards": ("Shard", "merge_shards", "respond_shard"),
     "spex_mech.studies": ("Study", "open_study", "true_spectrum"),
     "spex_mech.task": ("Task",),
     "spex_mech.walsh.design": ("MaskDesign",),
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
     from spex_mech import tasks as tasks
     from spex_mech.ablation.binding import bind as bind
     from spex_mech.ablation.load import load_model as load_model
+    from spex_mech.ablation.workers import Workers as Workers
     from spex_mech.auditing import audit as audit
     from spex_mech.audits import Audit as Audit
     from spex_mech.audits import load_audit as load_audit
@@ -104,12 +108,16 @@ if TYPE_CHECKING:
     from spex_mech.hook_tables import hook_frame as hook_frame
     from spex_mech.hook_tables import hook_interactions as hook_interactions
     from spex_mech.hook_tables import mib_config as mib_config
+    from spex_mech.lenses.prompted import with_prompt as with_prompt
     from spex_mech.reporting import report as report
     from spex_mech.responses import Responses as Responses
     from spex_mech.runs import Discovery as Discovery
     from spex_mech.runs import load_run as load_run
     from spex_mech.scoring import CircuitAudit as CircuitAudit
     from spex_mech.scoring import audit_circuit as audit_circuit
+    from spex_mech.shards import Shard as Shard
+    from spex_mech.shards import merge_shards as merge_shards
+    from spex_mech.shards import respond_shard as respond_shard
     from spex_mech.studies import Study as Study
     from spex_mech.studies import open_study as open_study
     from spex_mech.studies import true_spectrum as true_spectrum

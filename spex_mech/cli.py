@@ -67,6 +67,9 @@ def discover(
     folds: o.Folds = 0,
     resamples: o.Resamples = 0,
     seed: o.Seed = 0,
+    workers: o.WorkerCount = None,
+    ray: o.RayAddress = None,
+    gpus_per_worker: o.GpusEach = 0.0,
     quiet: o.Quiet = False,
     as_json: o.Json = False,
 ) -> None:
@@ -74,8 +77,61 @@ def discover(
     _discover(
         what, out, quiet=quiet, as_json=as_json, prompts=prompts, model=model, components=components, budget=budget,
         keep=keep, decoder=decoder, link=link, replacement=replacement, share=share, folds=folds, resamples=resamples,
-        seed=seed, device=device,
+        seed=seed, device=device, workers=workers, ray=ray, gpus_each=gpus_per_worker,
     )  # fmt: skip
+
+
+@app.command(epilog=o.TEACH_RESPOND)
+def respond(
+    what: o.What,
+    out: o.Out,
+    shard: Annotated[str, typer.Option(help="Which of how many equal shares to measure, such as 2/8.")] = "1/1",
+    prompts: o.Prompts = None,
+    model: o.Model = None,
+    components: o.Components = None,
+    replacement: o.ReplacementName = None,
+    budget: o.Budget = 1024,
+    keep: o.KeepText = "0.5",
+    share: o.Share = 1,
+    device: o.Device = None,
+    decoder: o.DecoderName = "auto",
+    seed: o.Seed = 0,
+    workers: o.WorkerCount = None,
+    ray: o.RayAddress = None,
+    gpus_per_worker: o.GpusEach = 0.0,
+    quiet: o.Quiet = False,
+    as_json: o.Json = False,
+) -> None:
+    """Measure masks and decode nothing: one share of a run, for machines that know nothing of each other."""
+    from spex_mech.commands import run_respond
+
+    told = run_respond(
+        what, out, shard=shard, quiet=quiet or as_json, prompts=prompts, model=model, components=components,
+        replacement=replacement, budget=budget, keep=keep, share=share, device=device, decoder=decoder, seed=seed,
+        workers=workers, ray=ray, gpus_each=gpus_per_worker,
+    )  # fmt: skip
+    if as_json:
+        _echo(told)
+    elif not quiet:
+        known = f", {told['resumed_masks']:,} of them before" if told["resumed_masks"] else ""
+        _console().print(f"shard {told['shard']}: {told['masks']:,} masks measured{known}; in {out}", soft_wrap=True)
+
+
+@app.command(epilog=o.TEACH_RESPOND)
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of shards, or one that holds them.")],
+    out: o.Out,
+    quiet: o.Quiet = False,
+    as_json: o.Json = False,
+) -> None:
+    """Put the shards of a run together; says what is missing. Needs no model."""
+    from spex_mech.commands import run_merge
+
+    told = run_merge(folders, out)
+    if as_json:
+        _echo(told)
+    elif not quiet:
+        _console().print(f"{told['masks']:,} masks × {told['prompts']:,} prompts; in {out}", soft_wrap=True)
 
 
 @app.command(epilog=o.TEACH_DECODE)

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spex_mech.ablation.workers import Workers
+from spex_mech.circuit.files import write_whole
 from spex_mech.costs import Cost, estimate
 from spex_mech.discovery import discover
 from spex_mech.errors import SpexMechError
 from spex_mech.reporting import write_report
 from spex_mech.runs import RESPONSES, Discovery
-from spex_mech.studies import Study, open_study, save_source
+from spex_mech.scaling import source_of
+from spex_mech.studies import STUDY, Study, open_study, save_source
 
 SLOW = 4_000  # forward rows from which on it is told how long they will take
 BENCHES = ("ablation", "decode", "accuracy", "players", "keep")
@@ -28,6 +31,9 @@ def run_discover(
     replacement: str | None = None,
     keep: str = "0.5",
     budget: int = 1024,
+    workers: int | None = None,
+    ray: str | None = None,
+    gpus_each: float = 0.0,
     **options: Any,
 ) -> Discovery:
     """Open a study, tell what it will cost, run it into a folder, and write its report.
@@ -42,11 +48,65 @@ def run_discover(
         show(study, _cost(study, out, budget, probabilities(keep), kind, per))
     found = discover(
         study.subject, study.task, study.components, budget=budget, keep=probabilities(keep), replacement=kind,
-        per=per, out=out, progress=show is not None, **options,
+        per=per, out=out, progress=show is not None,
+        workers=hire(study, what, model, workers, ray, gpus_each), **options,
     )  # fmt: skip
     save_source(out, what, prompts, model)
     write_report(out)
     return found
+
+
+def run_respond(
+    what: str,
+    out: Path,
+    *,
+    shard: str,
+    quiet: bool,
+    prompts: Path | None,
+    model: str | None,
+    components: str | None,
+    replacement: str | None,
+    device: str | None,
+    keep: str,
+    workers: int | None,
+    ray: str | None,
+    gpus_each: float,
+    **options: Any,
+) -> dict[str, Any]:
+    """Open a study and measure one shard of it; what was measured, and where."""
+    from spex_mech.shards import Shard, respond_shard
+
+    part = Shard.parse(shard)
+    study = open_study(what, prompts=prompts, model=model, components=components, device=device)
+    kind = replacement or study.replacement
+    told = respond_shard(
+        study.subject, study.task, study.components, keep=probabilities(keep), replacement=kind,
+        per=study.per if kind == study.replacement else None, out=out, shard=part, progress=not quiet,
+        workers=hire(study, what, model, workers, ray, gpus_each), **options,
+    )  # fmt: skip
+    save_source(out, what, prompts, model)
+    return {"folder": str(out), "shard": str(part), **told}
+
+
+def run_merge(folders: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Merge shards; the merged folder knows what they were opened from."""
+    from spex_mech.shards import merge_shards, shard_folders
+
+    responses = merge_shards(folders, out)
+    source = next((path / STUDY for path in shard_folders(folders) if (path / STUDY).is_file()), None)
+    if source is not None and source.resolve() != (out / STUDY).resolve():
+        write_whole(out / STUDY, source.read_text(encoding="utf-8"))
+    return {"folder": str(out), "masks": len(responses), "prompts": responses.values.shape[1], "unit": responses.unit}
+
+
+def hire(
+    study: Study, what: str, model: str | None, workers: int | None, ray: str | None, gpus_each: float
+) -> Workers | None:
+    """The workers that a command line asks for; none: this process measures."""
+    if workers is None and ray is None:
+        return None
+    source = source_of(what, model=model, device=study.subject.device.type)
+    return Workers(source, 2 if workers is None else workers, gpus_each=gpus_each, address=ray)
 
 
 def _cost(

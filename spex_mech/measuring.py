@@ -14,6 +14,7 @@ from spex_mech.ablation.respond import Engine
 from spex_mech.metrics import resolve
 from spex_mech.responses import Responses
 from spex_mech.runs import store, whole_key
+from spex_mech.task import Task
 from spex_mech.walsh.design import MaskDesign
 
 CHUNK = 256  # masks handed to the engine at a time; it batches within
@@ -63,6 +64,12 @@ def measure_masks(
     if out is None:
         return respond(None), {"resumed_masks": 0}
     with open_journal(Path(out), whole_key(record, engine.components)) as journal:
+        settle_unit(journal, engine.task)
         responses = respond(journal)
         store(responses, Path(out))
         return responses, {"resumed_masks": journal.resumed, "resumed_chunks": journal.resumed_chunks}
+
+
+def settle_unit(journal: Journal, task: Task) -> None:
+    """Write down in a journal what its values are in, so that it can be read without the task."""
+    journal.settle("unit", lambda: resolve(task).unit)

@@ -104,6 +104,20 @@ Resamples = Annotated[
         "--resamples", help="Decode so many halves of the masks for stability; 0: refit them.", rich_help_panel=_SURE
     ),
 ]
+WorkerCount = Annotated[
+    int | None,
+    typer.Option("--workers", help="Spread the masks over so many Ray workers.", rich_help_panel="Who measures"),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help='Ray cluster: "auto" or host:port; default: one on this machine.', rich_help_panel="Who measures"
+    ),
+]
+GpusEach = Annotated[
+    float,
+    typer.Option("--gpus-per-worker", help="GPUs of each worker; may be a share.", rich_help_panel="Who measures"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; only errors.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines; no tables.")]
 Format = Annotated[
@@ -128,6 +142,14 @@ A row of prompts: {"text": "…", "answer": " Mary", "distractors": [" John"]}.
 What is measured is saved as it comes: stop at any time, and the same command goes on.
 
 Names: a9.h6 a head, m3 an MLP layer, m3.n417 a neuron, !a0.h3 all but this one.
+"""
+TEACH_RESPOND = """[bold]Example[/], on eight machines, then on one
+
+spex-mech respond ioi-gpt2-small --budget 4096 --keep 0.9 --shard 3/8 --out shards/3
+
+spex-mech merge shards --out runs/ioi
+
+spex-mech discover ioi-gpt2-small --budget 4096 --keep 0.9 --out runs/ioi
 """
 TEACH_AUDIT = """[bold]Examples[/]
 

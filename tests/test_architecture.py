@@ -25,7 +25,7 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("ablation*", ("ablation*", "components", "task", "metrics", "responses", "records", "errors")),
     (
         "lenses*",
-        ("lenses*", "ablation.batching", "ablation.journal", "components", "task", "metrics", "responses", "errors"),
+        ("lenses*", "ablation*", "components", "task", "metrics", "responses", "errors"),
     ),
     ("planted", ("ablation*", "components", "task", "walsh.spectrum", "errors")),
     ("circuit.build", ("circuit*", "components", "walsh.spectrum", "errors")),
@@ -122,7 +122,9 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
         ("walsh*", "circuit.codec", "circuit.files", "circuit.graph", "components", "responses", "records", "errors"),
     ),
     ("plans", ("walsh*", "components", "errors")),
-    ("measuring", ("ablation*", "walsh*", "metrics", "responses", "runs")),
+    ("measuring", ("ablation*", "walsh*", "metrics", "responses", "runs", "task")),
+    ("scaling", ("ablation*", "gallery", "studies")),
+    ("shards", ("*",)),
     ("pilot", ("measuring", "plans", "ablation*", "walsh*", "records", "runs", "errors")),
     (
         "exchange",

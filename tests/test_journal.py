@@ -449,7 +449,7 @@ def test_a_damaged_chunk_is_measured_again(experiment, uninterrupted, tmp_path):
         connection.execute("UPDATE chunks SET numbers = zeroblob(length(numbers)) WHERE first = 512")
     connection.close()
     with open_journal(tmp_path, {"a": 1}) as journal:
-        with pytest.warns(UserWarning, match="chunk at mask 512 is measured again: its checksum"):
+        with pytest.warns(UserWarning, match="chunk at mask 512 must be measured again: its checksum"):
             values = measure(engine, design.chunks(CHUNK), journal)
         assert journal.resumed == BUDGET - CHUNK
     assert torch.equal(values, uninterrupted)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from spex_mech.errors import ResponseError
+from spex_mech.errors import FormatError, ResponseError
 from spex_mech.records import plain, refuse_other
 
 NAME = "journal.sqlite"
@@ -46,18 +46,23 @@ class Journal:
 
     def settle(self, name: str, decide: Callable[[], Any]) -> Any:
         """A decision that holds for the whole experiment: as it was taken first, else ``decide()``, plain for JSON."""
-        try:
-            row = self._connection.execute("SELECT value FROM about WHERE key = ?", (name,)).fetchone()
-            sha256, _, text = ("" if row is None else str(row[0])).partition(" ")
-            if sha256 == self._sum(name, text):
-                return json.loads(text)
-        except _DAMAGE:
-            pass  # decided again, as if it had not been there
+        found = self.settled(name)
+        if found is not None:
+            return found
         text = json.dumps(decide())
         with self._saving(f"its {name}"):
             row = (name, f"{self._sum(name, text)} {text}")
             self._connection.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", row)
         return json.loads(text)
+
+    def settled(self, name: str) -> Any:
+        """A decision that was taken before; None where there is none, or it is damaged."""
+        with suppress(*_DAMAGE):
+            row = self._connection.execute("SELECT value FROM about WHERE key = ?", (name,)).fetchone()
+            sha256, _, text = ("" if row is None else str(row[0])).partition(" ")
+            if sha256 == self._sum(name, text):
+                return json.loads(text)
+        return None
 
     def read(self, first: int, keep: UInt8[Tensor, "mask byte"]) -> Float[Tensor, "mask prompt"] | None:
         """The values of the chunk that begins at mask `first`, or None where it is not there, or damaged."""
@@ -111,7 +116,7 @@ class Journal:
         return digest.hexdigest()
 
     def _damaged(self, first: int, why: str) -> None:
-        warnings.warn(f"{self.path}: the chunk at mask {first:,} is measured again: {why}.", stacklevel=4)
+        warnings.warn(f"{self.path}: the chunk at mask {first:,} must be measured again: {why}.", stacklevel=4)
 
 
 @contextmanager
@@ -135,6 +140,26 @@ def open_journal(folder: Path, record: Mapping[str, Any]) -> Iterator[Journal]:
         else:
             refuse_other(path, there, record)
         yield Journal(path, connection, _sha256(text))
+    finally:
+        connection.close()
+
+
+@contextmanager
+def reopen_journal(folder: Path) -> Iterator[tuple[Journal, dict[str, Any]]]:
+    """The journal that a folder holds, whoever's it is, and the record of its experiment.
+
+    Raises:
+        FormatError: there is none, or it does not say whose it is.
+        ResponseError: another process holds it.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise FormatError(f"{folder} holds no {NAME}; nothing was measured into it.")
+    connection, there = _connect(path)
+    try:
+        if there is None:
+            raise FormatError(f"{path} does not say what was measured into it; measure that share again.")
+        yield Journal(path, connection, _sha256(json.dumps(there, sort_keys=True))), dict(there)
     finally:
         connection.close()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spex_mech.ablation.journal import Journal
 from spex_mech.ablation.respond import Engine
+from spex_mech.components import ComponentSet
 from spex_mech.responses import pack_bits, refuse_non_finite
 
 Chunks = Iterable[tuple[int, Bool[Tensor, "mask component"]]]
@@ -64,6 +65,15 @@ def measure_share(
     _work(engine, chunks, journal, on_progress, run, lambda number: number % parts == part - 1)
 
 
+def recollect(
+    journal: Journal, chunks: Chunks, components: ComponentSet, prompts: int
+) -> tuple[Float[Tensor, "mask prompt"], list[int]]:
+    """The values that a journal has, nothing measured; and the numbers of the first masks of chunks that it lacks."""
+    ledger = _Ledger(components, prompts, journal, lambda _: None, lambda _: True)
+    missing = [first for first, _ in ledger.open(chunks)]
+    return (torch.zeros(0, prompts) if missing else ledger.values()), missing
+
+
 def _work(
     engine: Engine,
     chunks: Chunks,
@@ -75,7 +85,7 @@ def _work(
     if journal is not None:  # bits depend on the shape of a batch, so a run that goes on keeps the sizes it began with
         rows = journal.settle("batch_rows", lambda: dict(engine.rows))
         engine = replace(engine, batch_rows={int(length): int(count) for length, count in rows.items()})
-    ledger = _Ledger(engine, journal, on_progress or (lambda _: None), mine)
+    ledger = _Ledger(engine.components, len(engine.task), journal, on_progress or (lambda _: None), mine)
     with closing(run(engine, ledger.open(chunks))) as results:
         for first, values in results:
             ledger.take(first, values)
@@ -98,7 +108,8 @@ class _Ledger:
     A mask that was seen before has no value of its own, in the journal neither: NaN stands there.
     """
 
-    engine: Engine
+    components: ComponentSet
+    prompts: int
     journal: Journal | None
     tick: Callable[[int], None]
     mine: Callable[[int], bool]
@@ -123,7 +134,7 @@ class _Ledger:
             if chunk.new.any():
                 yield first, keep[chunk.new.to(keep.device)]
             else:
-                self.take(first, torch.empty(0, len(self.engine.task)))
+                self.take(first, torch.empty(0, self.prompts))
 
     def _enter(self, packed: UInt8[Tensor, "mask byte"]) -> Bool[Tensor, " mask"]:
         """Note the masks of a chunk; True where a mask has not been seen before."""
@@ -141,9 +152,9 @@ class _Ledger:
     def take(self, first: int, values: Float[Tensor, "mask prompt"]) -> None:
         """What the new masks of a chunk gave."""
         chunk = self.begun.pop(first)
-        whole = torch.zeros(len(chunk.keep), len(self.engine.task))
+        whole = torch.zeros(len(chunk.keep), self.prompts)
         whole[chunk.new] = values
-        refuse_non_finite(self.engine.components, chunk.keep, whole, first)
+        refuse_non_finite(self.components, chunk.keep, whole, first)
         whole[~chunk.new] = float("nan")
         if self.journal is not None:
             self.journal.write(first, chunk.packed, whole)
@@ -156,7 +167,7 @@ class _Ledger:
     def values(self) -> Float[Tensor, "mask prompt"]:
         """All values in order, copies filled in."""
         if not self.done:
-            return torch.zeros(0, len(self.engine.task))
+            return torch.zeros(0, self.prompts)
         values = torch.cat([self.done[first] for first in sorted(self.done)])
         if self.copies:
             to, source = torch.tensor(self.copies).T
