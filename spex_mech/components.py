@@ -6,7 +6,8 @@ A component is what is kept or ablated as one. Its name is the one MIB and EAP-I
     a9           the attention of layer 9             m3           the MLP of layer 3 (its output, bias included)
     m3.n417      MLP neuron 417 of layer 3            a9.h6@p-1    the head at one position (here the last) only
     [m3.n0:64]   a group that is ablated as one
-    s2, t5       segment 2 and token 5 of a prompt: parts of an input, which no model has
+    s2, t5       segment 2 and token 5 of a prompt: parts of an input, which no model has by itself
+    d7           training example (or group of examples) 7, of a model that is trained anew
 
 Names are parsed and printed here and nowhere else. Bit i is component i is column i, everywhere.
 """
@@ -20,10 +21,11 @@ from typing import Literal, Protocol, overload
 
 from spex_mech.errors import ComponentError, all_problems
 
-Kind = Literal["head", "kv", "attn", "mlp", "neuron", "group", "segment", "token"]
+Kind = Literal["head", "kv", "attn", "mlp", "neuron", "group", "segment", "token", "example"]
 GRAMMAR = (
     "Names are a{layer}.h{head}, a{layer}.kv{group}, a{layer}, m{layer}, m{layer}.n{neuron}, "
-    "each also with @p{position}; [..] is a group; s{segment} and t{token} are parts of a prompt."
+    "each also with @p{position}; [..] is a group; s{segment} and t{token} are parts of a prompt, d{number} "
+    "training examples."
 )
 
 MAX_ATOMS = 1 << 20  # components that one name may spell out; more than any layer has, few enough for memory
@@ -31,7 +33,7 @@ MAX_ATOMS = 1 << 20  # components that one name may spell out; more than any lay
 _NUMBERS = r"\*|[0-9]{1,9}(?::[0-9]{1,9})?"
 _ATOM = re.compile(
     rf"(?P<block>[am])(?P<layer>{_NUMBERS})(?:\.(?P<part>h|kv|n)(?P<index>{_NUMBERS}))?(?:@p(?P<pos>-?[0-9]{{1,9}}))?"
-    rf"|(?P<input>[st])(?P<number>{_NUMBERS})"
+    rf"|(?P<input>[std])(?P<number>{_NUMBERS})"
 )
 _KINDS: dict[tuple[str, str | None], Kind] = {
     ("a", "h"): "head",
@@ -47,7 +49,8 @@ _STEMS: dict[str, tuple[str, str]] = {
     "mlp": ("m", ""),
     "neuron": ("m", ".n"),
 }
-_INPUTS: dict[str, Kind] = {"s": "segment", "t": "token"}
+_INPUTS: dict[str, Kind] = {"s": "segment", "t": "token", "d": "example"}
+_LETTERS = {kind: letter for letter, kind in _INPUTS.items()}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class ModelShape:
     """What a model has to ablate, layer by layer: the counts that component names are checked against.
 
     `heads`, `kv_heads` and `neurons` hold one count a layer (0: this layer shows none); `mlps` says which layers
-    have an MLP.
+    have an MLP. A model that is bound together with a prompt (`lenses.prompted`) has `segments` or `tokens` of it too.
     """
 
     name: str
@@ -65,6 +68,8 @@ class ModelShape:
     neurons: tuple[int, ...]
     d_vocab: int
     d_vocab_out: int = 0  # 0: the same as d_vocab
+    segments: int = 0
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "d_vocab_out", self.d_vocab_out or self.d_vocab)
@@ -82,7 +87,7 @@ class ModelShape:
         if not 0 <= layer < self.n_layers:
             return 0
         if kind in _INPUTS.values():
-            return 0
+            return {"segment": self.segments, "token": self.tokens}.get(kind, 0) if layer == 0 else 0
         counts = {"head": self.heads, "kv": self.kv_heads, "neuron": self.neurons}
         if kind in counts:
             return counts[kind][layer]
@@ -96,6 +101,8 @@ class ModelShape:
         if mlps:
             width = f" of {'/'.join(f'{n:,}' for n in neurons)} neurons" if neurons else ""
             parts.append(f"{mlps} MLP{'s' * (mlps != 1)}{width}")
+        if self.segments or self.tokens:
+            parts.append(f"{self.segments} segments" if self.segments else f"{self.tokens} tokens of the prompt")
         return f"{self.name} ({', '.join(parts)})"
 
 
@@ -126,7 +133,7 @@ class Component:
             raise ComponentError(
                 f"a component of kind {self.kind!r} with layer {self.layer}, number {self.index} and "
                 f"{len(self.members)} members does not exist: layers and numbers count from 0, groups alone have "
-                f"members, and parts of a prompt have neither layer nor position. {GRAMMAR}"
+                f"members, and parts of an input have neither layer nor position. {GRAMMAR}"
             )
 
     @classmethod
@@ -154,7 +161,7 @@ class Component:
         if self.kind == "group":
             return f"[{','.join(_runs(self.members))}]"
         if self.kind in _INPUTS.values():
-            return f"{self.kind[0]}{self.index}"
+            return f"{_LETTERS[self.kind]}{self.index}"
         block, part = _STEMS[self.kind]
         return f"{block}{self.layer}{part}{self.index if part else ''}{_at(self.position)}"
 
@@ -162,6 +169,11 @@ class Component:
     def atoms(self) -> tuple["Component", ...]:
         """The components ablated together: the members of a group, else the component itself."""
         return self.members if self.kind == "group" else (self,)
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is a part of an input, or a training example, and none of the model."""
+        return self.kind in _LETTERS
 
     def __str__(self) -> str:
         return self.name
@@ -452,7 +464,7 @@ def _runs(members: Sequence[Component]) -> list[str]:
         ):
             continue
         block, part = _STEMS.get(first.kind, ("", ""))
-        stem = f"{block}{first.layer}{part}" if block else first.kind[0]
+        stem = f"{block}{first.layer}{part}" if block else _LETTERS[first.kind]
         names.append(first.name if stop - start == 1 else f"{stem}{first.index}:{last.index + 1}{_at(first.position)}")
         start = stop
     return names

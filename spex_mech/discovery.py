@@ -206,7 +206,15 @@ def describe_circuit(responses: Responses, solver: Decoder, decoded: Decoded, su
     return build_circuit(
         sure.spectrum, responses.components, evidence=evidence, q_value=sure.q_value, stability=sure.stability,
         unit=responses.unit if decoded.link.is_identity else f"{responses.unit} (latent)", link=decoded.link.name,
+        roles=part_texts(responses.provenance),
     )  # fmt: skip
+
+
+def part_texts(provenance: Mapping[str, Any]) -> Mapping[str, str]:
+    """What the parts of an input say, by name, where the components are such and a record tells."""
+    subject = provenance.get("subject")
+    parts = subject.get("prompt_parts", {}) if isinstance(subject, Mapping) else {}
+    return parts.get("texts", {}) if isinstance(parts, Mapping) else {}
 
 
 def choose_components(subject: Subject, components: ComponentSet | str | None) -> ComponentSet:

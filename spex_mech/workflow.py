@@ -13,7 +13,7 @@ from torch import Tensor
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.fitted import recall
 from spex_mech.ablation.recipe import compile_recipe
-from spex_mech.ablation.replacement import Replacement, fit_replacement
+from spex_mech.ablation.replacement import Replacement, fit_replacement, input_references
 from spex_mech.ablation.subject import Edit, Site, Subject
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet, select
@@ -174,7 +174,7 @@ def _values(
         return _covering(replace(known, recipe=recipe))
     kind = replacement or used.get("kind") or "mean"
     if kind == "zero":
-        return Replacement("zero", None, recipe, {}, {})
+        return Replacement("zero", None, recipe, input_references(subject, task, recipe), {})
     if task is None:
         raise TaskError(
             f"{kind} replacement needs the prompts over which its values are taken: a circuit holds none, and no run "

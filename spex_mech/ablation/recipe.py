@@ -11,7 +11,10 @@ from spex_mech.ablation.subject import Site, SiteKind
 from spex_mech.components import Component, ComponentSet, ModelShape
 from spex_mech.errors import ComponentError
 
-_SITE_OF: dict[str, SiteKind] = {"head": "heads", "kv": "heads", "attn": "heads", "mlp": "mlp", "neuron": "neurons"}
+_SITE_OF: dict[str, SiteKind] = {
+    "head": "heads", "kv": "heads", "attn": "heads", "mlp": "mlp", "neuron": "neurons",
+    "segment": "inputs", "token": "inputs",
+}  # fmt: skip
 Rulers = Int[Tensor, "depth part"]  # which components rule a part; n stands for "none" and is always kept
 
 

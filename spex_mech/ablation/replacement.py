@@ -12,7 +12,7 @@ from torch import Tensor
 from spex_mech.ablation.batching import default_rows
 from spex_mech.ablation.recipe import Recipe, compile_recipe
 from spex_mech.ablation.row_edit import RowEdit
-from spex_mech.ablation.subject import Edit, Site, Subject
+from spex_mech.ablation.subject import Edit, Prompted, Site, Subject
 from spex_mech.components import ComponentSet
 from spex_mech.errors import TaskError
 from spex_mech.task import Prompts, Task
@@ -100,7 +100,9 @@ class Replacement:
                 f"means per position were taken over prompts of {reference.shape[1]} tokens, and this call has "
                 f'{length}. Give prompts of that length, without a cache, or use means that are pooled: per="pooled".'
             )
-        if self.kind == "resample" and (rows != len(prompts) or length > reference.shape[1]):
+        if (self.kind == "resample" or len(reference) > 1) and (
+            rows != len(prompts) or length > reference.shape[1] > 1
+        ):
             raise TaskError(
                 f"resampling replaces by what each of {len(prompts)} prompts' own contrast gives, of at most "
                 f"{reference.shape[1]} tokens, and this call has {rows} rows of {length}. Call the model on those "
@@ -155,14 +157,22 @@ def fit_replacement(
         raise TaskError(f"there is no replacement {kind!r}; the replacements are {', '.join(ASSUMPTIONS)}.")
     recipe = compile_recipe(components, subject.sites, subject.shape)
     _check_positions(recipe, components, task)
+    inputs = input_references(subject, task, recipe)
+    inside = tuple(site for site in recipe.sites if site not in inputs)
     if kind == "zero":
-        return Replacement(kind, None, recipe, {}, {})
+        return Replacement(kind, None, recipe, inputs, {})
     if kind == "resample":
-        return _resample(subject, task, recipe, seed)
+        references, source = _resample(subject, task, inside, seed)
+        return Replacement(kind, None, recipe, references | inputs, source)
     prompts = task.reference or task.prompts
     how = _resolve_per(per, task, prompts)
     source = {"over": "reference" if task.reference else "prompts", "prompts": len(prompts)}
-    return Replacement(kind, how, recipe, _means(subject, prompts, recipe.sites, how), source)
+    return Replacement(kind, how, recipe, _means(subject, prompts, inside, how) | inputs, source)
+
+
+def input_references(subject: Subject, task: Task | None, recipe: Recipe) -> dict[Site, Tensor]:
+    """Tokens for ablated parts of the prompt, where the recipe touches such: the same for every kind of replacement."""
+    return {s: subject.fillers(task) for s in recipe.sites if s.kind == "inputs" and isinstance(subject, Prompted)}
 
 
 def _check_positions(recipe: Recipe, components: ComponentSet, task: Task) -> None:
@@ -195,7 +205,9 @@ def _means(subject: Subject, prompts: Prompts, sites: tuple[Site, ...], per: str
     return {site: (total / count).reshape(1, -1, site.parts * site.width).float() for site, total in sums.items()}
 
 
-def _resample(subject: Subject, task: Task, recipe: Recipe, seed: int) -> Replacement:
+def _resample(
+    subject: Subject, task: Task, sites: tuple[Site, ...], seed: int
+) -> tuple[dict[Site, Tensor], dict[str, Any]]:
     prompts = task.corrupt or task.prompts
     partners = torch.arange(len(task)) if task.corrupt is not None else _partners(task.prompts, seed)
     unlike = (prompts.lengths[partners] != task.prompts.lengths).nonzero()[:, 0].tolist()
@@ -204,13 +216,13 @@ def _resample(subject: Subject, task: Task, recipe: Recipe, seed: int) -> Replac
             f"prompts {[i + 1 for i in unlike[:10]]} and their corrupt prompts differ in length; make them equal."
         )
     longest = int(task.prompts.lengths.max())
-    store = {s: torch.zeros(len(prompts), longest, s.parts * s.width, device=subject.device) for s in recipe.sites}
+    store = {s: torch.zeros(len(prompts), longest, s.parts * s.width, device=subject.device) for s in sites}
     for rows in _batches(subject, prompts):
-        for site, values in collect(subject, prompts, rows, recipe.sites).items():
+        for site, values in collect(subject, prompts, rows, sites).items():
             store[site][rows.to(subject.device), : values.shape[1]] = values.float()
     references = {site: values[partners.to(subject.device)] for site, values in store.items()}
     source = {"over": "corrupt" if task.corrupt else "prompts", "seed": seed}
-    return Replacement("resample", None, recipe, references, source)
+    return references, source
 
 
 def _partners(prompts: Prompts, seed: int) -> Int[Tensor, " prompt"]:

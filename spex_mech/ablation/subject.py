@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spex_mech.components import ModelShape
+from spex_mech.task import Task
 
-SiteKind = Literal["heads", "neurons", "mlp"]
+SiteKind = Literal["heads", "neurons", "mlp", "inputs"]
 Edit = Callable[[Float[Tensor, "row pos feature"]], Float[Tensor, "row pos feature"]]
 
 
@@ -21,6 +22,7 @@ class Site:
     - ``heads``: the input of the attention's output projection; `parts` query heads of `width` features each.
     - ``neurons``: the input of the MLP's down projection; `parts` = d_mlp neurons of one feature each.
     - ``mlp``: what the MLP adds to the residual stream (bias and post-norm included); one part of d_model features.
+    - ``inputs``: the tokens themselves, as numbers, once for each part of the prompt (see `Prompted`).
     """
 
     layer: int
@@ -95,6 +97,15 @@ class Growing(Subject, Protocol):
         growth: Mapping[int, Int[Tensor, " row"]] | None = None,
     ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
         """See `Subject.forward`; ``growth[layer]`` says which row before that block each row in it comes from."""
+        ...
+
+
+@runtime_checkable
+class Prompted(Protocol):
+    """A subject that also lets go of parts of its prompts: it has a site of the kind ``inputs``."""
+
+    def fillers(self, task: Task | None) -> Float[Tensor, "prompt pos part"]:
+        """The tokens that take the place of ablated parts, whatever else is replaced by."""
         ...
 
 

@@ -90,10 +90,10 @@ def to_dot(circuit: Circuit) -> str:
     lines = ["graph circuit {", "  rankdir=BT; splines=true; node [fontname=Helvetica];"]
     layers: dict[int, list[Node]] = {}
     for node in circuit.nodes:
-        layers.setdefault(node.component.layer, []).append(node)
+        layers.setdefault(-1 if node.component.is_input else node.component.layer, []).append(node)
     for layer, nodes in sorted(layers.items()):
         members = " ".join(f"{_quoted(n.name)} [shape={_shape(n)}];" for n in nodes)
-        lines.append(f"  {{ rank=same; /* layer {layer} */ {members} }}")
+        lines.append(f"  {{ rank=same; /* {f'layer {layer}' if layer >= 0 else 'input'} */ {members} }}")
     largest = max((abs(i.coefficient) for i in joint(circuit)), default=1.0) or 1.0
     for number, interaction in enumerate(joint(circuit)):
         look = f'color="{_COLOURS[interaction.kind]}", penwidth={0.5 + 4 * abs(interaction.coefficient) / largest:.2f}'

@@ -130,7 +130,9 @@ def _layers(nodes: Sequence[Node]) -> list[tuple[str, list[Node]]]:
 
 
 def _band_of(kind: str, layer: int) -> tuple[int, int]:
-    """Attention before the MLP of its layer; what is neither after both."""
+    """Attention before the MLP of its layer; groups after both; parts of an input before everything."""
+    if kind in ("segment", "token", "example"):
+        return -1, 0
     return layer, 0 if kind in ("head", "kv", "attn") else 1 if kind in ("mlp", "neuron") else 2
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from spex_mech.circuit.graph import Circuit, Interaction
+from spex_mech.components import Component
 from spex_mech.errors import SpexMechError
 
 if TYPE_CHECKING:
@@ -136,11 +137,11 @@ def _matplotlib() -> tuple[type["Figure"], Any, Any]:
 
 
 def _places(circuit: Circuit) -> dict[str, tuple[float, float]]:
-    """Where each node stands: a row a layer (MLPs half a row higher), evenly spread and centred."""
+    """Where each node stands: a row a layer (MLPs half a row higher, inputs lowest), evenly spread and centred."""
     rows: dict[float, list[str]] = {}
     for node in circuit.nodes:
         high = node.component.kind in ("mlp", "neuron")
-        rows.setdefault(node.component.layer + 0.5 * high, []).append(node.name)
+        rows.setdefault(-1 if node.component.is_input else node.component.layer + 0.5 * high, []).append(node.name)
     levels = {row: level for level, row in enumerate(sorted(rows))}
     return {n: (i - (len(ns) - 1) / 2, levels[row]) for row, ns in rows.items() for i, n in enumerate(ns)}
 
@@ -195,10 +196,7 @@ def _draw_nodes(figure: Any, axes: Any, circuit: Circuit, places: Any, normalise
 
 def _finish(axes: Any, circuit: Circuit, places: dict[str, tuple[float, float]], joint: list[Interaction]) -> None:
     rows = {y: places_layer for node in circuit.nodes for y, places_layer in [(places[node.name][1], node.component)]}
-    axes.set_yticks(
-        sorted(rows),
-        [f"{'MLP' if rows[y].kind in ('mlp', 'neuron') else 'layer'} {rows[y].layer}" for y in sorted(rows)],
-    )
+    axes.set_yticks(sorted(rows), [_row_name(rows[y]) for y in sorted(rows)])
     axes.set_xticks([])
     axes.margins(0.12, 0.3)
     for side in ("top", "right", "bottom", "left"):
@@ -216,3 +214,9 @@ def _legend(axes: Any, kinds: set[str]) -> None:
     handles = [Line2D([], [], color=COLOURS[kind], linewidth=3, label=kind) for kind in COLOURS if kind in kinds]
     if handles:
         axes.legend(handles=handles, loc="best", fontsize=8, frameon=False)
+
+
+def _row_name(component: Component) -> str:
+    if component.is_input:
+        return "examples" if component.kind == "example" else "prompt"
+    return f"{'MLP' if component.kind in ('mlp', 'neuron') else 'layer'} {component.layer}"
