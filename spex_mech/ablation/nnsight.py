@@ -15,7 +15,7 @@ from spex_mech.ablation.passage import cut_short
 from spex_mech.ablation.sites import find_architecture, input_features, possible_shortcuts
 from spex_mech.ablation.subject import Edit, Shortcuts, Site
 from spex_mech.ablation.torch_hooks import in_force
-from spex_mech.ablation.weights import describe_weights, hash_weights
+from spex_mech.ablation.weights import describe_hooks, describe_weights, hash_weights
 from spex_mech.components import ModelShape
 
 
@@ -56,6 +56,7 @@ class NNsightSubject:
         return {
             **self._provenance,
             "weights_sha256": hash_weights(self._inner),
+            **describe_hooks(self._inner),
         }  # as they are now: they may have been edited
 
     def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:

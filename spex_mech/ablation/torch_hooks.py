@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spex_mech.ablation.passage import cut_short
 from spex_mech.ablation.sites import Place, find_architecture, input_features, possible_shortcuts
 from spex_mech.ablation.subject import Edit, Shortcuts, Site
-from spex_mech.ablation.weights import describe_weights, hash_weights
+from spex_mech.ablation.weights import describe_hooks, describe_weights, hash_weights
 from spex_mech.components import ModelShape
 
 # the same function written as eight passes over memory; torch has it as one
@@ -48,6 +48,7 @@ class TorchSubject:
         return {
             **self._provenance,
             "weights_sha256": hash_weights(self.model),
+            **describe_hooks(self.model),
         }  # as they are now: they may have been edited
 
     def possible_shortcuts(self) -> Shortcuts:

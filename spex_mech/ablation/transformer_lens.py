@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spex_mech.ablation.passage import Passage, cut_short
 from spex_mech.ablation.sites import input_features
 from spex_mech.ablation.subject import Edit, Shortcuts, Site, SiteKind
-from spex_mech.ablation.weights import describe_weights, hash_weights
+from spex_mech.ablation.weights import describe_hooks, describe_weights, hash_weights
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
 
@@ -70,6 +70,7 @@ class BridgeSubject:
         return {
             **self._provenance,
             "weights_sha256": hash_weights(self.model),
+            **describe_hooks(self.model),
         }  # as they are now: they may have been edited
 
     def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:

@@ -1,11 +1,14 @@
-"""What a record says of a model's weights: a hash over all of them, dtype, and versions."""
+"""What a record says of a model as it is now: a hash over its weights, dtype, versions, and hooks left on it."""
 
 import hashlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+import torch.nn.modules.module as module_globals
 from torch import nn
+
+_LIBRARIES = ("transformer_lens", "transformers", "nnsight", "accelerate", "torch")
 
 
 def describe_weights(model: nn.Module) -> dict[str, Any]:
@@ -30,6 +33,25 @@ def hash_weights(model: nn.Module) -> str:
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
     return digest.hexdigest()
+
+
+def describe_hooks(model: nn.Module) -> dict[str, list[str]]:
+    """``{"hooks": names}`` of the modules on which somebody left a forward hook that acts in every pass; else ``{}``.
+
+    Hooks that libraries need for their own work do not count; one of this package does, since it ablates something.
+    """
+    found = (
+        ["(every module)"] if module_globals._global_forward_hooks or module_globals._global_forward_pre_hooks else []
+    )
+    found += [name or "(the model)" for name, module in model.named_modules() if _hooked(module)]
+    return {"hooks": found} if found else {}
+
+
+def _hooked(module: nn.Module) -> bool:
+    if hasattr(module, "fwd_hooks"):  # a hook point of TransformerLens wraps the user's function in its own
+        return bool(module.fwd_hooks)
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(str(getattr(hook, "__module__", "")).split(".")[0] not in _LIBRARIES for hook in hooks)
 
 
 def _version(package: str) -> str | None:
