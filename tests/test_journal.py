@@ -28,7 +28,7 @@ BUDGET, CHUNK = 2000, 256
 WEIGHTS = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281, "m1.n0": 0.0123457}
 
 # A process that imports once and forks a child for every order "WHAT FOLDER NUMBER": "run" goes to its end, "kill" is
-# killed after that many seconds, "limit" lets no file grow beyond that many bytes, "die" kills itself while the last
+# killed after that many seconds; "finish" and "cut" are the same with a decoder that takes a while; "limit" lets no file grow beyond that many bytes, "die" kills itself while the last
 # file is written, at that point of it; "cli" is the command line, killed at that pass of the model (0: never).
 # Each pass of the model is a line in the file "calls" beside the folder.
 CHILD = """
@@ -62,7 +62,8 @@ task = planted.task(subject, n_prompts=4, seed=0)
 
 def run():
     components = sm.heads(subject) + sm.neurons(subject)
-    sm.discover(subject, task, components=components, budget=BUDGET, seed=0, out=folder, decoder="linear")
+    sm.discover(subject, task, components=components, budget=BUDGET, seed=0, out=folder,
+        decoder="proxyspex" if order in ("finish", "cut") else "linear")
 
 def die_at(point):
     last, opened, replaced = "responses.safetensors", pathlib.Path.open, os.replace
@@ -107,7 +108,7 @@ for line in sys.stdin:
             status = stop.code or 0
         sys.stdout.flush()
         os._exit(status)
-    if order == "kill":
+    if order in ("kill", "cut"):
         time.sleep(float(number))
         os.kill(pid, signal.SIGKILL)
     print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

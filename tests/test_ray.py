@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from functools import partial
@@ -232,3 +233,32 @@ def test_the_shipped_card_gives_the_same_bits_with_any_number_of_workers(count, 
     )
     assert torch.equal(here.responses.values, there.responses.values)
     assert source_of("induction-2l")().provenance == study.subject.provenance
+
+
+DRIVER = """
+import sys
+import ray
+sys.path.insert(0, sys.argv[1])
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=100 << 20)
+import test_ray as t
+from spex_mech.ablation.workers import Workers
+from pathlib import Path
+tick = lambda masks: print(masks, flush=True)
+design = t.sm.MaskDesign.bernoulli(12, t.MASKS, 0.7, 0)
+t.on_ray(t.engine_of(t.subject()), design, Workers(t.subject, 1), Path(sys.argv[2]), tick)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_a_killed_driver_goes_on_without_ray(design, serial, tmp_path, chunks):
+    command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(tmp_path)]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for _ in range(chunks):
+        assert driver.stdout.readline().strip() == str(CHUNK)
+    driver.kill()
+    driver.wait()
+    driver.stdout.close()
+    with open_journal(tmp_path, {"a": 1}) as journal:
+        assert torch.equal(measure(engine_of(subject()), design.chunks(CHUNK), journal), serial)
+        assert chunks <= journal.resumed_chunks < 9
