@@ -39,6 +39,7 @@ _HOMES = {
     "spex_mech.shards": ("Shard", "merge_shards", "respond_shard"),
     "spex_mech.studies": ("Study", "open_study", "true_spectrum"),
     "spex_mech.task": ("Task",),
+    "spex_mech.teaching": ("discover_data",),
     "spex_mech.walsh.design": ("MaskDesign",),
     "spex_mech.walsh.spectrum": ("Basis", "Spectrum"),
     "spex_mech.workflow": ("ablated", "hooks"),
@@ -122,6 +123,7 @@ if TYPE_CHECKING:
     from spex_mech.studies import open_study as open_study
     from spex_mech.studies import true_spectrum as true_spectrum
     from spex_mech.task import Task as Task
+    from spex_mech.teaching import discover_data as discover_data
     from spex_mech.walsh.design import MaskDesign as MaskDesign
     from spex_mech.walsh.spectrum import Basis as Basis
     from spex_mech.walsh.spectrum import Spectrum as Spectrum

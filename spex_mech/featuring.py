@@ -1,35 +1,24 @@
 """`discover_features`: which parts of a prompt matter together; the spine again, with text in the place of a model."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spex_mech.ablation.binding import bind
-from spex_mech.ablation.journal import open_journal
 from spex_mech.ablation.nnsight import is_nnsight
 from spex_mech.ablation.subject import Subject
 from spex_mech.ablation.transformer_lens import is_transformer_lens
 from spex_mech.ablation.weights import describe_weights, hash_weights
-from spex_mech.circuit.graph import Circuit
-from spex_mech.discovery import choose_decoder, decode_held
 from spex_mech.errors import TaskError
 from spex_mech.fingerprints import hash_function
-from spex_mech.lenses.features import BATCH_ROWS, Ablation, Features, measure_features, owners_of
+from spex_mech.lens_runs import Asked, run_lens
+from spex_mech.lenses.features import BATCH_ROWS, Ablation, Features, owners_of
 from spex_mech.lenses.readers import FunctionReader, MetricLike, Reader, Row, model_reader
 from spex_mech.lenses.segments import Segments, Split, split
-from spex_mech.locks import hold
-from spex_mech.plans import Keep, choose_design
-from spex_mech.progress import mask_progress
-from spex_mech.records import plain
-from spex_mech.responses import Responses
-from spex_mech.runs import Discovery, recall, store, whole_key
-from spex_mech.walsh.certainty import check_certainty
-from spex_mech.walsh.design import MaskDesign
+from spex_mech.plans import Keep
+from spex_mech.runs import Discovery
 
 CHUNK = 256
 Answer = str | int | Sequence[int] | None
@@ -110,65 +99,21 @@ def discover_features(
         model = _bound(value)
         about = _about(model)
         features = _of_model(model, segments, ablation, text, tokenizer, metric, answer, distractors, about)
-    design = choose_design(len(features.components), budget, keep, decoder, seed)
-    choose_decoder(decoder, design, design.n_masks, link)
-    check_certainty(design, folds, resamples)
-    with hold(out):
-        record = _record(features, about, metric, design)
-        started = time.perf_counter()
-        responses, resumed = recall(out, record, features.components), design.n_masks
-        if responses is None:
-            with mask_progress(design.n_masks, "reading", shown=progress) as tick:
-                responses, resumed = _measure(features, design, record, out, tick, batch_rows)
-        spent = {"seconds": {"respond": time.perf_counter() - started}, "resumed_masks": resumed}
-        found = decode_held(responses, decoder, seed, out, spent, folds, resamples, link)
-        return _named(found, segments, out)
+    asked = Asked(budget, keep, decoder, link, seed, out, progress, folds, resamples)
+    roles = dict(zip(segments.components.names, segments.texts, strict=True))
+    experiment = _experiment(features, about, metric)
+    return run_lens(features, experiment, roles, asked, verb="reading", chunk=CHUNK, batch_rows=batch_rows)
 
 
-def _measure(
-    features: Features,
-    design: MaskDesign,
-    record: Mapping[str, Any],
-    out: str | Path | None,
-    tick: Callable[[int], None],
-    batch_rows: int,
-) -> tuple[Responses, int]:
-    """The responses of the design, journaled in a run folder; and how many masks were there already."""
-    key = whole_key(record, features.components)
-    with nullcontext() if out is None else open_journal(Path(out), key) as journal:
-        values = measure_features(features, design.chunks(CHUNK), journal, tick, batch_rows)
-        responses = Responses(features.components, design.keep(), values, features.reader.unit, record)
-        if out is not None:
-            store(responses, Path(out))
-        return responses, 0 if journal is None else journal.resumed
-
-
-def _record(features: Features, about: Mapping[str, Any], metric: MetricLike, design: MaskDesign) -> dict[str, Any]:
+def _experiment(features: Features, about: Mapping[str, Any], metric: MetricLike) -> dict[str, Any]:
     """What decides the values, by content."""
     told = features.describe()
     own = {} if isinstance(metric, str) else {"metric_sha256": hash_function(metric)}
-    return plain(
-        {
-            "subject": {**about, "reader": told["reader"]},
-            "task": {"prompts": 1, "metric": told.get("metric", told.get("function")), **own, "features": told},
-            "replacement": {"kind": features.ablation, "filler": told["filler"], "mask": features.mask},
-            "design": design.to_dict(),
-        }
-    )
-
-
-def _named(found: Discovery, segments: Segments, out: str | Path | None) -> Discovery:
-    """The same, every node with its text as its role."""
-    texts = dict(zip(segments.components.names, segments.texts, strict=True))
-
-    def name(circuit: Circuit) -> Circuit:
-        return replace(circuit, nodes=tuple(replace(node, role=texts[node.name]) for node in circuit.nodes))
-
-    raw = None if found.raw_circuit is None else name(found.raw_circuit)
-    named = replace(found, circuit=name(found.circuit), raw_circuit=raw)
-    if out is not None:
-        named.save(out)
-    return named
+    return {
+        "subject": {**about, "reader": told["reader"]},
+        "task": {"prompts": 1, "metric": told.get("metric", told.get("function")), **own, "features": told},
+        "replacement": {"kind": features.ablation, "filler": told["filler"], "mask": features.mask},
+    }
 
 
 def _is_function(value: Any) -> bool:

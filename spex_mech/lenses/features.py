@@ -1,19 +1,16 @@
 """`Features`: which parts of a prompt are kept → the text or tokens that are left → the value of each mask."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spex_mech.ablation.journal import Journal
 from spex_mech.components import ComponentSet
 from spex_mech.errors import TaskError
 from spex_mech.lenses.readers import Reader, Row
 from spex_mech.lenses.segments import Segments
-from spex_mech.responses import pack_bits, refuse_non_finite
 
 Ablation = Literal["remove", "mask", "pad", "replace"]
 BATCH_ROWS = 32
@@ -51,6 +48,14 @@ class Features:
     @property
     def components(self) -> ComponentSet:
         return self.segments.components
+
+    @property
+    def unit(self) -> str:
+        return self.reader.unit
+
+    @property
+    def outputs(self) -> int:
+        return self.reader.outputs
 
     def row(self, keep: Bool[Tensor, " component"]) -> Row:
         """What one mask leaves."""
@@ -108,32 +113,3 @@ def owners_of(segments: Segments, spans: Sequence[tuple[int, int]], special: Seq
         -1 if hidden else next((where[at] for at in range(start, stop) if at in where), -1)
         for (start, stop), hidden in zip(spans, special, strict=True)
     )
-
-
-def measure_features(
-    features: Features,
-    chunks: Iterable[tuple[int, Bool[Tensor, "mask component"]]],
-    journal: Journal | None = None,
-    on_progress: Callable[[int], None] | None = None,
-    batch_rows: int = BATCH_ROWS,
-) -> Float[Tensor, "mask output"]:
-    """The values of every mask, chunk by chunk; with a journal a chunk is on disk before the next is begun.
-
-    What a chunk gives depends on its own masks alone, so that a run that was interrupted gives the same bits. Raises
-    `ResponseError` on values that are not finite.
-    """
-    if journal is not None:
-        batch_rows = int(journal.settle("batch_rows", lambda: batch_rows))
-    done: list[Tensor] = []
-    for first, keep in chunks:
-        packed = pack_bits(keep.cpu())
-        values = None if journal is None else journal.read(first, packed)
-        if values is None:
-            values = features.values(keep.cpu(), batch_rows)
-            refuse_non_finite(features.components, keep, values, first)
-            if journal is not None:
-                journal.write(first, packed, values)
-        done.append(values)
-        if on_progress is not None:
-            on_progress(len(keep))
-    return torch.cat(done) if done else torch.zeros(0, features.reader.outputs)
