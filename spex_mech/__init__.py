@@ -32,6 +32,7 @@ _HOMES = {
     "spex_mech.gallery": ("cards", "open_card"),
     "spex_mech.hook_tables": ("hook_frame", "hook_interactions", "mib_config"),
     "spex_mech.lenses.prompted": ("with_prompt",),
+    "spex_mech.planning": ("Plan", "plan_run"),
     "spex_mech.reporting": ("report",),
     "spex_mech.responses": ("Responses",),
     "spex_mech.runs": ("Discovery", "load_run"),
@@ -110,6 +111,8 @@ if TYPE_CHECKING:
     from spex_mech.hook_tables import hook_interactions as hook_interactions
     from spex_mech.hook_tables import mib_config as mib_config
     from spex_mech.lenses.prompted import with_prompt as with_prompt
+    from spex_mech.planning import Plan as Plan
+    from spex_mech.planning import plan_run as plan_run
     from spex_mech.reporting import report as report
     from spex_mech.responses import Responses as Responses
     from spex_mech.runs import Discovery as Discovery

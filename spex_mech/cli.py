@@ -81,6 +81,40 @@ def discover(
     )  # fmt: skip
 
 
+@app.command(epilog=o.TEACH_PLAN)
+def plan(
+    what: o.What,
+    prompts: o.Prompts = None,
+    model: o.Model = None,
+    components: o.Components = None,
+    replacement: o.ReplacementName = None,
+    budget: o.Budget = 1024,
+    keep: o.KeepText = "0.5",
+    share: o.Share = 1,
+    device: o.Device = None,
+    decoder: o.DecoderName = "auto",
+    seed: o.Seed = 0,
+    gpu: o.Gpu = None,
+    price: o.Price = None,
+    simulate: Annotated[bool, typer.Option(help="Plant a polynomial and decode it under as many masks.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Tell what a run will take, and which way of asking fits it; runs one chunk of its masks."""
+    from dataclasses import asdict
+
+    from spex_mech.commands import run_plan
+    from spex_mech.printing import print_plan
+
+    told = run_plan(
+        what, prompts=prompts, model=model, components=components, replacement=replacement, budget=budget, keep=keep,
+        share=share, device=device, decoder=decoder, seed=seed, gpu=gpu, price_per_hour=price, simulate=simulate,
+    )  # fmt: skip
+    if as_json:
+        _echo(asdict(told))
+    else:
+        print_plan(told, _console())
+
+
 @app.command(epilog=o.TEACH_RESPOND)
 def respond(
     what: o.What,

@@ -10,6 +10,7 @@ from spex_mech.circuit.files import write_whole
 from spex_mech.costs import Cost, estimate
 from spex_mech.discovery import discover
 from spex_mech.errors import SpexMechError
+from spex_mech.planning import Plan, plan_run
 from spex_mech.reporting import write_report
 from spex_mech.runs import RESPONSES, Discovery
 from spex_mech.scaling import source_of
@@ -54,6 +55,26 @@ def run_discover(
     save_source(out, what, prompts, model)
     write_report(out)
     return found
+
+
+def run_plan(
+    what: str,
+    *,
+    prompts: Path | None,
+    model: str | None,
+    components: str | None,
+    replacement: str | None,
+    device: str | None,
+    keep: str,
+    **options: Any,
+) -> Plan:
+    """Open a study and plan a run of it."""
+    study = open_study(what, prompts=prompts, model=model, components=components, device=device)
+    kind = replacement or study.replacement
+    return plan_run(
+        study.subject, study.task, study.components, keep=probabilities(keep), replacement=kind,
+        per=study.per if kind == study.replacement else None, **options,
+    )  # fmt: skip
 
 
 def run_respond(

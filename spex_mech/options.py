@@ -143,6 +143,15 @@ What is measured is saved as it comes: stop at any time, and the same command go
 
 Names: a9.h6 a head, m3 an MLP layer, m3.n417 a neuron, !a0.h3 all but this one.
 """
+Gpu = Annotated[str | None, typer.Option("--gpu", help="Tell the floor on this GPU too, such as h100 or l4.")]
+Price = Annotated[float | None, typer.Option("--price", help="Of the machine, an hour; the passes are priced with it.")]
+
+TEACH_PLAN = """[bold]Examples[/]
+
+spex-mech plan ioi-gpt2-small --budget 4096 --keep 0.9
+
+spex-mech plan ioi-gpt2-small --components "a*.h*, m*" --budget 4096 --gpu h100 --price 2.5
+"""
 TEACH_RESPOND = """[bold]Example[/], on eight machines, then on one
 
 spex-mech respond ioi-gpt2-small --budget 4096 --keep 0.9 --shard 3/8 --out shards/3

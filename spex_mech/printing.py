@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from spex_mech.circuit.files import write_whole
-from spex_mech.costs import Cost
+from spex_mech.costs import Cost, in_words
+from spex_mech.planning import Plan
 from spex_mech.runs import Discovery
 from spex_mech.studies import Study
 
@@ -36,6 +37,31 @@ def print_question(study: Study, cost: Cost, out: Path, console: Console) -> Non
     )
     for note in study.task.notes:
         console.print(f"[dim]prompts: {escape(note)}[/]")
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Passes, time, memory, disk and price; then what fits."""
+    console.print(
+        f"{plan.masks:,} masks of {plan.components:,} components ({plan.distinct:,} different) × {plan.prompts:,} "
+        f"prompts = {plan.rows:,} forward rows"
+    )
+    console.print(f"here ({plan.device}): {in_words(plan.seconds)} of passes; decoding comes on top")
+    if plan.floor_seconds is not None and plan.likely_seconds is not None:
+        console.print(
+            f"{escape(str(plan.gpu))}, on paper ({plan.flops:.2g} operations): not below "
+            f"{in_words(plan.floor_seconds)}, {in_words(plan.likely_seconds)} at a quarter of its peak"
+        )
+    if plan.price is not None:
+        console.print(f"price of the passes: {plan.price:,.2f}")
+    model, peak, disk = (f"{size / 1e6:,.0f} MB" for size in (plan.model_bytes, plan.peak_bytes, plan.disk_bytes))
+    console.print(f"memory: model {model}, a batch {peak}; disk {disk}")
+    for line in plan.advice:
+        console.print(f"  - {escape(line)}")
+    for found in plan.simulated:
+        console.print(
+            f"simulated, {found.decoder}: R² {found.r2:.3f} on fresh masks, {found.found:.0%} of the planted sets, "
+            f"{in_words(found.seconds)} to decode"
+        )
 
 
 def print_discovery(found: Discovery, out: Path, console: Console) -> None:
