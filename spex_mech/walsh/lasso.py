@@ -127,15 +127,17 @@ class _System:
 
     @classmethod
     def of_all(cls, fits: _Fits) -> "_System":
-        """All columns, with their Gram matrices: for no more columns than rows."""
-        system = cls(fits, fits.columns, fits.correlations)
-        everything = torch.arange(len(fits.columns), device=fits.x.device)
-        return cls(
-            fits,
-            fits.columns,
-            fits.correlations,
-            torch.stack([system.gram(f, everything) for f in range(len(fits.counts))]),
-        )
+        """All columns, with their Gram matrices: for no more columns than rows. Every row is multiplied once."""
+        counts, means = fits.counts, fits.means
+        grams = fits.x.new_zeros(len(counts), fits.x.shape[1], fits.x.shape[1])
+        for fold in range(len(counts) - 1):
+            part = fits.x[fits.folds == fold]
+            torch.mm(part.T, part, out=grams[fold])
+        grams[-1] = grams.sum(0)
+        grams[:-1] = grams[-1] - grams[:-1]
+        for gram, count, mean in zip(grams, counts, means, strict=True):
+            gram.div_(count).addr_(mean, mean, alpha=-1)
+        return cls(fits, fits.columns, fits.correlations, grams)
 
     def slope(self, beta: Float[Tensor, "working fit"]) -> Float[Tensor, "working fit"]:
         """``x_cᵀ (residual) / N``: minus the gradient of the squared error."""
