@@ -26,7 +26,7 @@ from spex_mech.locks import hold
 from spex_mech.passes import Ledger, Passes
 from spex_mech.progress import mask_progress
 from spex_mech.records import differences
-from spex_mech.runs import Discovery
+from spex_mech.runs import Discovery, lens_of
 from spex_mech.sensitivity import other_probs, try_contexts, try_stability
 from spex_mech.task import Task
 from spex_mech.verification import (
@@ -85,6 +85,7 @@ def audit(
 
     Source: MIB (Mueller et al. 2025) for faithfulness, CPR and CMD; Wang et al. 2022 for completeness and minimality.
     """
+    refuse_other_lens(found)
     bound, started = bind(subject), time.perf_counter()
     task = task.check(bound.shape)
     if budget < LEAST:
@@ -101,6 +102,18 @@ def audit(
         if out is not None:
             result.save(Path(out) / AUDIT)
         return result
+
+
+def refuse_other_lens(found: Discovery) -> None:
+    """Raises `ResponseError` for runs whose components are not a model's."""
+    lens = lens_of(found.record)
+    if lens != "components":
+        what, verb = ("parts of a prompt", "features") if lens == "features" else ("training examples", "data")
+        raise ResponseError(
+            f"this run is of {what}, and an audit ablates components of a model. Put it to the test by the held-out R² "
+            f"of the run, and by the same discover_{verb} with another seed: found.predict(other.responses.keep) "
+            "beside other.responses.values."
+        )
 
 
 def _open_case(found: Discovery, passes: Passes, ledger: Ledger, seed: int) -> Case:

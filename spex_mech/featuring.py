@@ -94,7 +94,8 @@ def discover_features(
     text = filler if isinstance(filler, str) else tuple(filler)
     if _is_function(value):
         features = Features(segments, FunctionReader(value, unit, outputs), _for_text(ablation), text)
-        about: dict[str, Any] = {"function": hash_function(value) if identity is None else identity}
+        content = hash_function(value) if identity is None else identity
+        about: dict[str, Any] = {"model": identity or "a function of text", "function": content}
     else:
         model = _bound(value)
         about = _about(model)

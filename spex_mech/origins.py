@@ -13,7 +13,7 @@ from spex_mech.circuit.files import read_json
 from spex_mech.components import Component, ComponentSet, group
 from spex_mech.errors import SpexMechError
 from spex_mech.gallery import Card, cards, open_card
-from spex_mech.runs import Discovery
+from spex_mech.runs import Discovery, lens_of
 from spex_mech.studies import STUDY, STUDY_SCHEMA
 from spex_mech.task import Task
 
@@ -168,6 +168,12 @@ def _python(found: Discovery) -> str:
         parts = [] if asked["keep"] == "coded" else [float(q) for q in asked["keep"].split(",")]
         asked["keep"] = "coded" if not parts else parts[0] if len(parts) == 1 else parts
     words = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    lens = lens_of(found.record)
+    if lens == "features":
+        way = found.record.get("replacement", {}).get("kind")
+        return f"sm.discover_features(value, prompt, ablation={way!r}, {words})"
+    if lens == "data":
+        return f"sm.discover_data(learner, x, y, test_x=test_x, test_y=test_y, {words})"
     return f"sm.discover(subject, task, components={expression(found.components)!r}, {words})"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from spex_mech.auditing import AUDIT
 from spex_mech.audits import Audit, load_audit
-from spex_mech.circuit.dossier import Dossier, Fact
+from spex_mech.circuit.dossier import Dossier, Fact, Passage
 from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.page import Page, number, percent
 from spex_mech.circuit.report import render
@@ -15,7 +15,7 @@ from spex_mech.errors import SpexMechError
 from spex_mech.exhibits import checks_of, points_of, sheets_of, sizes_of
 from spex_mech.metrics import METRICS
 from spex_mech.origins import Origin, commands_of, expression, origin_of
-from spex_mech.runs import Discovery, load_run
+from spex_mech.runs import Discovery, lens_of, load_run
 from spex_mech.task import Task
 from spex_mech.wording import answer, confidence, limits, warnings
 
@@ -74,7 +74,18 @@ def dossier_of(found: Discovery, audit: Audit | None, origin: Origin) -> Dossier
         limits=limits(found, audit),
         provenance=_provenance(found, audit, origin),
         commands=commands_of(found, origin, audit),
+        passage=passage_of(found),
     )
+
+
+def passage_of(found: Discovery) -> Passage | None:
+    """The prompt of a run over its parts, if the record has it whole; anything else is left out."""
+    told = _part(found.record, "task").get("features")
+    parts, gaps = (told.get(key) if isinstance(told, Mapping) else None for key in ("parts", "gaps"))
+    names = found.components.names
+    if not isinstance(parts, list) or not isinstance(gaps, list) or not len(parts) == len(names) == len(gaps) - 1:
+        return None
+    return Passage(tuple(map(str, parts)), tuple(map(str, gaps)), names)
 
 
 def with_roles(circuit: Circuit, roles: Mapping[str, str]) -> Circuit:
@@ -118,22 +129,38 @@ def _question(found: Discovery, audit: Audit | None, origin: Origin) -> tuple[Fa
     budget = f"{len(found.responses):,} masks × {found.responses.values.shape[1]:,} prompts"
     audited = "" if audit is None else f"and {audit.record.get('masks', 0):,} masks for the audit"
     assumes = f"assumes: {replacement.get('assumes', 'not recorded')}"
+    ablated = _instead(found, f"its {replacement.get('kind', 'value, not recorded')}")
     shown = ", ".join(names) if len(names) <= _LISTED else expression(found.components)
     per = {"position": ", per position", "pooled": ", pooled over tokens"}.get(str(replacement.get("per")), "")
     return (
         Fact("Model", origin.what or str(subject.get("model", "not recorded")), _size(subject)),
         Fact("Metric", f"{metric}, in {found.responses.unit}", _meaning(metric)),
         Fact("Components", shown, f"({len(names):,})"),
-        Fact("An ablated one gives", f"its {replacement.get('kind', 'value, not recorded')}{per}", f"({assumes})"),
+        Fact("An ablated one gives", f"{ablated}{per}", f"({assumes})" if "assumes" in replacement else ""),
         Fact("Masks", budget, audited),
         Fact("How masks were drawn", _design(found)),
     )
 
 
+def _instead(found: Discovery, value: str) -> str:
+    """What comes in the place of what is ablated."""
+    if lens_of(found.record) == "data":
+        return "nothing: the model is trained without it"
+    if lens_of(found.record) != "features":
+        return value
+    replacement = _part(found.record, "replacement")
+    kind, filler = str(replacement.get("kind")), replacement.get("filler")
+    if kind == "mask" and replacement.get("mask") is not None:
+        return "the mask token"
+    ways = {"remove": "nothing: it is left out of the text", "pad": "a token that nothing attends to"}
+    return ways.get(kind, f"the text {filler!r}" if isinstance(filler, str) else "a text of its own")
+
+
 def _size(subject: Mapping[str, Any]) -> str:
     count = subject.get("parameters")
     parts = [subject.get("model"), f"{count:,} parameters" if isinstance(count, int) else None, subject.get("backend")]
-    return f"({', '.join(str(part) for part in parts if part)})"
+    told = ", ".join(str(part) for part in parts if part)
+    return f"({told})" if told else ""
 
 
 def _meaning(metric: str) -> str:

@@ -30,10 +30,22 @@ from spex_mech.walsh.decoding import Decoded, Outcome
 from spex_mech.walsh.link import Link
 from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
 
+Lens = Literal["components", "features", "data"]
 RUN_SCHEMA = "spex_mech.run/1"
 SPECTRUM_SCHEMA = "spex_mech.spectrum/1"
 RESPONSES = "responses.safetensors"
 _RAW = "_raw"  # ends the names of the files on the metric's own scale, where there is a link
+
+
+def lens_of(record: Mapping[str, Any]) -> Lens:
+    """What a run ablated: components of a model, parts of a prompt, or training examples.
+
+    >>> lens_of({"task": {"metric": "logit", "data": {}}})
+    'data'
+    """
+    task = record.get("task")
+    known: tuple[Lens, ...] = ("features", "data")
+    return next((lens for lens in known if isinstance(task, Mapping) and lens in task), "components")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 from spex_mech.audits import Audit, Verified
 from spex_mech.circuit.graph import Interaction
 from spex_mech.circuit.page import number, percent
-from spex_mech.runs import Discovery
+from spex_mech.runs import Discovery, lens_of
 from spex_mech.walsh.decoding import Outcome
 
 _INSTEAD = {
@@ -123,7 +123,9 @@ def warnings(found: Discovery, audit: Audit | None) -> tuple[str, ...]:
     outcome, said = found.decoded.outcome, []
     if outcome not in (Outcome.COMPLETE, Outcome.RECOVERED):
         said.append(f"{outcome.meaning}; {outcome.remedy}")
-    if audit is None:
+    if audit is None and lens_of(found.record) != "components":
+        said.append("nothing here has been tested on masks drawn anew; the same call with another seed gives some")
+    elif audit is None:
         said.append("nothing here has been tested by fresh forward passes; an audit (spex-mech audit) does that")
     return tuple(sentence(words) for words in (*said, *(() if audit is None else audit.cautions)))
 
@@ -162,7 +164,7 @@ def limits(found: Discovery, audit: Audit | None) -> tuple[str, ...]:
     record, circuit = found.record, found.circuit
     prompts, studied = found.responses.values.shape[1], len(circuit.components)
     assumes = record.get("replacement", {}).get("assumes")
-    said = [
+    said = _limits_of_lens(found) or [
         "No path through the model. A joint effect says that a set moves the metric together, not that one component "
         "reads what another writes",
         f"Nothing beyond {prompts:,} prompts and this metric. Others may have another circuit",
@@ -184,6 +186,31 @@ def limits(found: Discovery, audit: Audit | None) -> tuple[str, ...]:
     if audit is not None:
         said += [*_searched(audit), *(f"Left out for want of budget: {what}" for what in audit.skipped)]
     return tuple(sentence(words) for words in said)
+
+
+def _limits_of_lens(found: Discovery) -> list[str]:
+    """What runs of a prompt's parts or of training examples do not show; nothing for runs of components."""
+    lens, averaged = lens_of(found.record), f"A coefficient is an average over masks ({_masks(found)})"
+    listed_ = "A set that is not listed was not found; that does not mean that its effect is zero"
+    if lens == "features":
+        return [
+            "Nothing about how the model reads these parts: which of its components do is another run",
+            "Nothing beyond this prompt, this way of cutting it, and this metric",
+            "Texts with parts taken out are unlike those that a model was made for; another way of ablation may give "
+            "other numbers",
+            listed_,
+            f"{averaged}, not the effect in the whole prompt; that is the column “knockout”",
+        ]
+    if lens == "data":
+        return [
+            "Nothing about examples that were not varied: they were there in every training",
+            "Nothing beyond these test points and this way of training; another model may learn otherwise from the "
+            "same examples",
+            listed_,
+            f"{averaged}: of what examples teach among about as many others, not the effect of leaving them out of the "
+            "whole set; that is the column “knockout”, as far as the sets that were found go",
+        ]
+    return []
 
 
 def _searched(audit: Audit) -> Iterator[str]:

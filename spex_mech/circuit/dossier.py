@@ -60,6 +60,15 @@ class Sheet:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A prompt in parts: their texts and names, and what lies around them, one gap more than there are parts."""
+
+    parts: tuple[str, ...]
+    gaps: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Dossier:
     """What a report shows; what is empty or None is left out.
 
@@ -69,6 +78,7 @@ class Dossier:
         warnings: what a reader must know before believing any of it.
         question: what was asked; prompts: examples; prompt_count: how many there were.
         circuit: what was found; checks: its interactions measured again, by components.
+        passage: the prompt, where the components are parts of one.
         points, sizes, sheets: the evidence; confidence: sentences on errors and resampling.
         limits: what this does not show.
         provenance: what it was made from; commands: what makes it again.
@@ -91,3 +101,4 @@ class Dossier:
     limits: tuple[str, ...] = ()
     provenance: tuple[Fact, ...] = ()
     commands: tuple[str, ...] = ()
+    passage: Passage | None = None

@@ -13,6 +13,7 @@ from spex_mech.circuit.drawing import draw
 from spex_mech.circuit.graph import Circuit, Interaction
 from spex_mech.circuit.layout import NARROW, WIDE, joint, shown_first
 from spex_mech.circuit.page import Page, fit, foreign, number, page, percent, table, text
+from spex_mech.circuit.passage import passage_section
 from spex_mech.circuit.tables import evidence_sheet, interactions
 
 _STABLE = 0.8  # share of resamples from which a finding is called stable
@@ -28,6 +29,7 @@ def render(dossier: Dossier) -> Page:
     sections = [
         ("answer", "The answer", _answer(dossier)),
         ("question", "What was asked", _question(dossier)),
+        ("text", "In the text", _passage(dossier)),
         ("circuit", "The circuit", _circuit(dossier)),
         ("interactions", "Interactions", interactions(dossier)),
         ("evidence", "The evidence", _evidence(dossier)),
@@ -79,6 +81,10 @@ def _facts(facts: Sequence[Fact]) -> str:
 
 def _note(words: str) -> str:
     return f' <span class="note">{text(words)}</span>' if words else ""
+
+
+def _passage(dossier: Dossier) -> str:
+    return "" if dossier.passage is None else passage_section(dossier.passage, dossier.circuit)
 
 
 def _circuit(dossier: Dossier) -> str:
