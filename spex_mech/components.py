@@ -216,12 +216,15 @@ class ComponentSet:
         ('m3', '[a0.h0:2]')
         """
         names = _split(names, names) if isinstance(names, str) else names
-        found, problems = [], []
+        found, problems, spelled = [], [], 0
         for name in names:
             try:
                 found.append(name if isinstance(name, Component) else Component.parse(name))
+                spelled += len(found[-1].members)
             except ComponentError as error:
                 problems.append(str(error))
+            if spelled > MAX_ATOMS:  # a few short names would fill the memory
+                raise ComponentError(f"these groups spell out more than {MAX_ATOMS:,} components in all; take fewer.")
         if problems:
             raise ComponentError(
                 all_problems(f"{len(problems)} names cannot be read:", problems) if len(problems) > 1 else problems[0]

@@ -349,7 +349,7 @@ def _read(file: Path) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf and value == value
 
 
 def _is_count(value: Any, least: int, most: int) -> bool:

@@ -23,7 +23,7 @@ from spex_mech.circuit.codec import load_circuit
 from spex_mech.circuit.files import read_json, write_whole
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet
-from spex_mech.errors import DecodeError, FormatError
+from spex_mech.errors import DecodeError, FormatError, SpexMechError
 from spex_mech.records import plain, refuse_other
 from spex_mech.responses import Responses, pack_bits
 from spex_mech.walsh.decoding import Decoded, Outcome
@@ -182,10 +182,12 @@ def load_spectrum(path: str | Path, components: ComponentSet) -> tuple[Spectrum,
         basis = Basis(record["basis"], record["keep_prob"])
         coefficients = {tuple(sorted(components.indices(t["set"]))): float(t["coefficient"]) for t in record["terms"]}
         errors = [t["stderr"] for t in record["terms"]]
-    except (KeyError, TypeError, AttributeError) as error:
+        numbers = [float("nan") if e is None else float(e) for e in errors]  # no error at all, or none of some sets
+    except SpexMechError as error:
+        raise FormatError(f"{path} is not a sound spectrum: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise FormatError(f"{path} is not a spectrum file of this version: {error!r}.") from error
-    known = any(e is not None for e in errors)  # no error at all, or none of some sets
-    numbers = [float("nan") if e is None else float(e) for e in errors]
+    known = any(e is not None for e in errors)
     stderr = torch.tensor(numbers, dtype=torch.float64) if known else None
     values = torch.tensor(list(coefficients.values()), dtype=torch.float64)
     return Spectrum(len(components), pad_sets(coefficients), values, basis, stderr), link
