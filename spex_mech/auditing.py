@@ -152,7 +152,7 @@ def _try_all(case: Case, desk: Desk, size: int | None, known: tuple[str, ...], s
     if interactions and other_probs(case) and not contexts:
         skipped.append("interactions where others are kept more or less often")
     if left:
-        skipped.append(f"{left:,} weaker interactions were not put to a factorial")
+        skipped.append(f"{left:,} weaker interactions or groups were not put to a factorial")
     return Audit(
         case.names, case.found.responses.unit, case.intact, case.empty, fresh, circuit, nodes, tuple(sizes),
         rankings[0].cpr or 0.0, rankings[0].cmd or 0.0, tuple(rankings), tuple(completeness), tuple(minimality),

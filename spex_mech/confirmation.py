@@ -19,6 +19,7 @@ from spex_mech.factorials import (
 from spex_mech.verification import Case
 
 MAX_PROPOSED = 16  # groups of backups that are put to the test
+UNSURE = 8  # interactions that are put to the test where the run is sure of none
 WORTH = 0.01  # of the whole effect: groups whose excess is smaller are not put to the test
 PROPOSE = 0.2  # false discovery rate at which the polynomial proposes them; fresh masks decide
 
@@ -26,21 +27,31 @@ PROPOSE = 0.2  # false discovery rate at which the polynomial proposes them; fre
 def try_interactions(case: Case, spare: int = 0) -> tuple[tuple[Confirmation, ...], tuple[BackupCheck, ...], int]:
     """A factorial each for proposed groups of backups and for interactions, strongest first; how many found no room.
 
-    Interactions of order 2 to 8; a set that is both is measured once. Groups may take a third of what is left;
-    `spare` masks of the budget are not touched.
+    Interactions of order 2 to 8; a set that is both is measured once. Groups may take a third of what is left, and more
+    once the interactions are done; `spare` masks of the budget are not touched.
     """
-    proposed = _proposed(case)
-    claimed = {i.components: i.coefficient for i in case.claims.interactions if 2 <= i.order <= MAX_ORDER}
+    proposed, claimed = _proposed(case), _claimed(case)
     tables = _factorials(case, proposed, max(0, case.passes.left - spare) // 3)
-    while rest := [names for names in claimed if names not in tables]:
-        more = _factorials(case, rest, max(0, case.passes.left - spare))
-        if not more:
-            break
-        tables |= more
+    for wanted in (list(claimed), proposed):
+        while rest := [names for names in wanted if names not in tables]:
+            more = _factorials(case, rest, max(0, case.passes.left - spare))
+            if not more:
+                break
+            tables |= more
     basis, floor = case.polynomial.basis, case.floor
     confirmed = [confirm(tables[s], s, c, basis, floor) for s, c in claimed.items() if s in tables]
     backups = [check_backup(tables[s], s, floor) for s in proposed if s in tables]
     return adjust(confirmed), adjust(backups), len({*proposed, *claimed} - tables.keys())
+
+
+def _claimed(case: Case) -> dict[tuple[str, ...], float]:
+    """The interactions of the run's circuit. Where its masks were too few to be sure of any, the strongest ones of its
+    polynomial: fresh masks may be."""
+    claimed = {i.components: i.coefficient for i in case.claims.interactions if 2 <= i.order <= MAX_ORDER}
+    if claimed:
+        return claimed
+    terms = [(s, c) for s, c in case.polynomial.sorted().terms() if 2 <= len(s) <= MAX_ORDER]
+    return {tuple(case.names[i] for i in s): c for s, c in terms[:UNSURE]}
 
 
 def _factorials(case: Case, groups: Sequence[tuple[str, ...]], allowance: int) -> dict[tuple[str, ...], Table]:

@@ -29,6 +29,7 @@ POOL = 128  # of the strongest sets are refitted to halves
 TOP = 10  # interactions that are compared one by one
 OTHERS = (0.5, 0.9)  # keep-probabilities of other contexts
 APART = 0.15  # a keep-probability nearer than this to the run's is no other
+FREE = 1 << 13  # masks under which the polynomial is asked how much an effect varies
 MOST = 8  # interactions that are put into other contexts
 
 Numbers = NDArray[np.float64]
@@ -136,9 +137,11 @@ def _at(case: Case, checks: Sequence[Confirmation], keep_prob: float, allowance:
         keep = factorial_masks(group, len(case.names), keep_prob, contexts, seed)[: contexts << check.order]
         signs = np.array([(-1.0) ** number.bit_count() for number in range(1 << check.order)])
         values, guess = (x.reshape(contexts, -1).numpy() @ signs for x in (case.passes.means(keep), predict(keep)))
-        effects = _steadier(values, values - guess + _effect_at(case.polynomial, group, keep_prob))
-        error = float(effects.std(ddof=1) / math.sqrt(contexts))
-        mean = float(effects.mean())
+        free = factorial_masks(group, len(case.names), keep_prob, max(64, FREE >> check.order), seed_of(seed, "free"))
+        believed = float((predict(free).reshape(-1, 1 << check.order).numpy() @ signs)[:-1].std(ddof=1))
+        controlled = values - guess + _effect_at(case.polynomial, group, keep_prob)
+        mean, spread = _steadier(values, controlled, believed)
+        error = spread / math.sqrt(contexts)
         p = _p_value(mean, error, contexts, case.floor)
         here = check.estimate * slope**check.order
         found.append(ContextRow(check.components, keep_prob, here, mean, error, contexts, p))
@@ -152,9 +155,14 @@ def _effect_at(spectrum: Spectrum, group: Sequence[int], keep_prob: float) -> fl
     return sum(c * slope ** len(inside) * mean ** (len(s) - len(inside)) for s, c in spectrum.terms() if inside <= {*s})
 
 
-def _steadier(plain: Numbers, controlled: Numbers) -> Numbers:
-    """Both are unbiased: with and without the polynomial as a control variate; the one that varies less."""
-    return controlled if controlled.std() <= plain.std() + 1e-12 else plain
+def _steadier(plain: Numbers, controlled: Numbers, believed: float) -> tuple[float, float]:
+    """Mean and spread over contexts, with or without the polynomial as a control variate; both means are unbiased.
+
+    A few contexts may miss what is rare, and then vary too little: plain effects are taken to spread at least as much
+    as the polynomial believes they do in many contexts that cost nothing.
+    """
+    spread, other = max(float(plain.std(ddof=1)), believed), float(controlled.std(ddof=1))
+    return (float(controlled.mean()), other) if other <= spread else (float(plain.mean()), spread)
 
 
 def _p_value(mean: float, error: float, draws: int, floor: float) -> float:

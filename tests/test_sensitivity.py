@@ -3,11 +3,13 @@
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 import spex_mech as sm
 from spex_mech import planted
+from spex_mech.sensitivity import _steadier
 from spex_mech.walsh.spectrum import Basis
 
 LAYOUT = planted.Layout(n_layers=2, n_heads=4, d_mlp=2)
@@ -51,6 +53,26 @@ def test_an_interaction_that_turns_with_its_context_is_said_not_to_hold(turned):
     pair = rows[frozenset({"a0.h1", "a1.h0"})]
     assert pair.here * pair.effect < 0
     assert not pair.holds
+
+
+def test_contexts_that_all_miss_what_is_rare_do_not_make_the_error_vanish():
+    """Fifteen equal effects, of a polynomial that believes they vary: either it corrects them, or it sets the error."""
+    same = np.full(15, 2.0)
+    assert _steadier(same, same + 0.3, believed=0.5) == (pytest.approx(2.3), pytest.approx(0.0))
+    wild = same + np.linspace(-3, 3, 15)
+    assert _steadier(same, wild, believed=0.5) == (2.0, 0.5)
+    assert _steadier(same, wild, believed=9.0)[1] == pytest.approx(wild.std(ddof=1))
+
+
+def test_where_the_run_is_sure_of_no_interaction_its_strongest_are_tested():
+    subject = planted.conjunction(("a0.h1", "a1.h0"), layout=LAYOUT, spread=0.2)
+    task = planted.task(subject, 4)
+    found = sm.discover(subject, task, sm.heads(subject), budget=120, keep=0.6, decoder="proxyspex")
+    mains = tuple(i for i in found.circuit.interactions if i.order == 1)
+    unsure = dataclasses.replace(found, circuit=dataclasses.replace(found.circuit, interactions=mains))
+    audit = sm.audit(unsure, subject, task, budget=400)
+    assert set(audit.confirmed[0].components) == {"a0.h1", "a1.h0"}
+    assert 1 <= len(audit.interactions) <= 8
 
 
 def test_stability_of_a_clear_circuit_reaches_the_bar_and_of_noise_does_not(turned):
