@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-MAKERS = {"make_planted_cards.py", "train_induction.py"}  # scripts that wrote the gallery; tested beside it
+TRAINERS = {path.name for path in EXAMPLES.glob("train_*.py")}
+MAKERS = {"make_planted_cards.py", *TRAINERS}  # scripts that wrote the gallery; tested beside it
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in MAKERS and "# %%" in path.read_text())
 NOTEBOOKS = sorted(path.name for path in EXAMPLES.glob("*.ipynb"))
 

@@ -1,6 +1,8 @@
 """The induction card: the model and its heads are what it says, and its truth is what the engine finds."""
 
-import importlib.util
+import importlib
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,11 +30,19 @@ def model(card):
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).resolve().parents[1] / "examples" / "train_induction.py"
-    spec = importlib.util.spec_from_file_location("train_induction", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "examples"))
+        return importlib.import_module("train_induction")
+
+
+@pytest.fixture(scope="module")
+def training(script):
+    """What the training scripts share; on the path since `script` was imported."""
+    return sys.modules["training"]
+
+
+def briefly(script, training, seed, steps=10):
+    return training.train(script.SHAPE, replace(script.PLAN, seed=seed, steps=steps, sparse_steps=5), script.loss)
 
 
 def blocks_twice(rows, seed):
@@ -85,11 +95,12 @@ def test_published_heads_look_where_their_role_says(card, model):
     assert len(named) >= 2
 
 
-def test_the_script_gives_the_same_roles(card, script):
-    weights = script.load_file(Path(card.model_path) / "model.safetensors")
+def test_the_script_gives_the_same_roles(card, script, training):
+    weights = training.read_model(card.folder)
     assert script.roles(script.head_scores(weights)) == card.published.nodes
     assert script.accuracy(weights) >= 0.99
-    assert script.gap_to_transformer_lens(card.folder) < 1e-9
+    tokens = script.halves(64, torch.Generator().manual_seed(13))
+    assert training.gap_to_transformer_lens(card.folder, tokens) < 1e-9
 
 
 def test_the_engine_reproduces_the_truth(card, model):
@@ -123,18 +134,19 @@ def test_the_circuit_is_there_in_the_exact_spectrum(card):
 
 
 @pytest.mark.slow
-def test_training_again_gives_such_a_model(script):
-    weights = script.train(seed=1)
+def test_training_again_gives_such_a_model(script, training):
+    weights = training.train(script.SHAPE, script.PLAN, script.loss)
     assert script.accuracy(weights) >= 0.99
     assert set(script.roles(script.head_scores(weights)).values()) == {"previous token", "induction"}
 
 
-def test_a_short_training_is_repeatable_and_acts(script):
-    one, same, other = script.train(0, 10, 5), script.train(0, 10, 5), script.train(3, 10, 5)
+def test_a_short_training_is_repeatable_and_acts(script, training):
+    one, same, other = (briefly(script, training, seed) for seed in (0, 0, 3))
     tokens = script.halves(50, torch.Generator().manual_seed(1))
-    logits = {name: script.forward(w, tokens).logits for name, w in (("one", one), ("same", same), ("other", other))}
+    logits = {name: training.forward(w, tokens).logits for name, w in (("one", one), ("same", same), ("other", other))}
     # Not the weights: libraries may sum in another order, and Adam makes whole steps of the rounding errors that are
     # all the gradient a key bias has (the softmax does not see it).
     torch.testing.assert_close(logits["one"], logits["same"], rtol=0, atol=1e-3)
     assert (logits["one"] - logits["other"]).abs().max() > 0.1
-    assert not torch.equal(one["embed.W_E"], script.initial_weights(torch.Generator().manual_seed(0))["embed.W_E"])
+    start = training.initial_weights(script.SHAPE, torch.Generator().manual_seed(0))
+    assert not torch.equal(one["embed.W_E"], start["embed.W_E"])
