@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spex_mech.components import Component
 from spex_mech.errors import ComponentError, FormatError, TaskError, all_problems
@@ -93,6 +93,14 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class PromptParts:
+    """Which parts of its prompts a card studies beside the model's components; see `lenses.prompted.with_prompt`."""
+
+    parts: Literal["tokens"] | tuple[tuple[int, int], ...] = "tokens"
+    filler: int | Literal["corrupt"] = "corrupt"
+
+
+@dataclass(frozen=True)
 class Card:
     """A card, read and checked. `model_path` is a folder inside the card, or a Hugging Face hub id (`on_hub`)."""
 
@@ -112,6 +120,7 @@ class Card:
     truth: Truth | None
     recipe: Recipe | None = None
     on_hub: bool = False
+    lens: PromptParts | None = None
 
     @property
     def name(self) -> str:
@@ -194,6 +203,16 @@ def _whole(least: int) -> Rule:
     return f"a whole number from {least}", lambda value: type(value) is int and value >= least
 
 
+def _spans(value: Any) -> bool:
+    return value == "tokens" or (isinstance(value, list) and bool(value) and all(map(_span, value)))
+
+
+def _span(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(type(i) is int for i in value) and 0 <= value[0] < value[1]
+    )
+
+
 _TEXT: Rule = ("a text", _text)
 _FIELDS: dict[str, dict[str, Rule]] = {
     "card": {
@@ -213,8 +232,21 @@ _FIELDS: dict[str, dict[str, Rule]] = {
     },
     "components": {"default": _TEXT},
     "replacement": {"default": _one_of(*REPLACEMENTS), "per": _one_of(*PER)},
+    "lens": {
+        "parts": ("'tokens', or a list of [first position, after the last]", _spans),
+        "filler": ("'corrupt', or a token", lambda value: value == "corrupt" or (type(value) is int and value >= 0)),
+    },
 }
 _NEEDED = (("card", "title"), ("model", "kind"), ("task", "metric"), ("components", "default"))
+
+
+def _lens(table: Mapping[str, Any]) -> PromptParts | None:
+    """The parts of the prompts that a card studies, if its table [lens] says any."""
+    if "parts" not in table:
+        return None
+    parts = table["parts"]
+    spans = parts if isinstance(parts, str) else tuple((start, stop) for start, stop in parts)
+    return PromptParts(spans, table.get("filler", "corrupt"))  # type: ignore[arg-type]
 
 
 class _Reader:
@@ -252,6 +284,7 @@ class _Reader:
             truth=truth,
             recipe=recipe,
             on_hub="hub" in tables["model"],
+            lens=_lens(tables["lens"]),
         )
 
     def tables(self) -> dict[str, dict[str, Any]] | None:

@@ -17,6 +17,7 @@ from spex_mech.circuit.files import read_json, write_whole
 from spex_mech.components import ComponentSet, select
 from spex_mech.errors import FormatError, ModelError
 from spex_mech.gallery import Card, cards, open_card
+from spex_mech.lenses.prompted import with_prompt
 from spex_mech.planted import load_planted
 from spex_mech.task import Task
 from spex_mech.walsh.decoding import Samples
@@ -103,12 +104,15 @@ def reopen(folder: str | Path, *, device: str | None = None) -> Study:
 
 
 def open_subject(what: str | Path, *, device: str | None = None, model: str | Path | None = None) -> Subject:
-    """A bound subject from a card, a model folder or a hub id; prompts are not read.
+    """A bound subject from a card, a model folder or a hub id; prompts are read only where a card studies them too.
 
     `model` takes the place of the card's own, as in `open_study`.
     """
     if _is_card(what):
-        return _card_subject(open_card(what), device, model)[0]
+        card = open_card(what)
+        if card.lens is not None:  # its prompts say which tokens there are
+            return _open_card_study(card, None, None, device, model).subject
+        return _card_subject(card, device, model)[0]
     return bind(load_model(what if model is None else model, device=device)[0])
 
 
@@ -141,6 +145,8 @@ def _open_card_study(
 ) -> Study:
     subject, tokenizer = _card_subject(card, device, model)
     task = card.task(tokenizer=tokenizer, prompts=prompts)
+    if card.lens is not None:
+        subject = with_prompt(subject, task, card.lens.parts, filler=card.lens.filler, tokenizer=tokenizer)
     study = _study(card.title, subject, task, components or card.components)
     return Study(study.title, study.subject, study.task, study.components, card.replacement, card.per, card)
 

@@ -1,6 +1,9 @@
 """Components and parts of the prompt under one keep matrix: what the model reads, and what is found."""
 
+import re
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -14,6 +17,7 @@ from spex_mech.ablation.respond import respond
 from spex_mech.ablation.subject import Site
 from spex_mech.components import ModelShape
 from spex_mech.errors import ComponentError, TaskError
+from spex_mech.studies import open_subject, reopen, save_source
 from spex_mech.task import Task
 
 SILENT, WORD = 3, 7  # tokens
@@ -151,3 +155,35 @@ def test_parts_that_cannot_be(parts, filler, message):
         sm.with_prompt(Watcher(), watched(corrupt=None), parts, filler=filler)
     with pytest.raises(TaskError, match="already"):
         sm.with_prompt(sm.with_prompt(Watcher(), watched()), watched())
+
+
+def card_with_lens(folder, lens):
+    shutil.copytree(Path(sm.open_card("planted-and").folder), folder)
+    path = folder / "card.toml"
+    path.write_text(re.sub('default = "[^"]*"', 'default = "a0.h*, t*"', path.read_text(), count=1) + lens)
+    for name in ("truth.json", "truth.safetensors", "found.json", "responses.safetensors", "published.json"):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def test_a_card_may_name_parts_of_its_prompts(tmp_path):
+    card = card_with_lens(tmp_path / "card", '\n[lens]\nparts = "tokens"\n')
+    study = sm.open_study(card)
+    assert study.components.names[-3:] == ("t0", "t1", "t2")
+    assert open_subject(card).provenance == study.subject.provenance
+    run = tmp_path / "run"
+    sm.discover(study.subject, study.task, study.components, budget=128, out=run)
+    save_source(run, card)
+    again = reopen(run)
+    assert again.components.names == study.components.names
+    assert "Tokens" in sm.report(run).html
+
+
+@pytest.mark.parametrize(
+    ("lens", "message"),
+    [('parts = "words"', "parts is 'words'"), ("parts = [[3, 1]]", "after the last"), ("filler = -1", "filler is -1"),
+     ("parts = []", "parts is"), ('tokens = "x"', "tokens is unknown")],
+)  # fmt: skip
+def test_a_lens_of_a_card_that_cannot_be(tmp_path, lens, message):
+    with pytest.raises(sm.SpexMechError, match=message):
+        sm.open_card(card_with_lens(tmp_path / "card", f"\n[lens]\n{lens}\n"))
