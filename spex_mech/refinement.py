@@ -168,8 +168,8 @@ def _proposals(
         whole = number % 2 and goal in larger
         start = pool.keep[pool.best(larger[goal] if whole else goal)]
         radius = pool.keep.shape[1] if whole else max(2, int(_RADIUS * goal.size))
-        proposed = climb(surface, start, goal.size, radius, pool.case.intact, goal.sign)
-        if _is_known(pool, found, proposed):
+        proposed: Row | None = climb(surface, start, goal.size, radius, pool.case.intact, goal.sign)
+        if proposed is not None and _is_known(pool, found, proposed):
             proposed = _neighbour(pool, surface, found, proposed, goal, generator)
         if proposed is not None:
             found.append(proposed)

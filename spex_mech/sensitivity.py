@@ -80,8 +80,8 @@ def try_replacement(case: Case, kind: str, passes: Passes, rows: Int[Tensor, " r
     used = sorted({i for s in one.sets for i in s})  # the others have no strength in either, and would agree for free
     strong = [[list(strengths(x, case.names).values())[i] for i in used] for x in (one, other)]
     sets = [s for s in one.sets if len(s) > 1]
-    pairs = [np.array([x.get(s) or 0.0 for s in sets]) for x in (one, other)]
-    tops = [set(np.argsort(-np.abs(x), kind="stable")[:TOP].tolist()) for x in pairs]
+    pairs = [[x.get(s) or 0.0 for s in sets] for x in (one, other)]
+    tops = [set(np.argsort(-np.abs(np.array(x)), kind="stable")[:TOP].tolist()) for x in pairs]
     signs = [pairs[0][i] * pairs[1][i] > 0 for i in tops[0]]
     return ReplacementRow(
         kind, len(rows), ends[0] - ends[1], _agreement(ours, theirs), _rank_agreement(*strong),
