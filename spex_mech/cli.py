@@ -214,12 +214,14 @@ def audit(
             print_circuit_audit(told, _console())
         return
     from spex_mech.auditing import audit as run_audit
+    from spex_mech.auditing import refuse_other_lens
     from spex_mech.reporting import write_report
     from spex_mech.runs import load_run
     from spex_mech.studies import open_study, reopen
     from spex_mech.verdicts import print_audit
 
     found = load_run(run)
+    refuse_other_lens(found)
     study = reopen(run, device=device) if model is None else open_study(model, prompts=prompts, device=device)
     names = list(study.card.published.nodes if study.card else ()) if names is None else names
     result = run_audit(

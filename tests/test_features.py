@@ -1,8 +1,10 @@
 """Parts of a prompt: what is left of the text, what a model reads of it, and what interacts."""
 
+import os
 import re
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import bridge_of, tiny
 
 import spex_mech as sm
+from spex_mech.bench.peer_proxies import has_shapiq, shapiq_proxy
 from spex_mech.errors import ModelError, ResponseError, TaskError
 from spex_mech.lenses.features import owners_of
 from spex_mech.lenses.segments import Segments, split
@@ -425,3 +428,48 @@ def test_every_word_alone_is_exhaustive():
     keep = torch.tensor(list(product([False, True], repeat=3)))
     texts = [" ".join(w for w, k in zip(("not", "good", "nice"), row, strict=True) if k) for row in keep.tolist()]
     assert found.predict(keep).tolist() == pytest.approx(sentiment(texts), abs=1e-6)
+
+
+def long_text(n: int = 500, seed: int = 0):
+    """A text of n words and a function of it: 20 words, 15 pairs and 5 triples count, where all of a set are there."""
+    generator = np.random.default_rng(seed)
+
+    def some(size):
+        return tuple(sorted(generator.choice(n, size, replace=False).tolist()))
+
+    sizes = [1] * 20 + [2] * 15 + [3] * 5
+    sets = {some(size): size * float(generator.normal()) for size in sizes}
+
+    def value(texts):
+        there = [{int(word[1:]) for word in text.split()} for text in texts]
+        return [sum(weight for members, weight in sets.items() if kept.issuperset(members)) for kept in there]
+
+    return " ".join(f"w{i}" for i in range(n)), value, sets
+
+
+@pytest.mark.slow
+def test_500_words_are_decoded_and_beside_shapiq():
+    """Run with ``-s`` to see the figures; the peer runs where SPEX_MECH_PEER_PYTHON names a Python that has it."""
+    text, value, sets = long_text()
+    found = sm.discover_features(value, text, budget=2048, link="identity")
+    fresh = sm.discover_features(value, text, budget=1024, seed=1, decoder="linear", link="identity").responses
+    truth = fresh.values[:, 0].double()
+
+    def r2(predicted):
+        return float(1 - ((truth - predicted) ** 2).sum() / ((truth - truth.mean()) ** 2).sum())
+
+    ours = r2(found.predict(fresh.keep).double())
+    names = found.components.names
+    joint = {tuple(names[i] for i in members) for members in sets if len(members) > 1}
+    assert joint <= {i.components for i in found.circuit.interactions}
+    assert ours > 0.999
+    print(f"\njoint {ours:.4f}")
+    python = os.environ.get("SPEX_MECH_PEER_PYTHON")
+    if python is None or not has_shapiq(python):
+        pytest.skip("there is no shapiq to compare with: SPEX_MECH_PEER_PYTHON")
+    given = (found.responses.keep.numpy(), found.responses.values[:, 0].double().numpy(), fresh.keep.numpy())
+    for method in ("proxyspex, one fit", "proxyshap"):
+        peer = shapiq_proxy(*given, method, python)
+        assert peer is not None
+        print(f"shapiq {method} {r2(torch.from_numpy(peer.predicted)):.4f}")
+        assert r2(torch.from_numpy(peer.predicted)) < ours

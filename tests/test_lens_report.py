@@ -14,6 +14,7 @@ import spex_mech as sm
 from spex_mech.circuit.dossier import Passage
 from spex_mech.circuit.layout import NARROW, WIDE
 from spex_mech.circuit.passage import draw_passage, flow, width_of
+from spex_mech.cli import main
 from spex_mech.errors import ResponseError
 from spex_mech.lenses.segments import split
 from spex_mech.runs import lens_of
@@ -97,13 +98,19 @@ def test_a_damaged_record_leaves_the_text_out():
         assert 'id="text"' not in sm.report(found).html
 
 
-def test_an_audit_of_other_lenses_says_what_to_do_instead():
+def test_an_audit_of_other_lenses_says_what_to_do_instead(tmp_path, monkeypatch, capsys):
     found = sm.discover_features(sentiment, REVIEW, budget=1024)
     with pytest.raises(ResponseError, match="discover_features with another seed"):
         sm.audit(found, sentiment, None)
     data = sm.discover_data(lambda kept: float(len(kept)), examples=4, budget=16)
     with pytest.raises(ResponseError, match="discover_data with another seed"):
         sm.audit(data, sentiment, None)
+    sm.discover_data(lambda kept: float(len(kept)), examples=4, budget=16, out=tmp_path, identity="count")
+    monkeypatch.setattr("sys.argv", ["spex-mech", "audit", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "training examples" in capsys.readouterr().err
     html = sm.report(data).html
     assert "trained without it" in html
     assert "sm.discover_data(" in html
