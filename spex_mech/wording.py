@@ -5,7 +5,7 @@ from typing import Any
 
 from spex_mech.audits import Audit, Verified
 from spex_mech.circuit.graph import Interaction
-from spex_mech.circuit.page import number, percent
+from spex_mech.circuit.page import number, percent, quoted
 from spex_mech.runs import Discovery, lens_of
 from spex_mech.walsh.decoding import Outcome
 
@@ -75,12 +75,19 @@ def _strongest(found: Discovery) -> Iterator[str]:
     mains = [i for i in found.circuit.interactions if i.order == 1]
     sets = [i for i in found.circuit.interactions if i.order > 1]
     if mains:
-        yield f"By itself, {mains[0].label} matters most ({_effect(mains[0], found)})."
+        yield f"By itself, {_label(mains[0], found)} matters most ({_effect(mains[0], found)})."
     if not sets:
         yield "No joint effect was found: components act one by one, as far as these masks can tell."
         return
     what = {"synergy": "they are needed together", "redundancy": "each does what the other does, and backs it up"}
-    yield f"The strongest joint effect is that of {sets[0].label} ({_effect(sets[0], found)}): {what[sets[0].kind]}."
+    strongest = f"{_label(sets[0], found)} ({_effect(sets[0], found)})"
+    yield f"The strongest joint effect is that of {strongest}: {what[sets[0].kind]}."
+
+
+def _label(interaction: Interaction, found: Discovery) -> str:
+    """Its name, and the words where it is of words."""
+    said = quoted(interaction.components, found.circuit.texts)
+    return f"{interaction.label}, {said}," if said else interaction.label
 
 
 def _effect(interaction: Interaction, found: Discovery) -> str:

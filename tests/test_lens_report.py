@@ -63,6 +63,8 @@ def test_the_report_of_a_prompt_shows_its_words_and_joins_those_that_act_togethe
         assert all(x >= 0 and x + wide <= frame.width for x, wide in boxes)
     for words in ("it is left out of the text", "sm.discover_features(", "this way of cutting it"):
         assert words in html
+    assert html.count("s3 × s4, “not” × “good”,") == 1  # in the answer
+    assert "<bdi>“not” × “good”</bdi>" in html  # in the table
     assert "residual" not in html
     assert lens_of(found.record) == "features"
 

@@ -74,6 +74,7 @@ def test_intact_masks_give_the_metric_of_the_plain_model(subject, metric):
             "logit": last[answer],
             "log_prob": log_probs[-1, answer],
             "prob": log_probs[-1, answer].exp(),
+            "prob_diff": log_probs[-1, answer].exp() - log_probs[-1, wrong].exp().sum(),
             "kl": torch.tensor(0.0),
             "loss": -log_probs[:-1].gather(1, task.prompts.row(i)[1:, None]).mean(),
         }[metric]

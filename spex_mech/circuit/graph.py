@@ -125,6 +125,11 @@ class Circuit:
         return tuple(node.name for node in self.nodes)
 
     @property
+    def texts(self) -> dict[str, str]:
+        """What the parts of an input among the nodes say, by name."""
+        return {node.name: node.role for node in self.nodes if node.role and node.component.is_input}
+
+    @property
     def max_order(self) -> int:
         return max((interaction.order for interaction in self.interactions), default=0)
 

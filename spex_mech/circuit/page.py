@@ -9,7 +9,7 @@ import hashlib
 import html
 import json
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -56,6 +56,16 @@ def text(value: Any) -> str:
 def foreign(value: Any) -> str:
     """Text of people's own: escaped, and its writing direction kept to itself."""
     return f"<bdi>{text(value)}</bdi>"
+
+
+def quoted(names: Iterable[str], roles: Mapping[str, str], most: int = 40) -> str:
+    """What parts of an input say, cut where it is long; nothing where one of them says nothing.
+
+    >>> quoted(["s0", "s2"], {"s0": "not", "s2": "good"}), quoted(["s0", "a0.h1"], {"s0": "not"})
+    ('“not” × “good”', '')
+    """
+    said = [roles.get(name, "") for name in names]
+    return " × ".join(f"“{s if len(s) <= most else s[:most] + '…'}”" for s in said) if all(said) else ""
 
 
 def embed(data: Any, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from spex_mech.circuit.dossier import Cell, Check, Dossier, Sheet
 from spex_mech.circuit.graph import Circuit, Interaction
-from spex_mech.circuit.page import foreign, number, table, text
+from spex_mech.circuit.page import foreign, number, quoted, table, text
 
 MAX_ROWS = 500  # interactions in the table
 _TINY = 1e-16  # false discovery rates below it are not told apart
@@ -16,9 +16,9 @@ def interactions(dossier: Dossier) -> str:
     again = bool(dossier.checks)
     names = ["components", "order", "kind", f"coefficient ({circuit.unit})", "knockout", "q", "stability"]
     wide = [*names, "measured again", "confirmed"] if again else names
-    largest = max(abs(i.coefficient) for i in circuit.interactions) or 1.0
+    largest, said = max(abs(i.coefficient) for i in circuit.interactions) or 1.0, circuit.texts
     rows = [
-        _row(i, largest, dossier.checks.get(i.components) if again else None, again)
+        _row(i, largest, dossier.checks.get(i.components) if again else None, again, quoted(i.components, said))
         for i in circuit.interactions[:MAX_ROWS]
     ]
     rest = len(circuit.interactions) - MAX_ROWS
@@ -46,14 +46,14 @@ def _explained(circuit: Circuit, again: bool) -> str:
     return words + (" Measured again: by fresh passes, in contexts that had no part in finding it." if again else "")
 
 
-def _row(i: Interaction, largest: float, check: Check | None, again: bool) -> list[str]:
+def _row(i: Interaction, largest: float, check: Check | None, again: bool, said: str) -> list[str]:
     width = 36 * abs(i.coefficient) / largest
     mark = (
         f'<svg class="mini" viewBox="0 0 36 8" aria-hidden="true"><rect class="{i.kind}" x="{36 - width:.1f}" '
         f'width="{width:.1f}" height="8" rx="2"/></svg>'
     )
     cells = [
-        f"<code>{text(i.label)}</code>", str(i.order), text(i.kind),
+        f"<code>{text(i.label)}</code>{f' {foreign(said)}' if said else ''}", str(i.order), text(i.kind),
         f"{mark}{_sorted_by(_with_error(i.coefficient, i.stderr), i.coefficient)}",
         _number(i.knockout, sign=True), _rate(i.q_value), _number(i.stability, digits=2),
     ]  # fmt: skip

@@ -1,1 +1,2 @@
-"""The other lenses of SPEX: parts of a prompt instead of parts of a model. Same responses, same decoders."""
+"""The other lenses of SPEX: parts of a prompt, training examples, and heads and words at once. Same responses, same
+decoders."""
