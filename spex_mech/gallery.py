@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from spex_mech.circuit.files import is_path
 from spex_mech.components import Component
 from spex_mech.errors import ComponentError, FormatError, TaskError, all_problems
 from spex_mech.task import Task
@@ -349,6 +350,9 @@ class _Reader:
 
     def inside(self, relative: str) -> Path | None:
         """A path of the card, if it stays inside the card."""
+        if not is_path(relative):
+            self.problems.append(f"{relative!r:.60} is no path")
+            return None
         where = self.folder / relative
         if Path(relative).is_absolute() or ".." in Path(relative).parts or not relative or "\\" in relative:
             self.problems.append(f"{relative!r} leaves the card's folder; a card names files inside it only")

@@ -13,7 +13,7 @@ import torch
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.load import load_model
 from spex_mech.ablation.subject import Subject
-from spex_mech.circuit.files import read_json, write_whole
+from spex_mech.circuit.files import is_path, read_json, write_whole
 from spex_mech.components import ComponentSet, select
 from spex_mech.errors import FormatError, ModelError
 from spex_mech.gallery import Card, cards, open_card
@@ -100,6 +100,8 @@ def reopen(folder: str | Path, *, device: str | None = None) -> Study:
     what, prompts, model = (record.get(key) for key in ("what", "prompts", "model"))
     if not isinstance(what, str) or not isinstance(prompts, str | None) or not isinstance(model, str | None):
         raise FormatError(f"{path} must name a card or model in 'what', and files or nothing in 'prompts' and 'model'.")
+    if not all(is_path(text) for text in (what, prompts, model) if text is not None):
+        raise FormatError(f"{path} names files that no system could have.")
     return open_study(what, prompts=prompts, device=device, model=model)
 
 
@@ -133,6 +135,8 @@ def true_spectrum(card: Card) -> Spectrum | None:
 
 
 def _is_card(what: str | Path) -> bool:
+    if not is_path(str(what)):
+        raise FormatError(f"{str(what)!r:.60} is neither a card, nor a folder, nor a hub id.")
     return str(what) in cards() or (Path(what) / "card.toml").exists()
 
 

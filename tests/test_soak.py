@@ -50,7 +50,8 @@ for when, n in ticks[1:]:
 sizes = {path.name: path.stat().st_size / 2**20 for path in (folder / "run").iterdir()}
 print(json.dumps({
     "before": before, "measuring": measured - before, "decoding": peak() - before, "masks": len(responses),
-    "ticked": done, "error": error, "eta": [min(etas), max(etas)], "seconds": ended - began, "disk": sum(sizes.values()),
+    "ticked": done, "error": error, "eta": [min(etas), max(etas)], "seconds": ended - began,
+    "disk": sum(sizes.values()),
 }))
 """
 

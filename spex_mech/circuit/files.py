@@ -35,6 +35,19 @@ def write_whole(path: str | Path, text: str) -> Path:
     return path
 
 
+def is_path(text: str) -> bool:
+    """Whether a text from a file nobody has checked could be a path at all, before any system is asked.
+
+    >>> is_path("model/weights"), is_path("x" * 300), is_path(chr(0))
+    (True, False, False)
+    """
+    try:
+        parts = [os.fsencode(part) for part in text.replace("\\", "/").split("/")]
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text and all(len(part) < 256 for part in parts) and sum(map(len, parts)) < 2048
+
+
 def read_json(path: str | Path, schema: str) -> dict[str, Any]:
     """A JSON object of one schema, from a file nobody has checked.
 
