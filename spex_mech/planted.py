@@ -35,6 +35,7 @@ LENGTH = 3  # tokens a prompt: acting or not, scale, and the place where the ans
 _LINKS: dict[str, Callable[[Tensor], Tensor]] = {"identity": torch.clone, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 _BASES = ("walsh", "mobius", "knockout")
 _MAX_BYTES = 1 << 26
+_MAX_ATOMS = 1 << 18  # a few digits in a file of a stranger must not fill the memory
 
 
 @dataclass(frozen=True)
@@ -379,6 +380,8 @@ def _problems(record: Any) -> list[str]:
             found.append(f"no field {key!r}; it must be {wanted}.")
         elif not fits(record[key]):
             found.append(f"{key} is {record[key]!r:.60}; it must be {wanted}.")
+    if not found and (atoms := record["n_layers"] * (record["n_heads"] + record["d_mlp"])) > _MAX_ATOMS:
+        found.append(f"it has {atoms:,} heads and neurons; a planted subject has at most {_MAX_ATOMS:,}.")
     return found or _term_problems(record)
 
 

@@ -265,3 +265,10 @@ def test_a_few_short_names_do_not_fill_the_memory():
     names = [f"[m{layer}.n0:262144]" for layer in range(40)]
     with pytest.raises(SpexMechError, match="spell out more than 1,048,576 components in all"):
         sm.ComponentSet.of(names)
+
+
+def test_a_few_digits_do_not_fill_the_memory(tmp_path):
+    record = json.loads((CARD / "model" / "planted.json").read_text())
+    (tmp_path / "planted.json").write_text(json.dumps({**record, "n_layers": 1000, "d_mlp": 100_000}))
+    with pytest.raises(FormatError, match=r"heads and neurons; a planted subject has at most 262,144"):
+        planted.load_planted(tmp_path)
