@@ -219,10 +219,10 @@ def test_repeated_components_are_refused_by_name():
 
 
 def test_many_repeated_components_are_refused_quickly():
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ComponentError, match="and 19,992 more"):
         ComponentSet(tuple(Component("neuron", 0, i) for i in range(20_000)) * 2)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 def test_all_unreadable_names_are_reported():

@@ -97,7 +97,7 @@ def _non_negative(columns: Float[Tensor, "mask part"], values: Float[Tensor, " m
     centre, target = columns.mean(0), float(values.mean())
     x, y = columns - centre, values - target
     loss = (columns - values[:, None]).square().mean(0).clamp(min=1e-300)
-    mean_loss = y.square().mean()
+    mean_loss = y.square().mean().clamp(min=1e-300)  # values may all be the same
     least = torch.minimum(loss.min(), mean_loss)
     prior = (least / loss) ** _POWER
     prior = prior / (prior.sum() + (least / mean_loss) ** _POWER)
