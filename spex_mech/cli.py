@@ -61,6 +61,7 @@ def discover(
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
+    refine: o.Refine = False,
     device: o.Device = None,
     decoder: o.DecoderName = "auto",
     link: o.LinkName = "auto",
@@ -76,8 +77,8 @@ def discover(
     """Ablate sets of components, recover their interactions, write the circuit."""
     _discover(
         what, out, quiet=quiet, as_json=as_json, prompts=prompts, model=model, components=components, budget=budget,
-        keep=keep, decoder=decoder, link=link, replacement=replacement, share=share, folds=folds, resamples=resamples,
-        seed=seed, device=device, workers=workers, ray=ray, gpus_each=gpus_per_worker,
+        keep=keep, decoder=decoder, link=link, replacement=replacement, share=share, refine=refine, folds=folds,
+        resamples=resamples, seed=seed, device=device, workers=workers, ray=ray, gpus_each=gpus_per_worker,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from spex_mech.errors import DecodeError
 from spex_mech.fingerprints import hash_function
 from spex_mech.locks import hold
 from spex_mech.measuring import measure_once
+from spex_mech.narrowing import narrow
 from spex_mech.pilot import settle_keep
 from spex_mech.plans import Keep, choose_design, share_early
 from spex_mech.progress import mask_progress
@@ -60,6 +62,7 @@ def discover(
     resamples: int = 0,
     link: str = "auto",
     workers: Workers | None = None,
+    refine: bool = False,
 ) -> Discovery:
     """Find which components of `subject` matter together for `task`, from `budget` ablation masks.
 
@@ -97,6 +100,9 @@ def discover(
         workers: pass the masks through that many processes on this machine or a cluster (`Workers`, needs ray): the
             same bits, sooner. None: here.
         per: "position" or "pooled" means; default: per position where all prompts have one length.
+        refine: ablate blocks of components first and split only those that carry weight, down to single components
+            (`narrowing.narrow`); `budget` is that of all rounds. For thousands of components: far fewer masks, at the
+            price that what no block shows is not looked at again. The result is over the components that were left.
 
     Returns:
         a `Discovery` with ``.responses``, ``.decoded``, ``.spectrum``, ``.circuit``, ``.interactions()``,
@@ -110,6 +116,12 @@ def discover(
     subject = bind(subject)
     chosen = choose_components(subject, components)
     task = task.check(subject.shape)
+    if refine:
+        asked = partial(
+            discover, subject, task, keep=keep, replacement=replacement, decoder=decoder, seed=seed, progress=progress,
+            per=per, share=share, folds=folds, resamples=resamples, link=link, workers=workers,
+        )  # fmt: skip
+        return narrow(chosen, budget, lambda left, masks, folder: asked(left, masks, out=folder), out)
     design = share_early(choose_design(len(chosen), budget, keep, decoder, seed), chosen, share)
     choose_decoder(decoder, design, design.n_masks, link)  # a budget it cannot use is refused before it is spent
     check_certainty(design, folds, resamples)

@@ -69,6 +69,12 @@ Share = Annotated[
         help="Masks in a row that agree on the earlier layers, which are passed once.", rich_help_panel=_MASKS
     ),
 ]
+Refine = Annotated[
+    bool,
+    typer.Option(
+        "--refine", help="Ablate blocks first and split those that carry weight; for thousands.", rich_help_panel=_MASKS
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option("--device", help="Where the model lives: cpu, cuda, cuda:1 …", rich_help_panel=_MASKS),

@@ -153,8 +153,8 @@ def advise(n: int, budget: int) -> tuple[str, ...]:
     told = list[str]()
     if n > 2 * budget:
         told.append(
-            f"refinement: {n:,} components are more than {budget:,} masks can tell apart; ablate groups first (layers, "
-            "or [m3.n0:64]), then the components of the groups that matter, the others kept"
+            f"refinement (refine=True, --refine): {n:,} components are more than {budget:,} masks can tell apart; "
+            "blocks are ablated first, and those that carry weight split"
         )
     told.append(
         "joint (auto): the best predictions at any budget and keep-probability, and sets of any order that masks show"

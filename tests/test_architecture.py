@@ -134,6 +134,7 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
         "runs",
         ("walsh*", "circuit.codec", "circuit.files", "circuit.graph", "components", "responses", "records", "errors"),
     ),
+    ("narrowing", ("components", "runs", "errors")),
     ("plans", ("walsh*", "components", "errors")),
     ("measuring", ("ablation*", "walsh*", "metrics", "responses", "runs", "task")),
     ("scaling", ("ablation*", "gallery", "studies")),
