@@ -28,10 +28,10 @@ BUDGET, CHUNK = 2000, 256
 WEIGHTS = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281, "m1.n0": 0.0123457}
 
 # A process that imports once and forks a child for every order "WHAT FOLDER NUMBER": "run" goes to its end, "kill" is
-# killed after that many seconds; "finish" and "cut" are the same with a decoder that takes a while; "limit" lets no file
-# grow beyond that many bytes, "die" kills itself while the last file is written, at that point of it; "cli" is the
-# command line, killed at that pass of the model (0: never).
-# Each pass of the model is a line in the file "calls" beside the folder.
+# killed after that many seconds; "finish" and "cut" are the same with a decoder that takes a while; "limit" lets no
+# file grow beyond that many bytes, "die" kills itself while the last file is written, at that point of it; "cli" is
+# the command line, killed at that pass of the model (0: never). Each pass of the model is a line in the file "calls"
+# beside the folder.
 CHILD = """
 import os, pathlib, resource, signal, sys, time
 import torch
