@@ -41,12 +41,14 @@ alone = ", ".join(f"{cost:.2f}" for cost in group.single)
 print(" × ".join(group.components), f"losing all costs {group.joint:.2f}, losing one {alone}")
 
 # %% [markdown]
-# Measured: without the group next to nothing is left of the behaviour, although no head of it costs much alone. They are
+# Measured: without the group next to nothing is left, although no head of it costs much alone. They are
 # the four heads of the first layer, each of which can tell which name was mentioned last.
 
 # %%
 without = behaviour(group.components)
-print(f"without all of them {without:.2f}; the sum of their single effects {sum(effects[n] for n in group.components):.2f}")
+print(
+    f"without all of them {without:.2f}; the sum of their single effects {sum(effects[n] for n in group.components):.2f}"
+)
 
 assert max(effects.values()) < 0.15 * intact
 assert without < 0.1 * intact
