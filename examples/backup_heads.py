@@ -47,7 +47,7 @@ print(" × ".join(group.components), f"losing all costs {group.joint:.2f}, losin
 # %%
 without = behaviour(group.components)
 print(
-    f"without all of them {without:.2f}; the sum of their single effects {sum(effects[n] for n in group.components):.2f}"
+    f"without all of them {without:.2f}; the sum of their single effects {sum(effects[n] for n in group.components):.2f}"  # noqa: E501
 )
 
 assert max(effects.values()) < 0.15 * intact
