@@ -191,8 +191,8 @@ def test_refusals_say_how_many_there_are_and_why():
         sm.SpexMechError, match=r"(?s)400 unique prompts were asked for.* there are 312 .*objects are no"
     ):
         sm.tasks.multiple_choice(few, n=400, options=2)
-    with pytest.raises(sm.SpexMechError, match="2,000,000 unique prompts"):
-        sm.tasks.ioi(Splitter(), n=2_000_000)
+    with pytest.raises(sm.SpexMechError, match="20,000,000 unique prompts"):
+        sm.tasks.ioi(Splitter(), n=20_000_000)
     with pytest.raises(sm.SpexMechError, match="splits only 0 of 100 years"):
         sm.tasks.greater_than(lambda text: [sum(map(ord, word)) for word in text.split()], n=4)
     with pytest.raises(sm.SpexMechError, match=r"0 women \(at least 1\)"):

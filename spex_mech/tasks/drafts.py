@@ -59,22 +59,22 @@ def write_task(order: Order, speller: Speller, drafts: Iterable[Draft], possible
         TaskError: there are not as many; what there is and why is told.
     """
     check_count(order, possible, notes)
-    rows, dropped = list[_Row](), Counter[str]()
-    length: int | None = None
+    rows, dropped, lengths = list[_Row](), Counter[str](), Counter[int]()
+    length = 0  # not settled yet
     for draft in drafts:
         found = _row(speller, draft)
         if isinstance(found, str):
             dropped[found] += 1
             continue
         rows.append(found)
-        if order.equal_lengths and length is None and len(rows) == _PILOT:
-            length = _common_length(rows)
-        if _fitting(rows, length) >= order.n and (length is not None or not order.equal_lengths):
+        lengths[len(found.tokens)] += 1
+        if order.equal_lengths and not length and len(rows) == _PILOT:
+            length = _commonest(lengths)
+        if (lengths[length] if order.equal_lengths else len(rows)) >= order.n:
             break
     if order.equal_lengths and rows:
-        length = length or _common_length(rows)
-        other = len(rows) - _fitting(rows, length)
-        dropped[f"prompts of other lengths than {length} tokens"] += other
+        length = length or _commonest(lengths)
+        dropped[f"prompts of other lengths than {length} tokens"] += len(rows) - lengths[length]
         rows = [row for row in rows if len(row.tokens) == length]
     told = [*notes, *(f"{count:,} {reason} were dropped" for reason, count in dropped.items() if count)]
     if len(rows) < order.n:
@@ -105,13 +105,8 @@ def _too_few(order: Order, found: int, told: Sequence[str]) -> str:
     return f"{order.what}: {order.n:,} unique prompts were asked for, and there are {found:,} here. Lower n.{why}"
 
 
-def _common_length(rows: Sequence[_Row]) -> int:
-    counts = Counter(len(row.tokens) for row in rows)
-    return min(counts, key=lambda length: (-counts[length], length))
-
-
-def _fitting(rows: Sequence[_Row], length: int | None) -> int:
-    return sum(length is None or len(row.tokens) == length for row in rows)
+def _commonest(lengths: Counter[int]) -> int:
+    return min(lengths, key=lambda length: (-lengths[length], length))
 
 
 def _row(speller: Speller, draft: Draft) -> _Row | str:
