@@ -16,7 +16,7 @@ _HOMES = {
     "spex_mech.ablation.load": ("load_model",),
     "spex_mech.ablation.workers": ("Workers",),
     "spex_mech.auditing": ("audit",),
-    "spex_mech.audits": ("Audit", "load_audit"),
+    "spex_mech.evidence.audits": ("Audit", "load_audit"),
     "spex_mech.circuit.backups": ("Backup", "find_backups"),
     "spex_mech.circuit.codec": ("load_circuit",),
     "spex_mech.circuit.graph": ("Circuit", "Interaction", "Node"),
@@ -32,12 +32,12 @@ _HOMES = {
     "spex_mech.gallery": ("cards", "open_card"),
     "spex_mech.hook_tables": ("hook_frame", "hook_interactions", "mib_config"),
     "spex_mech.lenses.prompted": ("with_prompt",),
-    "spex_mech.planning": ("Plan", "plan_run"),
+    "spex_mech.running.planning": ("Plan", "plan_run"),
     "spex_mech.reporting": ("report",),
     "spex_mech.responses": ("Responses",),
     "spex_mech.runs": ("Discovery", "load_run"),
-    "spex_mech.scoring": ("CircuitAudit", "audit_circuit"),
-    "spex_mech.shards": ("Shard", "merge_shards", "respond_shard"),
+    "spex_mech.evidence.scoring": ("CircuitAudit", "audit_circuit"),
+    "spex_mech.running.shards": ("Shard", "merge_shards", "respond_shard"),
     "spex_mech.studies": ("Study", "open_study", "true_spectrum"),
     "spex_mech.task": ("Task",),
     "spex_mech.teaching": ("discover_data",),
@@ -73,8 +73,6 @@ if TYPE_CHECKING:
     from spex_mech.ablation.load import load_model as load_model
     from spex_mech.ablation.workers import Workers as Workers
     from spex_mech.auditing import audit as audit
-    from spex_mech.audits import Audit as Audit
-    from spex_mech.audits import load_audit as load_audit
     from spex_mech.circuit.backups import Backup as Backup
     from spex_mech.circuit.backups import find_backups as find_backups
     from spex_mech.circuit.codec import load_circuit as load_circuit
@@ -104,6 +102,10 @@ if TYPE_CHECKING:
     from spex_mech.components import select as select
     from spex_mech.discovery import discover as discover
     from spex_mech.errors import SpexMechError as SpexMechError
+    from spex_mech.evidence.audits import Audit as Audit
+    from spex_mech.evidence.audits import load_audit as load_audit
+    from spex_mech.evidence.scoring import CircuitAudit as CircuitAudit
+    from spex_mech.evidence.scoring import audit_circuit as audit_circuit
     from spex_mech.featuring import discover_features as discover_features
     from spex_mech.gallery import cards as cards
     from spex_mech.gallery import open_card as open_card
@@ -111,17 +113,15 @@ if TYPE_CHECKING:
     from spex_mech.hook_tables import hook_interactions as hook_interactions
     from spex_mech.hook_tables import mib_config as mib_config
     from spex_mech.lenses.prompted import with_prompt as with_prompt
-    from spex_mech.planning import Plan as Plan
-    from spex_mech.planning import plan_run as plan_run
     from spex_mech.reporting import report as report
     from spex_mech.responses import Responses as Responses
+    from spex_mech.running.planning import Plan as Plan
+    from spex_mech.running.planning import plan_run as plan_run
+    from spex_mech.running.shards import Shard as Shard
+    from spex_mech.running.shards import merge_shards as merge_shards
+    from spex_mech.running.shards import respond_shard as respond_shard
     from spex_mech.runs import Discovery as Discovery
     from spex_mech.runs import load_run as load_run
-    from spex_mech.scoring import CircuitAudit as CircuitAudit
-    from spex_mech.scoring import audit_circuit as audit_circuit
-    from spex_mech.shards import Shard as Shard
-    from spex_mech.shards import merge_shards as merge_shards
-    from spex_mech.shards import respond_shard as respond_shard
     from spex_mech.studies import Study as Study
     from spex_mech.studies import open_study as open_study
     from spex_mech.studies import true_spectrum as true_spectrum

@@ -14,22 +14,16 @@ import torch
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.replacement import Replacement, fit_replacement
 from spex_mech.ablation.subject import Subject
-from spex_mech.audits import Audit, Known
-from spex_mech.choosing import choose_circuits, verify_found
 from spex_mech.circuit.build import plain as plain_evidence
-from spex_mech.comparisons import Desk, add_kl, try_baselines, try_replacements
-from spex_mech.confirmation import try_interactions
-from spex_mech.discovery import describe_experiment
 from spex_mech.errors import DesignError, ResponseError, all_problems
-from spex_mech.faithfulness import precision_recall
-from spex_mech.locks import hold
-from spex_mech.passes import Ledger, Passes
-from spex_mech.progress import mask_progress
-from spex_mech.records import differences
-from spex_mech.runs import Discovery, lens_of
-from spex_mech.sensitivity import other_probs, try_contexts, try_stability
-from spex_mech.task import Task
-from spex_mech.verification import (
+from spex_mech.evidence.audits import Audit, Known
+from spex_mech.evidence.choosing import choose_circuits, verify_found
+from spex_mech.evidence.comparisons import Desk, add_kl, try_baselines, try_replacements
+from spex_mech.evidence.confirmation import try_interactions
+from spex_mech.evidence.faithfulness import precision_recall
+from spex_mech.evidence.passes import Ledger, Passes
+from spex_mech.evidence.sensitivity import other_probs, try_contexts, try_stability
+from spex_mech.evidence.verification import (
     RANDOM_SETS,
     Case,
     add_random,
@@ -39,6 +33,12 @@ from spex_mech.verification import (
     try_fresh,
     try_minimality,
 )
+from spex_mech.locks import hold
+from spex_mech.progress import mask_progress
+from spex_mech.records import differences
+from spex_mech.running.experiment import describe_experiment
+from spex_mech.runs import Discovery, lens_of
+from spex_mech.task import Task
 from spex_mech.walsh.design import MaskDesign
 
 LEAST = 96  # masks: the circuits at all sizes, and a few for everything else

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from spex_mech import __version__
-from spex_mech import options as o
+from spex_mech.console import options as o
 from spex_mech.errors import SpexMechError
 
 app = typer.Typer(
@@ -45,7 +45,7 @@ def demo(
     """The main job on the model that ships with the project: which heads make induction happen together?"""
     found = _discover("induction-2l", out, quiet=quiet, as_json=as_json, budget=budget, seed=seed)
     if not quiet and not as_json:
-        from spex_mech.printing import print_truth
+        from spex_mech.console.printing import print_truth
 
         print_truth(found, "induction-2l", _console())
 
@@ -103,8 +103,8 @@ def plan(
     """Tell what a run will take, and which way of asking fits it; runs one chunk of its masks."""
     from dataclasses import asdict
 
-    from spex_mech.commands import run_plan
-    from spex_mech.printing import print_plan
+    from spex_mech.console.commands import run_plan
+    from spex_mech.console.printing import print_plan
 
     told = run_plan(
         what, prompts=prompts, model=model, components=components, replacement=replacement, budget=budget, keep=keep,
@@ -138,7 +138,7 @@ def respond(
     as_json: o.Json = False,
 ) -> None:
     """Measure masks and decode nothing: one share of a run, for machines that know nothing of each other."""
-    from spex_mech.commands import run_respond
+    from spex_mech.console.commands import run_respond
 
     told = run_respond(
         what, out, shard=shard, quiet=quiet or as_json, prompts=prompts, model=model, components=components,
@@ -160,7 +160,7 @@ def merge(
     as_json: o.Json = False,
 ) -> None:
     """Put the shards of a run together; says what is missing. Needs no model."""
-    from spex_mech.commands import run_merge
+    from spex_mech.console.commands import run_merge
 
     told = run_merge(folders, out)
     if as_json:
@@ -207,7 +207,7 @@ def audit(
     """Put a run to the test on fresh masks, within a budget; writes audit.json and the report beside it."""
     names = None if known is None else known.split(",")
     if run.is_file():
-        from spex_mech.exchange import audit_file, print_circuit_audit
+        from spex_mech.console.exchange import audit_file, print_circuit_audit
 
         told = audit_file(run, model, prompts=prompts, device=device, known=names, budget=budget, seed=seed)
         _audited(told, as_json)
@@ -216,10 +216,10 @@ def audit(
         return
     from spex_mech.auditing import audit as run_audit
     from spex_mech.auditing import refuse_other_lens
+    from spex_mech.console.verdicts import print_audit
     from spex_mech.reporting import write_report
     from spex_mech.runs import load_run
     from spex_mech.studies import open_study, reopen
-    from spex_mech.verdicts import print_audit
 
     found = load_run(run)
     refuse_other_lens(found)
@@ -257,7 +257,7 @@ def export(
     device: o.Device = None,
 ) -> None:
     """Write a circuit for other tools; says what the format loses."""
-    from spex_mech.exchange import convert
+    from spex_mech.console.exchange import convert
 
     note = convert(circuit, out, to, model, device)
     _console().print(f"wrote {out}. {note}", highlight=False, soft_wrap=True)
@@ -273,13 +273,13 @@ def doctor(
     as_json: o.Json = False,
 ) -> None:
     """Check the installation; with a model, bind it, run its self-test and list its sites."""
-    from spex_mech.environment import describe_environment, print_environment
+    from spex_mech.console.environment import describe_environment, print_environment
 
     found = describe_environment()
     if not as_json:
         print_environment(_console())
     if model is not None:
-        from spex_mech.printing import describe_subject, print_subject
+        from spex_mech.console.printing import describe_subject, print_subject
         from spex_mech.studies import open_subject
 
         subject = open_subject(model, device=device)
@@ -313,8 +313,8 @@ def bench(
     ] = None,
 ) -> None:
     """Measure the engine or the decoders against floors, neighbours and each other, all in one run."""
-    from spex_mech.commands import run_bench
-    from spex_mech.printing import print_bench
+    from spex_mech.console.commands import run_bench
+    from spex_mech.console.printing import print_bench
 
     result = run_bench(
         what, device=device, quick=quick, peer_python=peer_python, cards=cards, search=search, budgets=budgets, out=out
@@ -329,8 +329,8 @@ def version() -> None:
 
 
 def _discover(what: str, out: Path, *, quiet: bool, as_json: bool, **asked: Any) -> Any:
-    from spex_mech.commands import run_discover
-    from spex_mech.printing import print_question
+    from spex_mech.console.commands import run_discover
+    from spex_mech.console.printing import print_question
 
     def show(study: Any, cost: Any) -> None:
         print_question(study, cost, out, _console())
@@ -343,11 +343,11 @@ def _discover(what: str, out: Path, *, quiet: bool, as_json: bool, **asked: Any)
 def _tell(found: Any, out: Path, quiet: bool, as_json: bool) -> None:
     """The answer: for machines, for people, or not at all."""
     if as_json:
-        from spex_mech.commands import answer
+        from spex_mech.console.commands import answer
 
         typer.echo(answer(found, out))
     elif not quiet:
-        from spex_mech.printing import print_discovery
+        from spex_mech.console.printing import print_discovery
 
         print_discovery(found, out, _console())
 
@@ -360,7 +360,7 @@ def _audited(result: Any, as_json: bool) -> None:
 
 
 def _echo(value: Any) -> None:
-    from spex_mech.commands import as_json
+    from spex_mech.console.commands import as_json
 
     typer.echo(as_json(value))
 

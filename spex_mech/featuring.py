@@ -13,11 +13,11 @@ from spex_mech.ablation.transformer_lens import is_transformer_lens
 from spex_mech.ablation.weights import describe_weights, hash_weights
 from spex_mech.errors import TaskError
 from spex_mech.fingerprints import hash_function
-from spex_mech.lens_runs import Asked, run_lens
 from spex_mech.lenses.features import BATCH_ROWS, Ablation, Features, owners_of
 from spex_mech.lenses.readers import FunctionReader, MetricLike, Reader, Row, model_reader
 from spex_mech.lenses.segments import Segments, Split, split
-from spex_mech.plans import Keep
+from spex_mech.running.lens_runs import Asked, run_lens
+from spex_mech.running.plans import Keep
 from spex_mech.runs import Discovery
 
 CHUNK = 256

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from spex_mech.auditing import AUDIT
-from spex_mech.audits import Audit, load_audit
 from spex_mech.circuit.dossier import Dossier, Fact, Passage
 from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.page import Page, number, percent
 from spex_mech.circuit.report import render
 from spex_mech.errors import SpexMechError
-from spex_mech.exhibits import checks_of, points_of, sheets_of, sizes_of
+from spex_mech.evidence.audits import Audit, load_audit
 from spex_mech.metrics import METRICS
-from spex_mech.origins import Origin, commands_of, expression, origin_of
+from spex_mech.reports.exhibits import checks_of, points_of, sheets_of, sizes_of
+from spex_mech.reports.origins import Origin, commands_of, expression, origin_of
+from spex_mech.reports.wording import answer, confidence, limits, warnings
 from spex_mech.runs import Discovery, lens_of, load_run
 from spex_mech.task import Task
-from spex_mech.wording import answer, confidence, limits, warnings
 
 REPORT = "report.html"
 _LISTED = 12  # components that are named

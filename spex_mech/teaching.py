@@ -11,7 +11,6 @@ from torch import nn
 
 from spex_mech.errors import TaskError
 from spex_mech.fingerprints import hash_function
-from spex_mech.lens_runs import Asked, run_lens
 from spex_mech.lenses.data import Examples, groups_of
 from spex_mech.lenses.learners import (
     EstimatorLearner,
@@ -22,7 +21,8 @@ from spex_mech.lenses.learners import (
     seeded,
 )
 from spex_mech.lenses.scores import Score, ScoreLike, check_score
-from spex_mech.plans import Keep
+from spex_mech.running.lens_runs import Asked, run_lens
+from spex_mech.running.plans import Keep
 from spex_mech.runs import Discovery
 
 CHUNK = 8  # trainings that are on disk together, at least

@@ -12,10 +12,11 @@ import spex_mech as sm
 from spex_mech import planted
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.auditing import LEAST
-from spex_mech.discovery import decode, describe_experiment
+from spex_mech.discovery import decode
 from spex_mech.errors import DesignError, FormatError, ResponseError
-from spex_mech.faithfulness import counts, faithfulness, model_distance, performance_ratio
-from spex_mech.passes import seed_of
+from spex_mech.evidence.faithfulness import counts, faithfulness, model_distance, performance_ratio
+from spex_mech.evidence.passes import seed_of
+from spex_mech.running.experiment import describe_experiment
 from spex_mech.walsh.decoding import Samples, r_squared
 from spex_mech.walsh.exact import Exact
 

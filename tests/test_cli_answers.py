@@ -79,7 +79,7 @@ def test_shells_complete_cards_decoders_and_formats():
     assert options.complete_card("planted-") == [name for name in sm.cards() if name.startswith("planted-")]
     from spex_mech.ablation.replacement import ASSUMPTIONS
     from spex_mech.circuit.interchange import EXPORTERS
-    from spex_mech.discovery import DECODERS
+    from spex_mech.running.recovery import DECODERS
 
     assert set(options.DECODERS) == {"auto", *DECODERS}
     assert set(options.FORMATS) == set(EXPORTERS)

@@ -7,7 +7,7 @@ from scipy.stats import binom
 
 from spex_mech.circuit.backups import find_backups
 from spex_mech.components import ComponentSet
-from spex_mech.factorials import (
+from spex_mech.evidence.factorials import (
     Table,
     adjust,
     check_backup,

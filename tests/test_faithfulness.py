@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from spex_mech.errors import ResponseError
-from spex_mech.faithfulness import (
+from spex_mech.evidence.faithfulness import (
     SIZES,
     auroc,
     auroc_over_sizes,

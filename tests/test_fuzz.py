@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 import spex_mech as sm
 from spex_mech import planted
 from spex_mech.ablation.journal import NAME, open_journal
-from spex_mech.audits import load_audit
 from spex_mech.circuit.interchange import export
 from spex_mech.errors import FormatError, ModelError, SpexMechError
+from spex_mech.evidence.audits import load_audit
 from spex_mech.gallery import open_card
 from spex_mech.responses import pack_bits
+from spex_mech.running.shards import Shard
 from spex_mech.runs import load_spectrum
-from spex_mech.shards import Shard
 from spex_mech.studies import reopen
 
 CARD = Path(__file__).resolve().parents[1] / "circuits" / "planted-and"

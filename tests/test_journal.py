@@ -40,10 +40,10 @@ import spex_mech as sm
 from spex_mech import cli, planted
 from spex_mech.ablation import respond
 from spex_mech.errors import SpexMechError
-import spex_mech.commands, spex_mech.discovery, spex_mech.printing, spex_mech.studies
+import spex_mech.console.commands, spex_mech.discovery, spex_mech.console.printing, spex_mech.studies
 
 plain, passes = respond.Engine.values, []
-spex_mech.commands.SLOW = 10**9  # no passes to tell how long it will take
+spex_mech.console.commands.SLOW = 10**9  # no passes to tell how long it will take
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -13,8 +13,8 @@ from spex_mech import cli, planted
 from spex_mech.ablation.respond import Engine
 from spex_mech.bench import keeps
 from spex_mech.errors import DesignError, ResponseError
-from spex_mech.pilot import CANDIDATES, FEWEST, SHARE, Pilot, choose_keep, deviation, plan_pilot
-from spex_mech.plans import AROUND, DEFAULT_KEEP
+from spex_mech.running.pilot import CANDIDATES, FEWEST, SHARE, Pilot, choose_keep, deviation, plan_pilot
+from spex_mech.running.plans import AROUND, DEFAULT_KEEP
 from spex_mech.walsh.design import MaskDesign
 
 LAYOUT = planted.Layout(n_layers=2, n_heads=8, d_mlp=6)  # 28 components: too many for all masks

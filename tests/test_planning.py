@@ -13,7 +13,7 @@ from spex_mech.ablation.measure import measure
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.errors import DecodeError, SpexMechError
-from spex_mech.planning import GPUS, advise, plan_run
+from spex_mech.running.planning import GPUS, advise, plan_run
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.workers import Workers
 from spex_mech.errors import ModelError, ResponseError
-from spex_mech.scaling import source_of
+from spex_mech.running.scaling import source_of
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'spex-mech[ray]'")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see this folder

@@ -17,7 +17,6 @@ from reports import HOSTILE, circuit, dossier
 
 import spex_mech as sm
 from spex_mech import cli, planted
-from spex_mech.audits import ContextRow, ReplacementRow, Search, StabilityRow
 from spex_mech.circuit.charts import curves, scatter
 from spex_mech.circuit.dossier import Dossier, Points, SizePoint
 from spex_mech.circuit.drawing import draw
@@ -28,8 +27,9 @@ from spex_mech.circuit.report import render
 from spex_mech.circuit.tables import MAX_ROWS
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
-from spex_mech.origins import expression
-from spex_mech.wording import answer, limits, warnings
+from spex_mech.evidence.audits import ContextRow, ReplacementRow, Search, StabilityRow
+from spex_mech.reports.origins import expression
+from spex_mech.reports.wording import answer, limits, warnings
 
 VOID = {"meta", "link", "input", "img", "br", "hr"}
 

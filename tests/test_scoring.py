@@ -10,7 +10,7 @@ import spex_mech as sm
 from spex_mech import planted
 from spex_mech.circuit.mib import node_scores
 from spex_mech.errors import ComponentError, DesignError, ResponseError
-from spex_mech.faithfulness import SIZES
+from spex_mech.evidence.faithfulness import SIZES
 from spex_mech.walsh.design import MaskDesign
 
 

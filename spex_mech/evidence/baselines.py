@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from spex_mech.faithfulness import ranked
-from spex_mech.passes import Passes
+from spex_mech.evidence.faithfulness import ranked
+from spex_mech.evidence.passes import Passes
 from spex_mech.responses import Responses
 from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.linear import Linear

@@ -22,11 +22,12 @@ from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
 from spex_mech.components import ComponentSet
-from spex_mech.discovery import choose_components, choose_decoder
 from spex_mech.errors import SpexMechError
-from spex_mech.measuring import CHUNK
-from spex_mech.plans import Keep, choose_design, share_early
 from spex_mech.responses import pack_bits
+from spex_mech.running.experiment import choose_components
+from spex_mech.running.measuring import CHUNK
+from spex_mech.running.plans import Keep, choose_design, share_early
+from spex_mech.running.recovery import choose_decoder
 from spex_mech.task import Task
 from spex_mech.walsh.coded import smallest_budget
 from spex_mech.walsh.decoding import Samples

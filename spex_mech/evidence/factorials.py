@@ -23,7 +23,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from spex_mech.circuit.backups import contrasts, products
-from spex_mech.passes import seed_of
+from spex_mech.evidence.passes import seed_of
 from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
 

@@ -22,7 +22,7 @@ from spex_mech.circuit.files import write_whole
 from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.mib import node_scores
 from spex_mech.errors import ComponentError, DesignError, all_problems
-from spex_mech.faithfulness import (
+from spex_mech.evidence.faithfulness import (
     SIZES,
     auroc,
     counts,
@@ -32,9 +32,9 @@ from spex_mech.faithfulness import (
     precision_recall,
     ranked,
 )
-from spex_mech.knockouts import kept
+from spex_mech.evidence.knockouts import kept
+from spex_mech.evidence.passes import Ledger, Passes, seed_of
 from spex_mech.metrics import resolve
-from spex_mech.passes import Ledger, Passes, seed_of
 from spex_mech.task import Task
 
 if TYPE_CHECKING:

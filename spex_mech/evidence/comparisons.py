@@ -14,15 +14,15 @@ from spex_mech.ablation.journal import open_journal
 from spex_mech.ablation.replacement import Replacement, fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
-from spex_mech.baselines import Ranking, order_one, pair_ablation, single_ablation
 from spex_mech.errors import SpexMechError
-from spex_mech.findings import RankingRow, ReplacementRow, Verified
-from spex_mech.passes import Ledger, Passes
+from spex_mech.evidence.baselines import Ranking, order_one, pair_ablation, single_ablation
+from spex_mech.evidence.findings import RankingRow, ReplacementRow, Verified
+from spex_mech.evidence.passes import Ledger, Passes
+from spex_mech.evidence.sensitivity import rows_for, try_replacement
+from spex_mech.evidence.verification import Case, fresh_masks, try_ranking
 from spex_mech.responses import Responses
 from spex_mech.runs import Discovery, whole_key
-from spex_mech.sensitivity import rows_for, try_replacement
 from spex_mech.task import Task
-from spex_mech.verification import Case, fresh_masks, try_ranking
 
 
 @dataclass(frozen=True, eq=False)

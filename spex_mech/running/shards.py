@@ -18,16 +18,16 @@ from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.workers import Workers
 from spex_mech.components import ComponentSet
-from spex_mech.discovery import choose_components, describe_experiment
 from spex_mech.errors import DesignError, FormatError, ResponseError, all_problems
 from spex_mech.locks import hold
-from spex_mech.measuring import CHUNK, settle_unit
-from spex_mech.plans import AUTO, Keep, choose_design, share_early
 from spex_mech.progress import mask_progress
 from spex_mech.records import differences
 from spex_mech.responses import Responses, pack_bits
+from spex_mech.running.experiment import choose_components, describe_experiment
+from spex_mech.running.measuring import CHUNK, settle_unit
+from spex_mech.running.plans import AUTO, Keep, choose_design, share_early
+from spex_mech.running.scaling import choose_run
 from spex_mech.runs import store, whole_key
-from spex_mech.scaling import choose_run
 from spex_mech.task import Task
 from spex_mech.walsh.design import MaskDesign
 

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spex_mech.baselines import marginal_effects, order_one, single_ablation
 from spex_mech.circuit.select import Aim, Selection, choose_path
-from spex_mech.faithfulness import SIZES, counts, model_distance, performance_ratio, ranked
-from spex_mech.findings import Search, SizeRow, Verified
-from spex_mech.passes import seed_of
-from spex_mech.refinement import Goal, Pool, best_row, first_of, search
-from spex_mech.verification import ENOUGH, Case
+from spex_mech.evidence.baselines import marginal_effects, order_one, single_ablation
+from spex_mech.evidence.faithfulness import SIZES, counts, model_distance, performance_ratio, ranked
+from spex_mech.evidence.findings import Search, SizeRow, Verified
+from spex_mech.evidence.passes import seed_of
+from spex_mech.evidence.refinement import Goal, Pool, best_row, first_of, search
+from spex_mech.evidence.verification import ENOUGH, Case
 
 SPLITS = 100  # of the prompts into halves, one of which chooses
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from spex_mech.audits import Audit, Verified
 from spex_mech.circuit.graph import Interaction
 from spex_mech.circuit.page import number, percent, quoted
+from spex_mech.evidence.audits import Audit, Verified
 from spex_mech.runs import Discovery, lens_of
 from spex_mech.walsh.decoding import Outcome
 

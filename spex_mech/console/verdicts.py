@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spex_mech.audits import Audit, Search
+from spex_mech.evidence.audits import Audit, Search
 
 SHOWN = 15
 

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spex_mech.baselines import Ranking, strengths
 from spex_mech.circuit.graph import Circuit
-from spex_mech.faithfulness import (
+from spex_mech.evidence.baselines import Ranking, strengths
+from spex_mech.evidence.faithfulness import (
     auroc,
     auroc_over_sizes,
     counts,
@@ -18,8 +18,8 @@ from spex_mech.faithfulness import (
     performance_ratio,
     ranked,
 )
-from spex_mech.findings import Fresh, RankingRow, SizeRow
-from spex_mech.knockouts import (
+from spex_mech.evidence.findings import Fresh, RankingRow, SizeRow
+from spex_mech.evidence.knockouts import (
     Knockout,
     Predict,
     best_minimality,
@@ -30,7 +30,7 @@ from spex_mech.knockouts import (
     relevant,
     worst_completeness,
 )
-from spex_mech.passes import Ledger, Passes, seed_of
+from spex_mech.evidence.passes import Ledger, Passes, seed_of
 from spex_mech.runs import Discovery
 from spex_mech.walsh.decoding import RECOVERED_FROM, r_squared
 from spex_mech.walsh.design import MaskDesign

@@ -12,12 +12,12 @@ from scipy.stats import false_discovery_control, spearmanr
 from scipy.stats import t as student
 from torch import Tensor
 
-from spex_mech.baselines import strengths
 from spex_mech.errors import DecodeError
-from spex_mech.factorials import Confirmation, contexts_for, factorial_masks, fits
-from spex_mech.findings import ContextRow, ReplacementRow, StabilityRow
-from spex_mech.passes import Passes, seed_of
-from spex_mech.verification import Case, fresh_probs
+from spex_mech.evidence.baselines import strengths
+from spex_mech.evidence.factorials import Confirmation, contexts_for, factorial_masks, fits
+from spex_mech.evidence.findings import ContextRow, ReplacementRow, StabilityRow
+from spex_mech.evidence.passes import Passes, seed_of
+from spex_mech.evidence.verification import Case, fresh_probs
 from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.refit import fit

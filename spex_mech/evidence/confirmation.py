@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from spex_mech.circuit.backups import find_backups
-from spex_mech.factorials import (
+from spex_mech.evidence.factorials import (
     MAX_ORDER,
     BackupCheck,
     Confirmation,
@@ -16,7 +16,7 @@ from spex_mech.factorials import (
     factorial_masks,
     fits,
 )
-from spex_mech.verification import Case
+from spex_mech.evidence.verification import Case
 
 MAX_PROPOSED = 16  # groups of backups that are put to the test
 UNSURE = 8  # interactions that are put to the test where the run is sure of none

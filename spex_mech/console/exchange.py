@@ -11,8 +11,8 @@ from rich.table import Table
 from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.interchange import export, read_circuit
 from spex_mech.errors import FormatError
+from spex_mech.evidence.scoring import CircuitAudit, audit_circuit
 from spex_mech.hook_tables import mib_config
-from spex_mech.scoring import CircuitAudit, audit_circuit
 from spex_mech.studies import open_study, open_subject, reopen
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from spex_mech.ablation.journal import open_journal
 from spex_mech.circuit.graph import Circuit
-from spex_mech.discovery import choose_decoder, decode_held
 from spex_mech.lenses.lens import Lens, measure_lens
 from spex_mech.locks import hold
-from spex_mech.plans import Keep, choose_design
 from spex_mech.progress import mask_progress
 from spex_mech.records import plain
 from spex_mech.responses import Responses
+from spex_mech.running.plans import Keep, choose_design
+from spex_mech.running.recovery import choose_decoder, decode_held
 from spex_mech.runs import Discovery, recall, store, whole_key
 from spex_mech.walsh.certainty import check_certainty
 from spex_mech.walsh.design import MaskDesign

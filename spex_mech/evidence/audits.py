@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from spex_mech.circuit.files import is_number, read_json, write_whole
 from spex_mech.errors import FormatError, all_problems
-from spex_mech.factorials import BackupCheck, Confirmation
-from spex_mech.findings import ContextRow as ContextRow
-from spex_mech.findings import Fresh as Fresh
-from spex_mech.findings import Known as Known
-from spex_mech.findings import RankingRow as RankingRow
-from spex_mech.findings import ReplacementRow as ReplacementRow
-from spex_mech.findings import Search as Search
-from spex_mech.findings import SizeRow as SizeRow
-from spex_mech.findings import StabilityRow as StabilityRow
-from spex_mech.findings import Verified as Verified
-from spex_mech.knockouts import Knockout
+from spex_mech.evidence.factorials import BackupCheck, Confirmation
+from spex_mech.evidence.findings import ContextRow as ContextRow
+from spex_mech.evidence.findings import Fresh as Fresh
+from spex_mech.evidence.findings import Known as Known
+from spex_mech.evidence.findings import RankingRow as RankingRow
+from spex_mech.evidence.findings import ReplacementRow as ReplacementRow
+from spex_mech.evidence.findings import Search as Search
+from spex_mech.evidence.findings import SizeRow as SizeRow
+from spex_mech.evidence.findings import StabilityRow as StabilityRow
+from spex_mech.evidence.findings import Verified as Verified
+from spex_mech.evidence.knockouts import Knockout
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spex_mech.baselines import Ranking
-from spex_mech.passes import seed_of
-from spex_mech.verification import ENOUGH, Case
+from spex_mech.evidence.baselines import Ranking
+from spex_mech.evidence.passes import seed_of
+from spex_mech.evidence.verification import ENOUGH, Case
 from spex_mech.walsh.surface import Landscape, Surface, climb, score
 
 ROUNDING = 1e-6  # of the whole effect: scores nearer than this are the same

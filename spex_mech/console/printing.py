@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from spex_mech.circuit.files import write_whole
-from spex_mech.costs import Cost, in_words
-from spex_mech.planning import Plan
+from spex_mech.console.costs import Cost, in_words
+from spex_mech.running.planning import Plan
 from spex_mech.runs import Discovery
 from spex_mech.studies import Study
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from spex_mech.ablation.workers import Workers
 from spex_mech.circuit.files import write_whole
-from spex_mech.costs import Cost, estimate
+from spex_mech.console.costs import Cost, estimate
 from spex_mech.discovery import discover
 from spex_mech.errors import SpexMechError
-from spex_mech.planning import Plan, plan_run
 from spex_mech.reporting import write_report
+from spex_mech.running.planning import Plan, plan_run
+from spex_mech.running.scaling import source_of
 from spex_mech.runs import RESPONSES, Discovery
-from spex_mech.scaling import source_of
 from spex_mech.studies import STUDY, Study, open_study, save_source
 
 SLOW = 4_000  # forward rows from which on it is told how long they will take
@@ -95,7 +95,7 @@ def run_respond(
     **options: Any,
 ) -> dict[str, Any]:
     """Open a study and measure one shard of it; what was measured, and where."""
-    from spex_mech.shards import Shard, respond_shard
+    from spex_mech.running.shards import Shard, respond_shard
 
     part = Shard.parse(shard)
     study = open_study(what, prompts=prompts, model=model, components=components, device=device)
@@ -111,7 +111,7 @@ def run_respond(
 
 def run_merge(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     """Merge shards; the merged folder knows what they were opened from."""
-    from spex_mech.shards import merge_shards, shard_folders
+    from spex_mech.running.shards import merge_shards, shard_folders
 
     responses = merge_shards(folders, out)
     source = next((path / STUDY for path in shard_folders(folders) if (path / STUDY).is_file()), None)

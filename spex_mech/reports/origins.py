@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from spex_mech.audits import Audit
 from spex_mech.circuit.files import read_json
 from spex_mech.components import Component, ComponentSet, group
 from spex_mech.errors import SpexMechError
+from spex_mech.evidence.audits import Audit
 from spex_mech.gallery import Card, cards, open_card
 from spex_mech.runs import Discovery, lens_of
 from spex_mech.studies import STUDY, STUDY_SCHEMA

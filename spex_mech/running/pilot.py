@@ -23,9 +23,9 @@ from torch import Tensor
 
 from spex_mech.ablation.respond import Engine
 from spex_mech.errors import ResponseError
-from spex_mech.measuring import measure_masks
-from spex_mech.plans import AROUND, AUTO, DEFAULT_KEEP, Keep
 from spex_mech.records import plain
+from spex_mech.running.measuring import measure_masks
+from spex_mech.running.plans import AROUND, AUTO, DEFAULT_KEEP, Keep
 from spex_mech.runs import RESPONSES, recall
 from spex_mech.walsh.design import MaskDesign
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from spex_mech.audits import Audit
 from spex_mech.circuit.dossier import Cell, Check, Points, Sheet, SizePoint
+from spex_mech.evidence.audits import Audit
 from spex_mech.runs import Discovery
 
 MOST = 40  # rows of a table

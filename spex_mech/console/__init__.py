@@ -1,0 +1,1 @@
+"""The terminal: options, commands, what is printed. Nothing else imports it."""
