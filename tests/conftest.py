@@ -1,4 +1,9 @@
-"""One torch thread a worker: the suite runs in two workers, and small matrices gain nothing from more."""
+"""One thread a worker, in what a test starts as well: the suite runs in two workers, and small matrices gain nothing
+from more."""
+
+import os
+
+os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}  # read when torch is loaded
 
 import torch
 

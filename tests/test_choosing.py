@@ -26,7 +26,7 @@ def opened(subject, n_prompts=4, **options):
         subject,
         task,
         sm.heads(subject) + sm.neurons(subject),
-        **{"budget": 150, "keep": 0.9, "decoder": "linear"} | options,
+        **{"budget": 150, "keep": 0.9, "decoder": "linear", "link": "identity"} | options,
     )
     bound = sm.bind(subject)
     task = task.check(bound.shape)
