@@ -58,6 +58,17 @@ class Responses:
     def __len__(self) -> int:
         return self.keep.shape[0]
 
+    def __str__(self) -> str:
+        """One line: masks, prompts, components, and what the headline ran over."""
+        (masks, prompts), mean = self.values.shape, self.mean
+        return (
+            f"Responses: {masks:,} masks × {prompts:,} prompts of {len(self.components):,} components, "
+            f"{float(self.keep.double().mean()):.0%} kept; mean over prompts {float(mean.min()):+.3g} to "
+            f"{float(mean.max()):+.3g} {self.unit}"
+        )
+
+    __repr__ = __str__
+
     def take(self, rows: Int[Tensor, " row"]) -> "Responses":
         """Some of the masks."""
         return Responses(self.components, self.keep[rows], self.values[rows], self.unit, self.provenance)

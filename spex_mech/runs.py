@@ -34,6 +34,7 @@ Lens = Literal["components", "features", "data"]
 RUN_SCHEMA = "spex_mech.run/1"
 SPECTRUM_SCHEMA = "spex_mech.spectrum/1"
 RESPONSES = "responses.safetensors"
+_TOLD = 5  # interactions in a plain shell
 _RAW = "_raw"  # ends the names of the files on the metric's own scale, where there is a link
 
 
@@ -89,6 +90,19 @@ class Discovery:
         if scale not in ("latent", "raw"):
             raise DecodeError(f"there is no scale {scale!r}; interactions are on the 'latent' or the 'raw' scale.")
         return (self.circuit if scale == "latent" or self.raw_circuit is None else self.raw_circuit).frame()
+
+    def __str__(self) -> str:
+        """The circuit in a line, what it rests on in another, then its strongest interactions."""
+        outcome, (masks, prompts) = self.decoded.outcome, self.responses.values.shape
+        link = "" if self.link.is_identity else f"; behind a link: {self.link.describe()}"
+        told = [str(self.circuit), f"  {masks:,} masks × {prompts:,} prompts; {outcome.meaning}{link}"]
+        shown = self.circuit.interactions[:_TOLD]
+        width = max((len(interaction.label) for interaction in shown), default=0)
+        told += [f"  {i.label:<{width}}  {i.coefficient:+.3g}  {i.kind}" for i in shown]
+        left = len(self.circuit.interactions) - len(shown)
+        return "\n".join([*told, *([f"  … and {left:,} more in .interactions()"] if left > 0 else [])])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """How it ended, then the circuit: drawn, and its strongest interactions as a table."""

@@ -43,6 +43,14 @@ class Study:
     per: str | None = None
     card: Card | None = None
 
+    def __str__(self) -> str:
+        """The title, then model, components and task, a line each."""
+        task = str(self.task).partition("\n")[0]
+        instead = f"{len(self.components):,} components, replaced by their {self.replacement} when ablated"
+        return "\n".join([self.title, *(f"  {line}" for line in (self.subject.shape.describe(), instead, task))])
+
+    __repr__ = __str__
+
 
 def open_study(
     what: str | Path,

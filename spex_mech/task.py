@@ -67,6 +67,9 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __repr__(self) -> str:
+        return f"Prompts({len(self):,} of {int(self.lengths.min()):,} to {int(self.lengths.max()):,} tokens)"
+
     def row(self, i: int) -> Int[Tensor, " pos"]:
         """The tokens of one prompt, without padding."""
         return self.tokens[i, : int(self.lengths[i])]
@@ -214,6 +217,8 @@ class Task:
         return "\n".join(
             [counted, *(f"  {text!r}" for text in self.texts[:3]), *(f"  - {note}" for note in self.notes)]
         )
+
+    __repr__ = __str__
 
     def take(self, which: Iterable[int]) -> "Task":
         """The same task on some of its prompts; the reference stays whole."""

@@ -39,6 +39,9 @@ class NNsightSubject:
         self._envoys = {site: model.get(paths[id(place.module)]) for site, place in self._places.items()}
         self._provenance = {"backend": "nnsight", "weight_processing": "none", **describe_weights(inner)}
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {self.shape.describe()} on {self.device}"
+
     @property
     def shape(self) -> ModelShape:
         return self._architecture.shape

@@ -31,6 +31,9 @@ class TorchSubject:
         self._activations = [m for m in model.modules() if type(m).__name__ in _SLOW_GELU]
         self._provenance = {"backend": "torch", "weight_processing": "none", **describe_weights(model)}
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {self.shape.describe()} on {self.device}"
+
     @property
     def shape(self) -> ModelShape:
         return self._architecture.shape

@@ -53,6 +53,9 @@ class BridgeSubject:
             **describe_weights(model),
         }
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {self.shape.describe()} on {self.device}"
+
     @property
     def shape(self) -> ModelShape:
         return self._shape

@@ -78,6 +78,10 @@ class Samples:
                 f"({int((~self.keep[first]).sum()):,} components ablated). Mend the metric, or leave those masks out."
             )
 
+    def __repr__(self) -> str:
+        drawn = "" if self.design is None else f", {self.design.kind} design"
+        return f"Samples: {len(self.keep):,} masks of {self.n:,} components × {self.values.shape[1]:,} outputs{drawn}"
+
     @property
     def n(self) -> int:
         return self.keep.shape[1]
@@ -133,6 +137,20 @@ class Decoded:
     link: Link = Link()
     raw: "Decoded | None" = None
     before: Spectrum | None = None
+
+    def __str__(self) -> str:
+        """How it ended, how well it predicts, and the polynomial; a line each.
+
+        >>> print(Decoded(Spectrum.from_terms(2, {(0,): 0.5}), Outcome.PARTIAL, {"heldout_r2": 0.4}))
+        Decoded: partial, held-out R² 0.400
+          Spectrum of 1 set of 2 components up to order 1, walsh basis; strongest: (0,) +0.5
+        """
+        r2 = self.stats.get("heldout_r2")
+        told = "" if r2 is None else f", held-out R² {r2:.3f}"
+        link = "" if self.link.is_identity else f", behind a link: {self.link.describe()}"
+        return f"Decoded: {self.outcome.name.lower().replace('_', ' ')}{told}{link}\n  {self.spectrum}"
+
+    __repr__ = __str__
 
     @property
     def judged(self) -> "Decoded":

@@ -14,6 +14,7 @@ from torch import Tensor
 from spex_mech.errors import DecodeError
 
 BasisKind = Literal["walsh", "biased", "mobius", "knockout"]
+_TOLD = 3  # sets in one line about a polynomial
 _CHUNK = 1 << 25  # elements of one evaluation block: 256 MB of float64
 
 
@@ -119,6 +120,24 @@ class Spectrum:
 
     def __len__(self) -> int:
         return self.members.shape[0]
+
+    def __str__(self) -> str:
+        """One line: how many sets of which orders, the basis, and the strongest.
+
+        >>> print(Spectrum.from_terms(9, {(): 1.0, (2, 0): -0.5}))
+        Spectrum of 2 sets of 9 components up to order 2, walsh basis; strongest: (0, 2) -0.5
+        """
+        outputs = f" × {self.coefficients.shape[1]:,} outputs" if self.coefficients.ndim == 2 else ""
+        at = f" at {self.basis.keep_prob:g}" if self.basis.keep_prob is not None else ""
+        strongest = sorted((term for term in self.terms() if term[0]), key=lambda term: -abs(term[1]))[:_TOLD]
+        listed = ", ".join(f"{members} {coefficient:+.3g}" for members, coefficient in strongest)
+        return (
+            f"Spectrum of {len(self):,} set{'s' * (len(self) != 1)}{outputs} of {self.n:,} components up to order "
+            f"{int(self.orders.max()) if len(self) else 0}, {self.basis.kind} basis{at}"
+            + (f"; strongest: {listed}" if listed else "")
+        )
+
+    __repr__ = __str__
 
     @cached_property
     def orders(self) -> Int[Tensor, " set"]:
