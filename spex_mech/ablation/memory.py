@@ -31,6 +31,11 @@ class _Watch(TorchDispatchMode):
         self.live = self.peak = 0
         self.holders: dict[int, int] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else torch imports its compiler, with all of sympy, before the first pass: seconds for every run and worker."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = {_address(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)} - self.holders.keys()
         out = func(*args, **(kwargs or {}))
