@@ -193,7 +193,10 @@ def decode(
 
 @app.command(epilog=o.TEACH_AUDIT)
 def audit(
-    run: Annotated[Path, typer.Argument(help="Run folder of discover, or a circuit: ours, HIF, EAP-IG or MIB.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|CIRCUIT", help="Run folder, or a file: a circuit of ours, HIF, EAP-IG or MIB."),
+    ],
     budget: Annotated[int, typer.Option(help="Number of masks; rows = masks × prompts.")] = 2048,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything drawn here.")] = 1,
     size: Annotated[int | None, typer.Option(help="Components of the audited circuit; default: as few as do.")] = None,

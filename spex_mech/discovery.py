@@ -12,7 +12,7 @@ from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.workers import Workers
 from spex_mech.components import ComponentSet
 from spex_mech.locks import hold
-from spex_mech.progress import mask_progress
+from spex_mech.progress import mask_progress, said
 from spex_mech.responses import Responses
 from spex_mech.running.experiment import choose_components, describe_experiment
 from spex_mech.running.measuring import measure_once
@@ -118,7 +118,8 @@ def discover(
             with mask_progress(settled.design.n_masks, "ablating", shown=progress) as tick:
                 responses, resumed = measure_once(engine, settled.design, record, out, tick, settled.known, run)
         spent = {"seconds": {"respond": time.perf_counter() - started}, **resumed, **settled.told}
-        return decode_held(responses, decoder, seed, out, spent, folds, resamples, link)
+        with said("decoding", shown=progress):
+            return decode_held(responses, decoder, seed, out, spent, folds, resamples, link)
 
 
 def decode(

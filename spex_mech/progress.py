@@ -1,4 +1,7 @@
-"""A progress bar for masks: how many, how fast, how long still. Written to stderr, by rich."""
+"""What goes on, while it does: a bar of masks (how many, how fast, how long still), a word where nothing counts.
+
+Written to stderr, by rich.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,3 +34,16 @@ def mask_progress(total: int, label: str, *, shown: bool) -> Iterator[Tick]:
     with Progress(*columns, Rate(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=total)
         yield lambda finished: bar.advance(task, finished)
+
+
+@contextmanager
+def said(what: str, *, shown: bool) -> Iterator[None]:
+    """A word and a moving sign in the terminal for as long as the block takes; nothing elsewhere, or where not
+    `shown`."""
+    if not shown:
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield

@@ -7,10 +7,13 @@ import shlex
 import sys
 
 import pytest
+import torch
 from typer.main import get_command
 
 import spex_mech as sm
-from spex_mech import cli, commands, costs, environment, options
+from spex_mech import cli
+from spex_mech.console import commands, costs, environment, options
+from spex_mech.running import recovery
 from spex_mech.studies import open_study
 
 
@@ -123,3 +126,26 @@ def test_what_an_installation_lacks_is_named(cli_run, monkeypatch):
     assert max(map(len, out.splitlines())) <= 80 or "pip install" in out
     assert environment.Package("torch", "2.13.0+cu130", ">=2.6").problem is None
     assert environment.Package("ray", None, "", "several machines").problem is None
+
+
+def test_what_a_pilot_chose_is_said_with_its_reason(cli_run, tmp_path):
+    code, out, _ = cli_run(
+        "discover", "planted-additive", "--budget", 240, "--keep", "auto", "--decoder", "linear", "--out", tmp_path
+    )
+    told = " ".join(out.split())
+    pilot = sm.load_run(tmp_path).record["pilot"]
+    assert code == 0
+    assert f"Masks kept {pilot['keep_probs'][0]:g} and {pilot['keep_probs'][1]:g}: {pilot['reason']}." in told
+
+
+def test_few_bits_are_decoded_by_one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with recovery.calm(recovery.FEW_BITS):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with recovery.calm(recovery.FEW_BITS + 1):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

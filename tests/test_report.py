@@ -227,7 +227,7 @@ def test_the_report_of_an_audited_run(audited):
         "previous token",  # the published role
         "back each other up",
         "order-1 regression",
-        "Left out for want of budget",
+        "Left out: ",
         "uninformative value",
         found.record["subject"]["weights_sha256"],
         "answer's logit minus",

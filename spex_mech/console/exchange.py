@@ -67,7 +67,7 @@ def print_circuit_audit(result: CircuitAudit, console: Console) -> None:
             table.add_row(f"{row.size:g}", f"{row.count:,}", f"{row.preserve:.3f}", f"{row.help:.3f}", null)
         console.print(table)
     for what in result.skipped:
-        console.print(f"[yellow]left out for want of budget:[/] {escape(what)}")
+        console.print(f"[yellow]left out:[/] {escape(what)}")
 
 
 def _sizes(circuit: Circuit, path: Path, model: str | None, device: str | None) -> Mapping[str, Any] | None:

@@ -27,7 +27,7 @@ def complete_card(incomplete: str) -> list[str]:
     return [name for name in cards() if name.startswith(incomplete)]
 
 
-_ASK, _MASKS, _SURE = "What is asked", "What is spent", "How it is decoded"
+_ASK, _MASKS, _SURE, _WHERE = "What is asked", "What is spent", "How it is decoded", "Who measures"
 
 What = Annotated[
     str,
@@ -77,7 +77,7 @@ Refine = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", help="Where the model lives: cpu, cuda, cuda:1 …", rich_help_panel=_MASKS),
+    typer.Option("--device", help="Where the model lives: cpu, cuda, cuda:1 …", rich_help_panel=_WHERE),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the masks, the held-out split and resampling.")]
 DecoderName = Annotated[
@@ -112,17 +112,17 @@ Resamples = Annotated[
 ]
 WorkerCount = Annotated[
     int | None,
-    typer.Option("--workers", help="Spread the masks over so many Ray workers.", rich_help_panel="Who measures"),
+    typer.Option("--workers", help="Spread the masks over so many Ray workers.", rich_help_panel=_WHERE),
 ]
 RayAddress = Annotated[
     str | None,
     typer.Option(
-        "--ray", help='Ray cluster: "auto" or host:port; default: one on this machine.', rich_help_panel="Who measures"
+        "--ray", help='Ray cluster: "auto" or host:port; default: one on this machine.', rich_help_panel=_WHERE
     ),
 ]
 GpusEach = Annotated[
     float,
-    typer.Option("--gpus-per-worker", help="GPUs of each worker; may be a share.", rich_help_panel="Who measures"),
+    typer.Option("--gpus-per-worker", help="GPUs of each worker; may be a share.", rich_help_panel=_WHERE),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; only errors.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines; no tables.")]

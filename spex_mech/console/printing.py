@@ -71,6 +71,9 @@ def print_discovery(found: Discovery, out: Path, console: Console) -> None:
     if len(frame) > SHOWN:
         console.print(f"… and {len(frame) - SHOWN:,} more in {escape(str(out / 'interactions.csv'))}")
     console.print(_verdict(found))
+    if pilot := found.record.get("pilot"):
+        strata = " and ".join(f"{q:g}" for q in pilot["keep_probs"])
+        console.print(f"Masks kept {strata}: {escape(pilot['reason'])}.")
     if sure := _certainty(found):
         console.print(sure)
     if not found.link.is_identity:

@@ -191,7 +191,7 @@ def limits(found: Discovery, audit: Audit | None) -> tuple[str, ...]:
             "own scale there are others, some of which are the link's doing (interactions_raw.csv)"
         )
     if audit is not None:
-        said += [*_searched(audit), *(f"Left out for want of budget: {what}" for what in audit.skipped)]
+        said += [*_searched(audit), *(f"Left out: {what}" for what in audit.skipped)]
     return tuple(sentence(words) for words in said)
 
 
