@@ -2,12 +2,16 @@
 only."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spex_mech.errors import FormatError, ModelError, all_problems
+from spex_mech.errors import FormatError, ModelError, SpexMechError, all_problems
+
+_FEW_LAYERS = 1000  # as many a config may name without having them
+_LONGEST = 16_384  # positions of a native bridge, whose blocks hold a table of their square
 
 
 def load_model(what: str | Path, kind: str | None = None, device: str | torch.device | None = None) -> tuple[Any, Any]:
@@ -20,14 +24,16 @@ def load_model(what: str | Path, kind: str | None = None, device: str | torch.de
         device: default: CUDA where there is one, else the CPU.
 
     Raises:
-        FormatError: a folder that lacks files, or weights that do not fit the config.
-        ModelError: a hub id that cannot be fetched. Remote code is never run.
+        FormatError: a folder that lacks files, weights that do not fit the config, or a model with code of its own,
+            which is never run: a user who trusts it loads it and gives it to `bind`.
+        ModelError: a hub id that cannot be fetched.
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(what)
     if not folder.is_dir():
         return _from_hub(str(what), where)
     config = read_config(folder)
+    _refuse_giants(folder, config)
     kind = kind or ("transformer_lens" if {"n_layers", "d_model"} <= config.keys() else "huggingface")
     if kind == "transformer_lens":
         return _native_bridge(folder, config).to(where, print_details=False), None
@@ -56,7 +62,7 @@ def _native_bridge(folder: Path, config: dict[str, Any]) -> Any:
         cfg = TransformerBridgeConfig(**config, architecture="TransformerLensNative", init_weights=False)
         bridge = boot(cfg)
         state = convert_tl_checkpoint(weights, cfg)
-    except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # what TransformerLens raises over a damaged config may be anything
         raise FormatError(f"{folder}: config.json does not describe these weights: {error!r}.") from error
     problems = weight_problems({k: tuple(v.shape) for k, v in bridge.state_dict().items()}, state)
     if problems:
@@ -87,26 +93,82 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _from_pretrained(folder: Path, device: str | torch.device) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    has_tokenizer = any((folder / n).exists() for n in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        has_tokenizer = any((folder / n).exists() for n in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if has_tokenizer else None
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        return _fetch(folder, device, has_tokenizer, local_files_only=True)
+    except SpexMechError:
+        raise
+    except Exception as error:  # what transformers and tokenizers raise over a damaged folder may be anything
         raise FormatError(f"{folder} is not a Hugging Face model folder that can be loaded: {error}") from error
-    return model.to(device).eval(), tokenizer
 
 
 def _from_hub(name: str, device: str | torch.device) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
-        return model.to(device).eval(), AutoTokenizer.from_pretrained(name)
+        return _fetch(name, device, has_tokenizer=True)
+    except SpexMechError:
+        raise
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{name!r} is no folder here, and the hub did not give it ({type(error).__name__}). Check the name; "
             f"without a "
             "connection, copy the model's folder (config.json, model.safetensors, tokenizer files) and give its path."
         ) from error
+
+
+def _fetch(what: str | Path, device: str | torch.device, has_tokenizer: bool, **options: Any) -> tuple[Any, Any]:
+    """Model and tokenizer by transformers, with no code but its own, and no weight that is not in the files."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any
+    told: Any
+    options["trust_remote_code"] = False  # else it asks, and a stranger's code is one keystroke away
+    try:
+        model, told = AutoModelForCausalLM.from_pretrained(
+            what, use_safetensors=True, output_loading_info=True, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(what, **options) if has_tokenizer else None
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise FormatError(
+            f"{str(what)!r} comes with code of its own, which is never run from here. If you trust it, load it "
+            "yourself, AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True), and give the model to bind."
+        ) from error
+    absent = sorted(map(str, told["missing_keys"]))
+    if absent:
+        raise FormatError(all_problems(f"{what}: the files lack weights that the config asks for:", absent))
+    return model.to(device).eval(), tokenizer
+
+
+def _refuse_giants(folder: Path, config: Any) -> None:
+    """A few digits of a config may ask for more layers than memory holds; every layer has a tensor in the files."""
+    limit = max(_FEW_LAYERS, sum(map(_count_tensors, folder.glob("*.safetensors"))))
+    problems = [
+        f"{name} is {value:,}"
+        for name, value in _numbers(config)
+        if value > limit and ("layer" in name or "expert" in name)
+    ]
+    side = max((value for name, value in _numbers(config) if name == "n_ctx"), default=0)
+    if side > _LONGEST:
+        problems.append(f"n_ctx is {side:,}, where {_LONGEST:,} is what fits")
+    if problems:
+        raise FormatError(all_problems(f"{folder}: config.json asks for more than its weights can be:", problems))
+
+
+def _count_tensors(path: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return len(file.keys())
+    except (OSError, SafetensorError):
+        return 0  # whoever reads it says why
+
+
+def _numbers(config: Any) -> Iterator[tuple[str, int]]:
+    """Names and whole numbers of a config, those of its parts too."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int):
+            yield str(name), value
