@@ -34,7 +34,7 @@ WEIGHTS = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281, "m1.n0":
 # beside the folder.
 CHILD = """
 import os, pathlib, resource, signal, sys, time
-import torch
+import lightgbm, torch  # with all that runs load later: a run that may write little could not even keep its bytecode
 torch.set_num_threads(1)
 import spex_mech as sm
 from spex_mech import cli, planted
@@ -63,8 +63,9 @@ task = planted.task(subject, n_prompts=4, seed=0)
 
 def run():
     components = sm.heads(subject) + sm.neurons(subject)
-    sm.discover(subject, task, components=components, budget=BUDGET, seed=0, out=folder,
-        decoder="proxyspex" if order in ("finish", "cut") else "linear")
+    budget, decoder = (700, "proxyspex") if order in ("finish", "cut") else (BUDGET, "linear")
+    sm.discover(subject, task, components=components, budget=budget, seed=0, out=folder, decoder=decoder,
+        link="identity")
 
 def die_at(point):
     last, opened, replaced = "responses.safetensors", pathlib.Path.open, os.replace

@@ -8,6 +8,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,6 +85,15 @@ def never():
     os._exit(1)
 
 
+def first_only(folder):
+    """The first worker to come has a model; whoever comes later waits for one for longer than any test."""
+    try:
+        (folder / "taken").mkdir()
+    except FileExistsError:
+        time.sleep(3600)
+    return subject()
+
+
 def engine_of(bound):
     components = sm.heads(bound) + sm.neurons(bound)
     task = planted.task(bound, n_prompts=4, seed=0)
@@ -129,6 +139,13 @@ def test_workers_that_die_or_run_out_of_memory_are_replaced(design, serial, tmp_
     assert not list(tmp_path.glob("*.todo"))
 
 
+def test_workers_that_are_not_needed_any_more_are_not_waited_for(design, serial, tmp_path):
+    started = time.monotonic()
+    values = on_ray(engine_of(subject()), design, Workers(partial(first_only, tmp_path), 2))
+    assert torch.equal(values, serial)
+    assert time.monotonic() - started < 200
+
+
 def test_a_stop_by_the_user_keeps_what_was_finished(design, serial, tmp_path):
     ticks = []
 
@@ -160,6 +177,9 @@ def test_what_cannot_work_is_one_clear_error(design, tmp_path, monkeypatch):
         Workers(subject, 0)
     with pytest.raises(ModelError, match="on the CPU"):
         on_ray(engine, design, Workers(subject, 1, gpus_each=1))
+    on_gpu = SimpleNamespace(subject=SimpleNamespace(device=torch.device("cuda")))
+    with pytest.raises(ModelError, match=r"on a GPU, of which workers see nothing .*gpus_each=0\.5"):
+        next(spread(Workers(subject, 1))(on_gpu, iter(design.chunks(CHUNK))))
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModelError, match=r"pip install 'spex-mech\[ray\]'"):
         on_ray(engine, design, Workers(subject, 1))
@@ -196,7 +216,8 @@ def test_a_worker_killed_every_few_seconds(design, serial, tmp_path, seed):
     finally:
         stop.set()
         killer.join()
-    assert killed
+    print(f"{len(killed)} workers killed")
+    assert len(killed) >= 2
     assert torch.equal(values, serial)
     assert sum(ticks) == MASKS
 

@@ -44,11 +44,7 @@ def spread(workers: Workers) -> Run:
         head = next(chunks, None)
         if head is None:  # all of it came from the journal
             return
-        if workers.gpus_each and engine.subject.device.type == "cpu":
-            raise ModelError(
-                "workers with GPUs were asked for, but the model here is on the CPU, where replacement values and "
-                "batch sizes are settled: their bits would differ. Load it with device='cuda' too."
-            )
+        _check_device(workers, engine.subject.device)
         with _session(workers) as ray:
             crew = _Crew(ray, workers, _pack(engine, workers), deque([head]), chunks)
             try:
@@ -57,6 +53,20 @@ def spread(workers: Workers) -> Run:
                 crew.dismiss()
 
     return run
+
+
+def _check_device(workers: Workers, here: torch.device) -> None:
+    """Replacement values and batch sizes are settled here, so workers are where the model is."""
+    if workers.gpus_each and here.type == "cpu":
+        raise ModelError(
+            "workers with GPUs were asked for, but the model here is on the CPU, where replacement values and "
+            "batch sizes are settled: their bits would differ. Load it with device='cuda' too."
+        )
+    if here.type == "cuda" and not workers.gpus_each:
+        raise ModelError(
+            "the model is on a GPU, of which workers see nothing unless they are given one: ask for a GPU each, or a "
+            "share of one (gpus_each=0.5, --gpus-per-worker 0.5); or load it with device='cpu'."
+        )
 
 
 def _pack(engine: Engine, workers: Workers) -> dict[str, Any]:
@@ -75,6 +85,7 @@ def _pack(engine: Engine, workers: Workers) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "precision": torch.get_float32_matmul_precision(),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
             "dtype": torch.get_default_dtype(),
         },
     }
@@ -88,7 +99,7 @@ class _Actor:
         settings = pack["torch"]
         torch.set_num_threads(settings["threads"])  # how a product is split over threads decides its last bits
         torch.set_float32_matmul_precision(settings["precision"])
-        torch.use_deterministic_algorithms(settings["deterministic"])
+        torch.use_deterministic_algorithms(settings["deterministic"], warn_only=settings["warn_only"])
         torch.set_default_dtype(settings["dtype"])
         subject = bind(pack["source"]())
         found = differences(pack["provenance"], plain(subject.provenance), sides=("here", "in the worker"))
@@ -135,12 +146,13 @@ class _Crew:
         self.busy = dict[Any, _Post]()
         self.failures = Counter[int]()  # by chunk
         self.in_a_row = 0
+        self.drained = False
 
     def results(self) -> Results:
         """(number of the first mask, values) of every chunk, as they come."""
         for _ in range(self.workers.count):
             self._hire()
-        while self.busy:
+        while self._work_is_left():
             ready, _ = self.ray.wait(list(self.busy), timeout=min(1.0, self.workers.timeout / 4))
             for reference in ready:
                 post = self.busy.pop(reference)
@@ -163,8 +175,16 @@ class _Crew:
     def _end(self, actor: Any) -> None:
         self.ray.kill(actor, no_restart=True)
 
+    def _work_is_left(self) -> bool:
+        """Workers that still load their model, or wait for room on the cluster, are not waited for once all is done."""
+        return bool(self.again) or not self.drained or any(post.chunk is not None for post in self.busy.values())
+
     def _next_chunk(self) -> Chunk | None:
-        return self.again.popleft() if self.again else next(self.chunks, None)
+        if self.again:
+            return self.again.popleft()
+        chunk = next(self.chunks, None)
+        self.drained = chunk is None
+        return chunk
 
     def _outcome(self, reference: Any, post: _Post) -> Tensor | None:
         """Values, where there are any; the worker gets its next chunk, or is replaced."""
