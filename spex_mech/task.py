@@ -14,6 +14,7 @@ from torch import Tensor
 from spex_mech.errors import TaskError, all_problems
 
 MAX_ROWS = 1_000_000  # lines of a prompt file; beyond that it is not a prompt file
+_SHOWN = 16  # tokens of a prompt without text, for people
 _ROW_KEYS = {"tokens", "text", "answer", "also", "distractors", "position", "corrupt"}
 
 
@@ -215,8 +216,19 @@ class Task:
         metric = self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", "metric")
         counted = f"{len(self):,} prompt{'s' * (len(self) != 1)} of {long}, judged by {metric}"
         return "\n".join(
-            [counted, *(f"  {text!r}" for text in self.texts[:3]), *(f"  - {note}" for note in self.notes)]
+            [
+                counted,
+                *(f"  {self._shown(i)}" for i in range(min(3, len(self)))),
+                *(f"  - {note}" for note in self.notes),
+            ]
         )
+
+    def _shown(self, i: int) -> str:
+        """A prompt for people: its text, or the first of its tokens."""
+        if self.texts and self.texts[i]:
+            return repr(self.texts[i])
+        tokens = self.prompts.row(i).tolist()
+        return " ".join(map(str, tokens[:_SHOWN])) + (" …" if len(tokens) > _SHOWN else "")
 
     __repr__ = __str__
 

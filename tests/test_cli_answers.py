@@ -12,7 +12,9 @@ from typer.main import get_command
 
 import spex_mech as sm
 from spex_mech import cli
-from spex_mech.console import commands, costs, environment, options
+from spex_mech.ablation import load
+from spex_mech.console import commands, costs, environment, options, printing
+from spex_mech.errors import ModelError
 from spex_mech.running import recovery
 from spex_mech.studies import open_study
 
@@ -149,3 +151,26 @@ def test_few_bits_are_decoded_by_one_thread():
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_sets_within_chance_are_counted_and_an_empty_table_is_not_drawn(cli_run, tmp_path):
+    _, out, _ = cli_run("discover", "planted-and", "--budget", 40, "--decoder", "linear", "--out", tmp_path / "run")
+    found, told = sm.load_run(tmp_path / "run"), " ".join(out.split())
+    assert not len(found.interactions())
+    assert "Strongest of" not in told
+    sets = int((found.spectrum.orders > 0).sum())
+    assert f"No interaction is beyond chance: {sets} sets of the polynomial with q > 0.05" in told
+    assert (
+        printing._about_unsure(1, 5) == "1 more set of the polynomial within chance (q > 0.05), in spectrum.json only."
+    )
+
+
+def test_where_the_hub_does_not_answer_it_is_told_at_once(monkeypatch):
+    class Silent:
+        def model_info(self, name, timeout):
+            raise RuntimeError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Silent)
+    monkeypatch.setattr(load, "_fetch", lambda *_, **__: pytest.fail("nothing may be fetched"))
+    with pytest.raises(ModelError, match=r"'no-one/nothing' is no folder here.*ConnectionError"):
+        load.load_model("no-one/nothing")

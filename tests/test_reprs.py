@@ -58,7 +58,7 @@ def test_a_link_is_told(found):
     saturating = planted.polynomial(
         {(f"a0.h{i}",): 1.5 for i in range(8)}, basis="walsh", layout=planted.Layout(1, 8, 0), link="sigmoid"
     )
-    run = sm.discover(saturating, planted.task(saturating, 2), "a*.h*", budget=200, link="logistic")
+    run = sm.discover(saturating, planted.task(saturating, 2), "a*.h*", budget=200, decoder="linear", link="logistic")
     assert not run.link.is_identity
     assert "behind a link: " in shown(run)
     assert run.link.describe() in shown(run.decoded)
@@ -79,3 +79,10 @@ def test_studies_subjects_tasks_and_prompts_have_short_ones():
     assert shown(sm.bind(tiny("gpt2"))).startswith("TorchSubject of ")
     assert shown(Prompts.from_rows([[1, 2], [3]])) == "Prompts(2 of 1 to 2 tokens)"
     assert "complete" not in shown(Samples(torch.ones(3, 2, dtype=torch.bool), torch.zeros(3, 1)))
+
+
+def test_prompts_without_text_are_shown_by_their_tokens():
+    task = sm.Task([[3, 1, 2], list(range(40))], answers=[1, 1], distractors=[[2], [2]])
+    assert "  3 1 2\n" in shown(task)
+    assert "  0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 …" in shown(task)
+    assert "''" not in shown(sm.open_study("induction-2l").task)

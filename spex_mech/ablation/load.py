@@ -11,6 +11,7 @@ import torch
 from spex_mech.errors import FormatError, ModelError, SpexMechError, all_problems
 
 _FEW_LAYERS = 1000  # as many a config may name without having them
+_PATIENCE = 10  # seconds for the hub to answer
 _LONGEST = 16_384  # positions of a native bridge, whose blocks hold a table of their square
 
 
@@ -59,7 +60,8 @@ def _native_bridge(folder: Path, config: dict[str, Any]) -> Any:
 
     weights = _read_weights(folder / "model.safetensors")
     try:
-        cfg = TransformerBridgeConfig(**config, architecture="TransformerLensNative", init_weights=False)
+        named = {"model_name": folder.parent.name if folder.name == "model" else folder.name, **config}
+        cfg = TransformerBridgeConfig(**named, architecture="TransformerLensNative", init_weights=False)
         bridge = boot(cfg)
         state = convert_tl_checkpoint(weights, cfg)
     except Exception as error:  # what TransformerLens raises over a damaged config may be anything
@@ -104,6 +106,7 @@ def _from_pretrained(folder: Path, device: str | torch.device) -> tuple[Any, Any
 
 def _from_hub(name: str, device: str | torch.device) -> tuple[Any, Any]:
     try:
+        _ask_hub(name)
         return _fetch(name, device, has_tokenizer=True)
     except SpexMechError:
         raise
@@ -113,6 +116,20 @@ def _from_hub(name: str, device: str | torch.device) -> tuple[Any, Any]:
             f"without a "
             "connection, copy the model's folder (config.json, model.safetensors, tokenizer files) and give its path."
         ) from error
+
+
+def _ask_hub(name: str) -> None:
+    """Whether the hub answers at all; raises `ConnectionError` at once where the fetch would try for half a minute."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return  # fetched before: no connection is needed
+    try:
+        HfApi().model_info(name, timeout=_PATIENCE)
+    except (OSError, ValueError):
+        return  # it answered, or must not be asked: the fetch says what is wrong
+    except Exception as error:  # what the hub's client raises of the network is its own
+        raise ConnectionError(str(error)) from error
 
 
 def _fetch(what: str | Path, device: str | torch.device, has_tokenizer: bool, **options: Any) -> tuple[Any, Any]:

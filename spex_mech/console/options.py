@@ -1,5 +1,6 @@
 """The options that commands share, what a shell completes them with, and examples for ``--help``."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,13 @@ def _among(*choices: str) -> Any:
         return [choice for choice in choices if choice.startswith(incomplete)]
 
     return complete
+
+
+def _hush(asked: bool) -> bool:
+    """Keep the bars of the libraries that load models off the terminal too; they look before they are imported."""
+    if asked:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return asked
 
 
 def complete_card(incomplete: str) -> list[str]:
@@ -124,8 +132,11 @@ GpusEach = Annotated[
     float,
     typer.Option("--gpus-per-worker", help="GPUs of each worker; may be a share.", rich_help_panel=_WHERE),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; only errors.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines; no tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables; only errors.", callback=_hush)]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON object on standard output, for machines; no tables.", callback=_hush),
+]
 Format = Annotated[
     str,
     typer.Option("--to", help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}.", autocompletion=_among(*FORMATS)),

@@ -53,7 +53,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         )
     if plan.price is not None:
         console.print(f"price of the passes: {plan.price:,.2f}")
-    model, peak, disk = (f"{size / 1e6:,.0f} MB" for size in (plan.model_bytes, plan.peak_bytes, plan.disk_bytes))
+    model, peak, disk = (_size(size) for size in (plan.model_bytes, plan.peak_bytes, plan.disk_bytes))
     console.print(f"memory: model {model}, a batch {peak}; disk {disk}")
     for line in plan.advice:
         console.print(f"  - {escape(line)}")
@@ -64,12 +64,24 @@ def print_plan(plan: Plan, console: Console) -> None:
         )
 
 
+def _size(count: float) -> str:
+    """Bytes for people.
+
+    >>> _size(270_000), _size(3_200_000), _size(5e10)
+    ('0.3 MB', '3.2 MB', '50,000 MB')
+    """
+    return f"{count / 1e6:,.1f} MB" if count < 1e7 else f"{count / 1e6:,.0f} MB"
+
+
 def print_discovery(found: Discovery, out: Path, console: Console) -> None:
     """The strongest interactions, how far to trust them, and where the files are."""
     frame = found.interactions()
-    console.print(_interaction_table(frame, found.circuit.unit))
+    if len(frame):
+        console.print(_interaction_table(frame, found.circuit.unit))
     if len(frame) > SHOWN:
         console.print(f"… and {len(frame) - SHOWN:,} more in {escape(str(out / 'interactions.csv'))}")
+    if unsure := int((found.spectrum.orders > 0).sum()) - len(frame):
+        console.print(_about_unsure(unsure, len(frame)))
     console.print(_verdict(found))
     if pilot := found.record.get("pilot"):
         strata = " and ".join(f"{q:g}" for q in pilot["keep_probs"])
@@ -82,6 +94,14 @@ def print_discovery(found: Discovery, out: Path, console: Console) -> None:
     console.print(
         f"[dim]{escape(str(out))}: responses.safetensors, spectrum.json, circuit.json, interactions.csv, report.html[/]"
     )
+
+
+def _about_unsure(unsure: int, shown: int) -> str:
+    """Sets of the polynomial that are no interactions of the circuit."""
+    sets = f"set{'s' * (unsure != 1)} of the polynomial"
+    if not shown:
+        return f"No interaction is beyond chance: {unsure:,} {sets} with q > 0.05, in spectrum.json."
+    return f"{unsure:,} more {sets} within chance (q > 0.05), in spectrum.json only."
 
 
 def _interaction_table(frame: pd.DataFrame, unit: str) -> Table:
@@ -192,7 +212,8 @@ def print_subject(subject: "Subject", console: Console) -> None:
         table.add_row(str(site.layer), site.kind, f"{site.parts:,}", f"{site.width:,}")
     console.print(table)
     for key, value in sorted(subject.provenance.items()):
-        console.print(f"  {escape(str(key))}: {escape(str(value))}", soft_wrap=True)
+        said = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+        console.print(f"  {escape(str(key))}: {escape(said)}", soft_wrap=True)
 
 
 def print_bench(result: Mapping[str, Any], path: Path | None, console: Console) -> None:

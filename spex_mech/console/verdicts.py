@@ -47,11 +47,12 @@ def print_audit(result: Audit, out: Path, console: Console) -> None:
 
 def _ranking_table(result: Audit) -> Table:
     table = Table(title="Circuits at MIB's ten sizes, measured", title_justify="left")
-    for name in ("ranking", "masks", "CPR", "CMD", "AUROC"):
+    known = any(row.auroc is not None and row.name != "random sets" for row in result.rankings)
+    for name in ("ranking", "masks", "CPR", "CMD", *(("AUROC",) if known else ())):
         table.add_column(name, justify="left" if name == "ranking" else "right")
     for row in result.rankings:
-        figures = ("" if value is None else f"{value:.3f}" for value in (row.cpr, row.cmd, row.auroc))
-        table.add_row(escape(row.name), f"{row.masks:,}", *figures)
+        columns = (row.cpr, row.cmd, row.auroc) if known else (row.cpr, row.cmd)
+        table.add_row(escape(row.name), f"{row.masks:,}", *("" if x is None else f"{x:.3f}" for x in columns))
     return table
 
 
