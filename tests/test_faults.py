@@ -51,33 +51,38 @@ def discover(question, out=None, **options):
     return sm.discover(*question, **{"budget": 300, "decoder": "linear", "link": "identity", "out": out, **options})
 
 
-def cut_until_done(process, folder, kills, seed):
-    runs, dice = Runs(process, folder / "cut"), random.Random(seed)
-    whole = Runs(process, folder / "whole")
+def cut_until_done(process, folder, kills, seed, end, cut):
+    """So many kills at random moments of a run, or of the next one where it came to its end before."""
+    whole, dice, number, killed = Runs(process, folder / "whole"), random.Random(seed), 0, 0
     started = time.monotonic()
-    assert whole("finish") == (0, "")
+    assert whole(end) == (0, "")
     longest = time.monotonic() - started
-    killed = 0
-    for _ in range(5 * kills):  # some come too late, where this run is faster than that one was
-        killed += runs("cut", f"{dice.uniform(0.02, 0.7 * longest):.3f}")[0] == -signal.SIGKILL
-        if killed == kills:
-            break
-    assert killed == kills
-    assert runs("finish") == (0, "")
-    one, other = (sm.load_run(r.folder) for r in (whole, runs))
+    while killed < kills:
+        runs = Runs(process, folder / f"run-{number}")
+        status, said = runs(cut, f"{dice.uniform(0.02, 0.5 * longest):.3f}")
+        killed += status == -signal.SIGKILL
+        if status == 0 or killed == kills:
+            assert said == ""
+            assert runs(end) == (0, "")
+            same_run(whole, runs)
+            longest, number = 0.7 * longest, number + 1
+
+
+def same_run(*runs):
+    one, other = (sm.load_run(r.folder) for r in runs)
     assert torch.equal(one.responses.values, other.responses.values)
     assert torch.equal(one.spectrum.coefficients, other.spectrum.coefficients)
     assert one.spectrum.sets == other.spectrum.sets
 
 
 def test_killed_while_measuring_or_decoding(process, tmp_path):
-    cut_until_done(process, tmp_path, 2, 0)
+    cut_until_done(process, tmp_path, 3, 0, "end", "stop")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_killed_fifty_times_while_measuring_or_decoding(process, tmp_path, seed):
-    cut_until_done(process, tmp_path, 10, seed + 1)
+    cut_until_done(process, tmp_path, 10, seed + 1, "finish", "cut")
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -253,6 +258,7 @@ def test_models_are_fetched_without_code_and_without_guesses(tmp_path, monkeypat
         asked.append(options)
         return plain(tmp_path, **options)
 
+    monkeypatch.setattr("spex_mech.ablation.load._ask_hub", lambda _: None, raising=False)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fetch)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda what, **options: asked.append(options))
     what = tmp_path if place == "folder" else "someone/something"

@@ -28,10 +28,10 @@ BUDGET, CHUNK = 2000, 256
 WEIGHTS = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281, "m1.n0": 0.0123457}
 
 # A process that imports once and forks a child for every order "WHAT FOLDER NUMBER": "run" goes to its end, "kill" is
-# killed after that many seconds; "finish" and "cut" are the same with a decoder that takes a while; "limit" lets no
-# file grow beyond that many bytes, "die" kills itself while the last file is written, at that point of it; "cli" is
-# the command line, killed at that pass of the model (0: never). Each pass of the model is a line in the file "calls"
-# beside the folder.
+# killed after that many seconds; "end" and "stop" are the same with a search for a link, "finish" and "cut" with a
+# decoder that takes a while; "limit" lets no file grow beyond that many bytes, "die" kills itself while the last file
+# is written, at that point of it; "cli" is the command line, killed at that pass of the model (0: never). Each pass of
+# the model is a line in the file "calls" beside the folder.
 CHILD = """
 import os, pathlib, resource, signal, sys, time
 import lightgbm, torch  # with all that runs load later: a run that may write little could not even keep its bytecode
@@ -63,9 +63,9 @@ task = planted.task(subject, n_prompts=4, seed=0)
 
 def run():
     components = sm.heads(subject) + sm.neurons(subject)
-    budget, decoder = (700, "proxyspex") if order in ("finish", "cut") else (BUDGET, "linear")
-    sm.discover(subject, task, components=components, budget=budget, seed=0, out=folder, decoder=decoder,
-        link="identity")
+    slow = order in ("finish", "cut")
+    sm.discover(subject, task, components=components, budget=700 if slow else BUDGET, seed=0, out=folder,
+        decoder="proxyspex" if slow else "linear", link="auto" if order in ("end", "stop") else "identity")
 
 def die_at(point):
     last, opened, replaced = "responses.safetensors", pathlib.Path.open, os.replace
@@ -110,7 +110,7 @@ for line in sys.stdin:
             status = stop.code or 0
         sys.stdout.flush()
         os._exit(status)
-    if order in ("kill", "cut"):
+    if order in ("kill", "stop", "cut"):
         time.sleep(float(number))
         os.kill(pid, signal.SIGKILL)
     print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
