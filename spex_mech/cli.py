@@ -25,13 +25,14 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: 0 on success, 2 for a user's mistake (one message, no traceback), 1 for ours."""
     try:
-        app()
+        app(args=o.fill_in(sys.argv[1:]))
     except SpexMechError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; what was saved is in the run folder.")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == o.STOPPED:  # by Ctrl-C, of which typer says nothing
+            Console(stderr=True).print("stopped; the same command goes on from what its run folder holds.")
+        raise
 
 
 @app.command()

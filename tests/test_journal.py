@@ -30,8 +30,7 @@ WEIGHTS = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281, "m1.n0":
 # A process that imports once and forks a child for every order "WHAT FOLDER NUMBER": "run" goes to its end, "kill" is
 # killed after that many seconds; "end" and "stop" are the same with a search for a link, "finish" and "cut" with a
 # decoder that takes a while; "limit" lets no file grow beyond that many bytes, "die" kills itself while the last file
-# is written, at that point of it; "cli" is the command line, killed at that pass of the model (0: never). Each pass of
-# the model is a line in the file "calls" beside the folder.
+# is written, at that point of it; "cli" XX
 CHILD = """
 import os, pathlib, resource, signal, sys, time
 import lightgbm, torch  # with all that runs load later: a run that may write little could not even keep its bytecode
@@ -50,8 +49,8 @@ def die(*_):
 
 def slow(self, keep):
     passes.append(keep)
-    if order == "cli" and len(passes) == int(number):
-        die()
+    if order in ("cli", "ctrl-c") and len(passes) == int(number):
+        os.kill(os.getpid(), signal.SIGKILL if order == "cli" else signal.SIGINT)
     with open(folder + ".calls", "a") as file:
         file.write(f"{len(keep)}\\n")
     time.sleep(0.02)
@@ -91,8 +90,9 @@ def child():
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(number), int(number)))
     if order == "die":
         die_at(number)
-    if order != "cli":
+    if order not in ("cli", "ctrl-c"):
         return run()
+    sys.stderr = sys.stdout
     sys.argv = ["spex-mech", "discover", "planted-and", "--budget", "1000", "--decoder", "linear", "--out", folder]
     cli.main()
 
@@ -223,6 +223,16 @@ def test_the_command_line_says_how_many_chunks_came_from_the_journal(runs):
     assert status == 0
     assert "all 1,000 masks were on disk from before" in " ".join(said.split())
     assert runs.masks_run() == before
+
+
+def test_ctrl_c_says_so_and_the_same_command_goes_on(runs):
+    status, said = runs("ctrl-c", 3)
+    assert status == 130
+    assert "stopped; the same command goes on from what its run folder holds." in " ".join(said.split())
+    assert "Traceback" not in said
+    status, said = runs("cli")
+    assert status == 0
+    assert "2 chunks of 4 (512 masks) came from the journal" in " ".join(said.split())
 
 
 @pytest.mark.slow

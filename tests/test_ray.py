@@ -283,3 +283,14 @@ def test_a_killed_driver_goes_on_without_ray(design, serial, tmp_path, chunks):
     with open_journal(tmp_path, {"a": 1}) as journal:
         assert torch.equal(measure(engine_of(subject()), design.chunks(CHUNK), journal), serial)
         assert chunks <= journal.resumed_chunks < 9
+
+
+@pytest.mark.slow
+def test_the_bench_of_workers_measures_what_it_says():
+    from spex_mech.bench.workers import run
+
+    result = run(quick=True)
+    assert [row["workers"] for row in result["rows"]] == [0, 2]
+    assert result["summary"]["identical"] == 1.0
+    assert 0.2 < result["summary"]["throughput_2"] < 5
+    assert 0 < result["summary"]["whole_run_2"] < 2

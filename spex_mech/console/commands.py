@@ -8,6 +8,7 @@ from typing import Any
 from spex_mech.ablation.workers import Workers
 from spex_mech.circuit.files import write_whole
 from spex_mech.console.costs import Cost, estimate
+from spex_mech.console.options import HERE
 from spex_mech.discovery import discover
 from spex_mech.errors import SpexMechError
 from spex_mech.reporting import write_report
@@ -17,7 +18,7 @@ from spex_mech.runs import RESPONSES, Discovery
 from spex_mech.studies import STUDY, Study, open_study, save_source
 
 SLOW = 4_000  # forward rows from which on it is told how long they will take
-BENCHES = ("ablation", "decode", "accuracy", "players", "keep")
+BENCHES = ("ablation", "decode", "accuracy", "players", "keep", "workers")
 
 
 def run_discover(
@@ -127,7 +128,8 @@ def hire(
     if workers is None and ray is None:
         return None
     source = source_of(what, model=model, device=study.subject.device.type)
-    return Workers(source, 2 if workers is None else workers, gpus_each=gpus_each, address=ray)
+    address = None if ray == HERE else ray
+    return Workers(source, 2 if workers is None else workers, gpus_each=gpus_each, address=address)
 
 
 def _cost(
@@ -191,6 +193,10 @@ def run_bench(
         from spex_mech.bench.keeps import run as run_keeps
 
         return run_keeps(quick, cards, numbers(budgets))
+    if what == "workers":
+        from spex_mech.bench.workers import run as run_workers
+
+        return run_workers(quick)
     known = f"{', '.join(BENCHES[:-1])} and {BENCHES[-1]}"
     raise SpexMechError(f"there is no bench {what!r}; the benches are {known}.")
 

@@ -1,6 +1,7 @@
 """The options that commands share, what a shell completes them with, and examples for ``--help``."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,23 @@ LINKS = ("auto", "identity", "logistic", "softplus", "spline")
 REPLACEMENTS = ("mean", "zero", "resample")
 KEEPS = ("0.5", "0.8", "0.9", "auto", "coded")
 FORMATS = ("json", "hif", "neuronpedia", "mib", "graphml", "gexf", "dot", "node-link", "clique")
-BENCHES = ("ablation", "decode", "accuracy", "players", "keep")
+BENCHES = ("ablation", "decode", "accuracy", "players", "keep", "workers")
+HERE = "local"  # what --ray means without an address: a Ray of our own on this machine
+STOPPED = 130  # the exit code after Ctrl-C
+
+
+def fill_in(args: Sequence[str]) -> list[str]:
+    """Arguments with what may be left out: the address of ``--ray``.
+
+    >>> fill_in(["discover", "--ray", "--workers", "4"])
+    ['discover', '--ray', 'local', '--workers', '4']
+    """
+    found = list[str]()
+    for place, word in enumerate(args):
+        found.append(word)
+        if word == "--ray" and (place + 1 == len(args) or args[place + 1].startswith("-")):
+            found.append(HERE)
+    return found
 
 
 def _among(*choices: str) -> Any:
@@ -125,7 +142,7 @@ WorkerCount = Annotated[
 RayAddress = Annotated[
     str | None,
     typer.Option(
-        "--ray", help='Ray cluster: "auto" or host:port; default: one on this machine.', rich_help_panel=_WHERE
+        "--ray", help='Ray cluster: "auto" or host:port; without either, one on this machine.', rich_help_panel=_WHERE
     ),
 ]
 GpusEach = Annotated[

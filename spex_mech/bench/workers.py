@@ -1,0 +1,96 @@
+"""Throughput of Ray workers against a run without them, on the shipped card: the same masks, the same bits."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spex_mech.ablation.measure import in_turn, measure
+from spex_mech.ablation.replacement import fit_replacement
+from spex_mech.ablation.respond import Engine
+from spex_mech.ablation.workers import Workers
+from spex_mech.bench.timing import machine
+from spex_mech.running.scaling import choose_run
+from spex_mech.studies import open_study
+from spex_mech.walsh.design import MaskDesign
+
+Row = dict[str, Any]
+CARD = "induction-2l"
+CHUNK = 64  # masks; small, so that many chunks tell a steady rate
+SERIAL = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Timed:
+    """One run: its values, seconds from call to return, and when every chunk came (masks so far, seconds)."""
+
+    values: Float[Tensor, "mask prompt"]
+    seconds: float
+    came: Sequence[tuple[int, float]]
+
+    @property
+    def rate(self) -> float:
+        """Masks a second in the second half of the masks, when all workers have their models."""
+        half = next(i for i, (masks, _) in enumerate(self.came) if masks >= self.came[-1][0] / 2)
+        (before, begun), (after, ended) = self.came[half], self.came[-1]
+        return (after - before) / (ended - begun)
+
+
+def run(quick: bool = False, counts: Sequence[int] = (1, 2, 4), repeats: int = 3) -> Row:
+    """Measure all masks of the shipped card's heads serially and with workers, interleaved.
+
+    Rows, one a repeat and number of workers (0: none): ``rate``, masks a second over the second half of the masks;
+    ``seconds`` of the whole run, starting Ray and loading models included; ``identical``, whether the values are the
+    serial run's bit for bit. The summary has, for every number of workers, medians of the ratios of rates and of
+    whole runs (above 1 is faster than serial), and whether all values were identical.
+    """
+    counts, repeats = ((2,), 1) if quick else (tuple(counts), repeats)
+    rows: list[Row] = []
+    for repeat in range(repeats):
+        truth = _time(SERIAL, quick)
+        rows.append(_row(repeat, SERIAL, truth, truth))
+        rows += [_row(repeat, count, _time(count, quick), truth) for count in counts]
+    return {"machine": machine("cpu"), "rows": rows, "summary": _summary(rows, counts)}
+
+
+def _time(count: int, quick: bool) -> _Timed:
+    study = open_study(CARD)
+    reference = fit_replacement(study.subject, study.task, study.components, study.replacement, per=study.per)
+    engine = Engine(study.subject, study.task, study.components, reference)
+    _ = engine.rows  # settles the sizes of batches
+    design = MaskDesign.complete(len(study.components))
+    chunks = [chunk for chunk in design.chunks(CHUNK) if not quick or chunk[0] < 8 * CHUNK]
+    passed = in_turn if count == SERIAL else choose_run(Workers(CARD, count), study.subject)
+    came = list[tuple[int, float]]()
+
+    def tick(masks: int) -> None:
+        came.append((masks + (came[-1][0] if came else 0), time.perf_counter()))
+
+    started = time.perf_counter()
+    values = measure(engine, chunks, on_progress=tick, run=passed)
+    return _Timed(values, time.perf_counter() - started, came)
+
+
+def _row(repeat: int, count: int, timed: _Timed, serial: _Timed) -> Row:
+    return {
+        "repeat": repeat,
+        "workers": count,
+        "rate": timed.rate,
+        "seconds": timed.seconds,
+        "identical": torch.equal(timed.values, serial.values),
+    }
+
+
+def _summary(rows: Sequence[Row], counts: Sequence[int]) -> Row:
+    serial = {row["repeat"]: row for row in rows if row["workers"] == SERIAL}
+    found: Row = {}
+    for count in counts:
+        mine = [row for row in rows if row["workers"] == count]
+        found[f"throughput_{count}"] = median(row["rate"] / serial[row["repeat"]]["rate"] for row in mine)
+        found[f"whole_run_{count}"] = median(serial[row["repeat"]]["seconds"] / row["seconds"] for row in mine)
+    return found | {"identical": float(all(row["identical"] for row in rows))}
