@@ -30,7 +30,8 @@ WEIGHTS = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281, "m1.n0":
 # A process that imports once and forks a child for every order "WHAT FOLDER NUMBER": "run" goes to its end, "kill" is
 # killed after that many seconds; "end" and "stop" are the same with a search for a link, "finish" and "cut" with a
 # decoder that takes a while; "limit" lets no file grow beyond that many bytes, "die" kills itself while the last file
-# is written, at that point of it; "cli" XX
+# is written, at that point of it; "cli" is the command line, killed at that pass of the model (0: never), "ctrl-c" the
+# same, stopped as by its user. Each pass of the model is a line in the file "calls" beside the folder.
 CHILD = """
 import os, pathlib, resource, signal, sys, time
 import lightgbm, torch  # with all that runs load later: a run that may write little could not even keep its bytecode
