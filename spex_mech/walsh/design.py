@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from spex_mech.errors import DesignError
@@ -18,6 +18,7 @@ from spex_mech.walsh.coded import Code, plan
 from spex_mech.walsh.hashing import uniform_bits as uniform_bits
 
 DesignKind = Literal["bernoulli", "stratified", "complete", "coded"]
+_PIECE = 1 << 21  # keep bits drawn at a time, for which a hash needs some dozens of bytes each
 MAX_COMPLETE = 24  # 2^24 masks are 16.8 million forward passes; beyond that "all masks" is a slip
 
 
@@ -165,7 +166,11 @@ class MaskDesign:
             raise DesignError(
                 f"masks {start:,} to {stop:,} were asked of a design that has masks 0 to {self.n_masks:,}."
             )
-        rows = torch.arange(start, stop, device=device)
+        rows = torch.arange(start, stop, device=device).split(max(1, _PIECE // self.n))
+        return torch.cat([self._draw(piece) for piece in rows])
+
+    def _draw(self, rows: Int[Tensor, " mask"]) -> Bool[Tensor, "mask component"]:
+        device = rows.device
         if self.code is not None:
             return self._spread(self.code.keep(rows))
         if self.kind == "complete":
