@@ -53,10 +53,10 @@ def discover_features(
 ) -> Discovery:
     """Find which parts of a prompt matter together for a value, from `budget` prompts with parts ablated.
 
-    ::
-
-        found = sm.discover_features(score, "The plot is not good at all.", budget=256)      # score(texts) → numbers
-        found = sm.discover_features(model, text, tokenizer=tokenizer, answer=" Paris", metric="log_prob")
+    ```python
+    found = sm.discover_features(score, "The plot is not good at all.", budget=256)      # score(texts) → numbers
+    found = sm.discover_features(model, text, tokenizer=tokenizer, answer=" Paris", metric="log_prob")
+    ```
 
     Parts are the components ``s0``, ``s1`` … (``t0`` … where they are tokens), and everything that `discover` gives
     holds for them: ``F({s3, s4}) > 0`` says that the two words raise the value together beyond what each does. In the

@@ -25,12 +25,14 @@ MAX_HEADER = 1 << 26  # bytes of metadata; 36,864 names are under one MiB
 class Responses:
     """Row m of `values` is the metric of every prompt under row m of `keep` (True: untouched).
 
-    The file is plain safetensors; without this package it is read by::
+    The file is plain safetensors; without this package it is read by:
 
-        with safetensors.safe_open(path, "np") as f:
-            meta, packed, values = f.metadata(), f.get_tensor("keep"), f.get_tensor("values")
-        names = json.loads(meta["components"])
-        keep = np.unpackbits(packed, axis=1, bitorder="little")[:, : len(names)].astype(bool)
+    ```python
+    with safetensors.safe_open(path, "np") as f:
+        meta, packed, values = f.metadata(), f.get_tensor("keep"), f.get_tensor("values")
+    names = json.loads(meta["components"])
+    keep = np.unpackbits(packed, axis=1, bitorder="little")[:, : len(names)].astype(bool)
+    ```
     """
 
     components: ComponentSet

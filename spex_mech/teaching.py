@@ -59,10 +59,10 @@ def discover_data(
 ) -> Discovery:
     """Find which training examples matter together for test points, from `budget` trainings on parts of the data.
 
-    ::
-
-        found = sm.discover_data(LogisticRegression(), x, y, test_x=x_new, test_y=y_new, budget=512)
-        found = sm.discover_data(train, examples=60, budget=512)      # train(kept) → a number; kept: example numbers
+    ```python
+    found = sm.discover_data(LogisticRegression(), x, y, test_x=x_new, test_y=y_new, budget=512)
+    found = sm.discover_data(train, examples=60, budget=512)      # train(kept) → a number; kept: example numbers
+    ```
 
     Examples are the components ``d0``, ``d1`` … (or groups of them are), and everything that `discover` gives holds:
     ``F({d3, d7}) > 0`` where both help says that the two teach something together, ``< 0`` that either is enough, as

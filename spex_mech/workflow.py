@@ -40,12 +40,12 @@ def ablated(
 ) -> Iterator[Any]:
     """A model with components ablated in every call, for the length of a with-block; no hook stays behind.
 
-    ::
-
-        with sm.ablated(subject, keep=found.circuit) as model:
-            logits = model(tokens)
-        with sm.ablated(model, ablate="a9.h9, a10.h0", replacement="zero"):
-            logits = model(tokens)
+    ```python
+    with sm.ablated(subject, keep=found.circuit) as model:
+        logits = model(tokens)
+    with sm.ablated(model, ablate="a9.h9, a10.h0", replacement="zero"):
+        logits = model(tokens)
+    ```
 
     Args:
         subject: a bound subject, or any model that `bind` takes (binding it costs a dozen tiny passes each time).

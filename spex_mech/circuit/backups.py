@@ -1,9 +1,11 @@
 """`find_backups`: groups of components that stand in for each other, from the polynomial; no primary set is given.
 
 Let D(T) be what ablating T costs with the rest of a group S kept. S is a group of backups where losing all of it costs
-more than any way of losing part of it explains::
+more than any way of losing part of it explains:
 
-    D(S) > 0,   D(S) > D(T) for every T ⊂ S,   D(S) > D(T) + D(S∖T) for every split of S
+```text
+D(S) > 0,   D(S) > D(T) for every T ⊂ S,   D(S) > D(T) + D(S∖T) for every split of S
+```
 
 An OR has D(S) = 1 and D(T) = 0 for every smaller T: ablating one at a time finds nothing. An AND has D(T) = 1 already,
 an additive set D(S) = ΣD(i), and an idle component added to a group violates the second line.

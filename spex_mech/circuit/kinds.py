@@ -15,10 +15,12 @@ def kind_of(components: tuple[str, ...], effects: Effects) -> InteractionKind:
 
     Written for an orthonormal basis (Walsh, biased), where F > 0 goes with "kept". One component is ``"main"``. Else
     the kind is synergy where the score below is positive (jointly needed, AND) and redundancy where it is negative
-    (each is enough, OR: they back each other up)::
+    (each is enough, OR: they back each other up):
 
-        even order   score = d · F(S) · Π_{i∈S} s_i
-        odd order    score = d · Σ_{i<j∈S} F({i,j}) s_i s_j,  or the line above where no pair inside S is known
+    ```text
+    even order   score = d · F(S) · Π_{i∈S} s_i
+    odd order    score = d · Σ_{i<j∈S} F({i,j}) s_i s_j,  or the line above where no pair inside S is known
+    ```
 
     ``d = -1`` where every member with a known main effect hurts (the set is then judged by the harm it does, so that
     a metric and its negative give the same kinds), else +1. ``s_i = -1`` for a member that hurts among members that

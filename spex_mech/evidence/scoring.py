@@ -138,10 +138,10 @@ def audit_circuit(
 ) -> CircuitAudit:
     """Put a circuit to forward passes: faithfulness, CPR and CMD of its scores, idle nodes, random circuits.
 
-    ::
-
-        circuit = sm.read_circuit("eap_ig.json")
-        print(sm.audit_circuit(circuit, model, task))
+    ```python
+    circuit = sm.read_circuit("eap_ig.json")
+    print(sm.audit_circuit(circuit, model, task))
+    ```
 
     What is ablated is all of ``circuit.components`` but the set in question; what the circuit did not study (or EAP-IG
     did not score) stays.

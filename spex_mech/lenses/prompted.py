@@ -116,10 +116,10 @@ def with_prompt(
 ) -> PromptedSubject:
     """A model and the parts of its prompts as one subject, for `discover`, `audit` and `ablated`.
 
-    ::
-
-        subject = sm.with_prompt(model, task, [(0, 3), (5, 6)], filler=tokenizer.eos_token_id)
-        found = sm.discover(subject, task, components="a*.h*, s*")
+    ```python
+    subject = sm.with_prompt(model, task, [(0, 3), (5, 6)], filler=tokenizer.eos_token_id)
+    found = sm.discover(subject, task, components="a*.h*, s*")
+    ```
 
     A coefficient of {a3.h2, s1} says how much more the head does where the words are there. Ablated tokens are
     replaced in their place, so that positions stay what they are; what replaces heads and MLPs is `discover`'s
