@@ -5,8 +5,9 @@
    every mask has a prediction of every part that has not seen it.
 2. **Stack.** Non-negative weights by least squares on those predictions (Wolpert 1992; Breiman 1996). A part that is a
    sparse polynomial already wins alone where it is as good as the stack within a standard error.
-3. **Reading out.** The stack is a function that costs nothing to ask. Matching pursuit on its values under fresh masks
-   gives a polynomial, with as many sets as it takes to lose less than a hundredth of what the stack does not know.
+3. **Reading out.** The stack is a function that costs nothing to ask. Matching pursuit on its values under fresh masks,
+   half of them bolder than the samples', gives a polynomial, with as many sets as it takes to lose less than a
+   hundredth of what the stack does not know.
 4. **Correction.** ``ĉ_S = c_S + mean_m (f(m) - g₋(m)) φ_S(m)``, where g₋ is the stack that has not seen mask m, is
    unbiased whatever the stack is, since the basis is orthonormal under the masks; its spread over the masks is the
    standard error. The polynomial is moved by the part of a correction that is beyond what chance alone would give.
@@ -232,10 +233,16 @@ def _on_sets_of(before: Spectrum, after: Spectrum) -> Spectrum:
 
 
 def _fresh(known: Samples, count: int, seed: int) -> Bool[Tensor, "mask component"]:
-    """Masks of the same keep-probabilities that nobody has to run a model on."""
+    """Masks that nobody has to run a model on: half of the samples' own keep-probabilities, half with the rarer state
+    of a component twice as frequent.
+
+    Products of a biased basis are large where many components are in their rarer state. Samples of the own kind alone
+    hardly hold such masks, and a polynomial fitted to them may be far out on the next one.
+    """
     design = known.design
-    probabilities = design.keep_probs if design is not None and design.keep_probs else (known.keep_prob,)
-    return MaskDesign.stratified(known.n, count, probabilities, seed + 1_000_003).keep()
+    own = design.keep_probs if design is not None and design.keep_probs else (known.keep_prob,)
+    bolder = tuple(1 - min(0.5, 2 * (1 - q)) if q > 0.5 else min(0.5, 2 * q) for q in own)
+    return MaskDesign.stratified(known.n, count, own + bolder, seed + 1_000_003).keep()
 
 
 def _corrected(read: Spectrum, keep: Tensor, missed: Float[Tensor, " mask"]) -> Spectrum:

@@ -2,9 +2,9 @@
 
 The fits without each fold, and the one with all rows, are the columns of one coefficient matrix. Newton steps on the
 active columns solve each to rounding, from the solution at the penalty before; where they do not settle, accelerated
-proximal gradient (Beck & Teboulle 2009) leads them on. With no more columns than rows the products go through the Gram
-matrices; otherwise through the columns that can be active at this penalty (strong rules, Tibshirani et al. 2012, whose
-misses are found by the optimality conditions and put back).
+proximal gradient (Beck & Teboulle 2009) leads them on. With no more columns than rows the products go through Gram
+matrices, otherwise through the columns; of many columns only through those that can be active at this penalty (strong
+rules, Tibshirani et al. 2012, whose misses are found by the optimality conditions and put back).
 """
 
 from collections.abc import Iterator
@@ -21,6 +21,8 @@ _ROUNDS = 4  # of both; reached only where the columns are nearly dependent
 _TOLERANCE = 1e-5  # largest change of a coefficient in a round, relative to the largest coefficient
 _PATIENCE = 12  # penalties before the path ends, within which the cross-validated error fell by less than …
 _GAIN = 0.998  # … a five-hundredth
+_RISEN = 1.02  # times the least cross-validated error so far: it does not come back from there
+_MANY = 1024  # columns: their Gram matrices are dear to go through at every step
 _CROWDED = 0.7  # of the rows: a fit with more active columns is about to pass through every value
 _LOWEST = 1e-3  # the last penalty, relative to the first
 
@@ -59,7 +61,8 @@ def lasso_cv(
         if best is None or error < best[0]:
             best = (error, alpha, beta[:, -1].clone())
         bar, waited = (error, 0) if error < _GAIN * bar else (bar, waited + 1)
-        if waited >= _PATIENCE or bool(((beta != 0).sum(0) > _CROWDED * fits.counts).any()):
+        crowded = bool(((beta != 0).sum(0) > _CROWDED * fits.counts).any())
+        if waited >= _PATIENCE or error > _RISEN * best[0] or crowded:
             break
     assert best is not None
     error, alpha, chosen = best
@@ -111,6 +114,20 @@ class _Fits:
         return self.columns @ (self.used * self.residuals(beta)) / self.counts
 
     @cached_property
+    def step(self) -> float:
+        """A step of gradient descent that never overshoots: one over the largest eigenvalue of any fit's Gram matrix,
+        by power iteration (from below), and a tenth less."""
+        vector = torch.linspace(1, 2, self.x.shape[1], dtype=self.x.dtype, device=self.x.device).cos()[:, None]
+        size = self.counts
+        for _ in range(40):
+            vector = vector / vector.norm(dim=0).clamp(min=1e-30)
+            left = self.used * (self.x @ vector)
+            left = left - self.used * left.sum(0) / self.counts
+            vector = self.x.T @ left / self.counts
+            size = vector.norm(dim=0)
+        return 1 / (1.1 * float(size.max()) + 1e-12)
+
+    @cached_property
     def columns(self) -> Float[Tensor, "column row"]:
         """The columns one after the other in memory, so that some of them are taken cheaply."""
         return self.x.T.contiguous()
@@ -126,18 +143,18 @@ class _System:
     grams: Float[Tensor, "fit working working"] | None = None
 
     @classmethod
-    def of_all(cls, fits: _Fits) -> "_System":
-        """All columns, with their Gram matrices: for no more columns than rows. Every row is multiplied once."""
-        counts, means = fits.counts, fits.means
-        grams = fits.x.new_zeros(len(counts), fits.x.shape[1], fits.x.shape[1])
+    def multiplied(cls, fits: _Fits, rows: Int[Tensor, " working"]) -> "_System":
+        """Some columns with their Gram matrices: for no more columns than rows. Every row is multiplied once."""
+        counts, columns = fits.counts, fits.columns[rows]
+        grams = fits.x.new_zeros(len(counts), len(rows), len(rows))
         for fold in range(len(counts) - 1):
-            part = fits.x[fits.folds == fold]
-            torch.mm(part.T, part, out=grams[fold])
+            part = columns[:, fits.folds == fold]
+            torch.mm(part, part.T, out=grams[fold])
         grams[-1] = grams.sum(0)
         grams[:-1] = grams[-1] - grams[:-1]
-        for gram, count, mean in zip(grams, counts, means, strict=True):
+        for gram, count, mean in zip(grams, counts, fits.means[:, rows], strict=True):
             gram.div_(count).addr_(mean, mean, alpha=-1)
-        return cls(fits, fits.columns, fits.correlations, grams)
+        return cls(fits, columns, fits.correlations[rows], grams)
 
     def slope(self, beta: Float[Tensor, "working fit"]) -> Float[Tensor, "working fit"]:
         """``x_cᵀ (residual) / N``: minus the gradient of the squared error."""
@@ -161,40 +178,45 @@ def _path(fits: _Fits, n_alphas: int) -> Iterator[tuple[float, Float[Tensor, "co
     """(α, coefficients of every fit), from the α at which every coefficient of the last fit is zero downwards."""
     first = float(fits.correlations[:, -1].abs().max())
     beta = torch.zeros_like(fits.correlations)
-    everything = _System.of_all(fits) if fits.x.shape[1] <= fits.x.shape[0] else None
-    step, previous = 1 / _largest_curvature(fits), first
+    rows, columns = fits.x.shape
+    few = columns <= min(rows, _MANY)
+    everything = _System.multiplied(fits, torch.arange(columns, device=fits.x.device)) if few else None
+    previous = first
     for alpha in (first * _LOWEST ** (i / max(1, n_alphas - 1)) for i in range(n_alphas)):
         if everything is not None:
-            beta = _solve(everything, beta, alpha, step)
+            beta = _solve(everything, beta, alpha)
         else:
-            beta = _solve_working_set(fits, beta, alpha, previous, step)
+            beta = _solve_working_set(fits, beta, alpha, previous)
         yield alpha, beta
         previous = alpha
 
 
 def _solve_working_set(
-    fits: _Fits, beta: Float[Tensor, "column fit"], alpha: float, previous: float, step: float
+    fits: _Fits, beta: Float[Tensor, "column fit"], alpha: float, previous: float
 ) -> Float[Tensor, "column fit"]:
     """The fits at α, over the columns that the strong rule leaves and those it wrongly discarded."""
     # the strong rule: a slope is expected to change no faster than the penalty
     working = (beta != 0).any(1) | (fits.full_correlations(beta).abs() >= 2 * alpha - previous).any(1)
     while True:
         rows = working.nonzero()[:, 0]
-        system = _System(fits, fits.columns[rows], fits.correlations[rows])
-        beta = torch.zeros_like(beta).index_copy_(0, rows, _solve(system, beta[rows], alpha, step))
+        if len(fits.columns) <= len(fits.y):
+            system = _System.multiplied(fits, rows)
+        else:
+            system = _System(fits, fits.columns[rows], fits.correlations[rows])
+        beta = torch.zeros_like(beta).index_copy_(0, rows, _solve(system, beta[rows], alpha))
         missed = (fits.full_correlations(beta).abs() > alpha * (1 + 1e-3)).any(1) & ~working
         if not missed.any():
             return beta
         working |= missed
 
 
-def _solve(system: _System, beta: Float[Tensor, "working fit"], alpha: float, step: float) -> Tensor:
+def _solve(system: _System, beta: Float[Tensor, "working fit"], alpha: float) -> Tensor:
     """Newton steps where they settle, ever more gradient steps towards the right support where they do not."""
     for attempt in range(_ROUNDS):
         solved, settled = _newton(system, beta, alpha)
         if settled.all():
             return solved
-        after = _descend(system, beta, alpha, step, _GRADIENT_STEPS << attempt)
+        after = _descend(system, beta, alpha, system.fits.step, _GRADIENT_STEPS << attempt)
         change = float((after - beta).abs().max())
         beta = torch.where(settled, solved, after)
         if change <= _TOLERANCE * float(beta.abs().max()):
@@ -242,16 +264,3 @@ def _descend(system: _System, beta: Tensor, alpha: float, step: float, steps: in
         ahead = after if uphill else after + (momentum - 1) / following * (after - beta)
         beta, momentum = after, following
     return beta
-
-
-def _largest_curvature(fits: _Fits) -> float:
-    """The largest eigenvalue of any fit's Gram matrix by power iteration (from below), and a tenth more."""
-    vector = torch.linspace(1, 2, fits.x.shape[1], dtype=fits.x.dtype, device=fits.x.device).cos()[:, None]
-    size = fits.counts
-    for _ in range(40):
-        vector = vector / vector.norm(dim=0).clamp(min=1e-30)
-        left = fits.used * (fits.x @ vector)
-        left = left - fits.used * left.sum(0) / fits.counts
-        vector = fits.x.T @ left / fits.counts
-        size = vector.norm(dim=0)
-    return 1.1 * float(size.max()) + 1e-12
