@@ -74,13 +74,20 @@ class Journal:
         if row is None:
             return None
         _, prompts, packed, values, sha256 = row
-        whole = isinstance(packed, bytes) and isinstance(values, bytes)
-        if not whole or self._sum(first, prompts, packed, values) != sha256 or packed != keep.numpy().tobytes():
+        whole = isinstance(packed, bytes) and isinstance(values, bytes) and isinstance(prompts, int)
+        fits = whole and packed == keep.numpy().tobytes() and len(values) == 4 * len(keep) * prompts
+        if not fits or self._sum(first, prompts, packed, values) != sha256:
             self._damaged(first, "its checksum does not match")
             return None
         self.resumed += len(keep)
         self.resumed_chunks += 1
         return torch.from_numpy(np.frombuffer(values, np.float32).reshape(len(keep), prompts).copy())
+
+    def count(self) -> int:
+        """How many chunks there are, damaged or not."""
+        with suppress(*_DAMAGE):
+            return int(self._connection.execute("SELECT COUNT(*) FROM chunks").fetchone()[0])
+        return 0
 
     def write(self, first: int, keep: UInt8[Tensor, "mask byte"], values: Float[Tensor, "mask prompt"]) -> None:
         """Put a chunk on disk; raises `ResponseError` where that cannot be done, and keeps what is there."""

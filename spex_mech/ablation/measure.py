@@ -127,7 +127,7 @@ class _Ledger:
             if not self.mine(number):
                 continue
             known = None if self.journal is None else self.journal.read(first, packed)
-            if known is not None:
+            if known is not None and known.shape[1] == self.prompts:
                 self._finish(first, known)
                 continue
             self.begun[first] = chunk

@@ -33,7 +33,7 @@ class _Watch(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Else torch imports its compiler, with all of sympy, before the first pass: seconds for every run and worker."""
+        """Else torch imports its compiler, with all of sympy, before the first pass: seconds for every run."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

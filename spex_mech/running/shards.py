@@ -18,7 +18,7 @@ from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.workers import Workers
 from spex_mech.components import ComponentSet
-from spex_mech.errors import DesignError, FormatError, ResponseError, all_problems
+from spex_mech.errors import DesignError, FormatError, ResponseError, SpexMechError, all_problems
 from spex_mech.locks import hold
 from spex_mech.progress import mask_progress
 from spex_mech.records import differences
@@ -30,6 +30,9 @@ from spex_mech.running.scaling import choose_run
 from spex_mech.runs import store, whole_key
 from spex_mech.task import Task
 from spex_mech.walsh.design import MaskDesign
+
+_SPARSE = 10_000  # chunks that may be missing for every one that is there
+_MOST_PROMPTS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,8 @@ def _refuse_strangers(opened: Sequence[tuple[Journal, Mapping[str, Any]]], key: 
 
 
 def _merge(journals: Sequence[Journal], target: Journal, key: Mapping[str, Any], out: Path) -> Responses:
-    design, components = MaskDesign.from_dict(key["design"]), ComponentSet.of(key["components"])
+    design, components, prompts = _asked(key, target.path)
+    _refuse_endless(design, [*journals, target])
     for name in ("batch_rows", "unit"):
         target.settle(name, lambda name=name: _settled(journals, name))
     for first, keep in design.chunks(CHUNK):
@@ -168,7 +172,7 @@ def _merge(journals: Sequence[Journal], target: Journal, key: Mapping[str, Any],
             found = (values for journal in journals if (values := journal.read(first, packed)) is not None)
             for values in islice(found, 1):
                 target.write(first, packed, values)
-    values, missing = recollect(target, design.chunks(CHUNK), components, int(key["task"]["prompts"]))
+    values, missing = recollect(target, design.chunks(CHUNK), components, prompts)
     if missing:
         raise ResponseError(_describe_missing(missing, design.n_masks, [*journals, target], out))
     provenance = {name: value for name, value in key.items() if name != "components"}
@@ -176,6 +180,32 @@ def _merge(journals: Sequence[Journal], target: Journal, key: Mapping[str, Any],
     responses = Responses(components, design.keep(), values, unit, provenance)
     store(responses, out)
     return responses
+
+
+def _asked(key: Mapping[str, Any], path: Path) -> tuple[MaskDesign, ComponentSet, int]:
+    """What a journal's record says was asked; it may come from a stranger."""
+    try:
+        design, components = MaskDesign.from_dict(key["design"]), ComponentSet.of(key["components"])
+        prompts = int(key["task"]["prompts"])
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        problem = str(error) if isinstance(error, SpexMechError) else repr(error)
+        raise FormatError(f"{path} does not say which masks of what were measured: {problem}") from error
+    if design.n != len(components) or not 0 < prompts < _MOST_PROMPTS:
+        raise FormatError(
+            f"{path} is of masks over {design.n:,} components, names {len(components):,} and has {prompts:,} prompts; "
+            "that is no run of respond."
+        )
+    return design, components, prompts
+
+
+def _refuse_endless(design: MaskDesign, journals: Sequence[Journal]) -> None:
+    """A few digits would have us look for masks that nobody measured until the end of time."""
+    total, there = -(-design.n_masks // CHUNK), sum(journal.count() for journal in journals)
+    if total > _SPARSE * (there + 1):
+        raise ResponseError(
+            f"these shares hold {there:,} of {total:,} chunks, too few to be shares of one run. Merge more of them at "
+            "a time."
+        )
 
 
 def _settled(journals: Sequence[Journal], name: str) -> Any:
