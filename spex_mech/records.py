@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,16 @@ def plain(record: Mapping[str, Any]) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def finite(value: Any) -> Any:
+    """The same, null where a number is none: JSON has no word for NaN and infinities, and other readers refuse them.
+
+    >>> finite({"r2": float("nan"), "masks": [12]})
+    {'r2': None, 'masks': [12]}
+    """
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

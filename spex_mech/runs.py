@@ -24,7 +24,7 @@ from spex_mech.circuit.files import read_json, write_whole
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet
 from spex_mech.errors import DecodeError, FormatError, SpexMechError
-from spex_mech.records import plain, refuse_other
+from spex_mech.records import finite, plain, refuse_other
 from spex_mech.responses import Responses, pack_bits
 from spex_mech.walsh.decoding import Decoded, Outcome
 from spex_mech.walsh.link import Link
@@ -121,7 +121,7 @@ class Discovery:
             (folder / name).unlink(missing_ok=True)  # of a decoding before this one
         if self.decoded.raw is not None and self.raw_circuit is not None:
             _save_scale(folder, _RAW, self.decoded.raw, self.raw_circuit)
-        write_whole(folder / "run.json", json.dumps(self.record, indent=2, sort_keys=True, default=str) + "\n")
+        write_whole(folder / "run.json", json.dumps(finite(self.record), indent=2, sort_keys=True, default=str) + "\n")
         return folder
 
 
@@ -138,7 +138,8 @@ def load_run(folder: str | Path) -> Discovery:
     circuit, raw, raw_circuit = load_circuit(folder / "circuit.json"), None, None
     try:
         stats = record["decoder"]["stats"]
-        stats["heldout_r2"]
+        if stats["heldout_r2"] is None and stats.get("masks_heldout"):  # they do not differ, so R² is no number
+            stats["heldout_r2"] = record["heldout_r2"] = float("nan")
         if not link.is_identity:
             without, raw_circuit = stats["without_link"], load_circuit(folder / f"circuit{_RAW}.json")
             raw_spectrum, _ = load_spectrum(folder / f"spectrum{_RAW}.json", responses.components)

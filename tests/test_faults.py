@@ -103,6 +103,16 @@ def test_a_disk_that_is_full_when_results_are_written(question, tmp_path, monkey
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_run_whose_r2_is_no_number_is_read_back(question, tmp_path):
+    """Components that do nothing: the held-out masks have one value between them. JSON has no word for that R²."""
+    found = discover(question, tmp_path, components="a0.h0, a0.h2, m0")
+    there = sm.load_run(tmp_path)
+    assert found.heldout_r2 != found.heldout_r2
+    assert there.heldout_r2 != there.heldout_r2
+    assert '"heldout_r2": null' in (tmp_path / "run.json").read_text()
+    assert torch.equal(there.spectrum.coefficients, found.spectrum.coefficients)
+
+
 def test_a_clock_that_jumps(question, tmp_path, monkeypatch):
     dice = random.Random(0)
     monkeypatch.setattr(time, "time", lambda: dice.uniform(-1e9, 1e10))
