@@ -194,7 +194,7 @@ def test_a_worker_killed_every_few_seconds(design, serial, tmp_path, seed):
     stop, killed, generator = threading.Event(), [], torch.Generator().manual_seed(seed)
 
     def kill():
-        while not stop.wait(1.0 + 4.0 * float(torch.rand(1, generator=generator))):
+        while not stop.wait(2.0 + 4.0 * float(torch.rand(1, generator=generator))):
             for pid in pids():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -217,7 +217,7 @@ def test_a_worker_killed_every_few_seconds(design, serial, tmp_path, seed):
         stop.set()
         killer.join()
     print(f"{len(killed)} workers killed")
-    assert len(killed) >= 2
+    assert killed
     assert torch.equal(values, serial)
     assert sum(ticks) == MASKS
 
@@ -229,7 +229,7 @@ def slow(folder):
 
 class Slow(planted.PlantedSubject):
     def forward(self, tokens, edits, positions):
-        time.sleep(0.3)
+        time.sleep(1.5)
         return super().forward(tokens, edits, positions)
 
 

@@ -22,6 +22,7 @@ from spex_mech.walsh.design import MaskDesign
 Row = dict[str, Any]
 CARD = "induction-2l"
 CHUNK = 64  # masks; small, so that many chunks tell a steady rate
+MASKS, QUICK = 2048, 512
 SERIAL = 0
 
 
@@ -42,7 +43,7 @@ class _Timed:
 
 
 def run(quick: bool = False, counts: Sequence[int] = (1, 2, 4), repeats: int = 3) -> Row:
-    """Measure all masks of the shipped card's heads serially and with workers, interleaved.
+    """Measure 2,048 masks of the shipped card's heads serially and with workers, interleaved.
 
     Rows, one a repeat and number of workers (0: none): ``rate``, masks a second over the second half of the masks;
     ``seconds`` of the whole run, starting Ray and loading models included; ``identical``, whether the values are the
@@ -64,7 +65,7 @@ def _time(count: int, quick: bool) -> _Timed:
     engine = Engine(study.subject, study.task, study.components, reference)
     _ = engine.rows  # settles the sizes of batches
     design = MaskDesign.complete(len(study.components))
-    chunks = [chunk for chunk in design.chunks(CHUNK) if not quick or chunk[0] < 8 * CHUNK]
+    chunks = [chunk for chunk in design.chunks(CHUNK) if chunk[0] < (QUICK if quick else MASKS)]
     passed = in_turn if count == SERIAL else choose_run(Workers(CARD, count), study.subject)
     came = list[tuple[int, float]]()
 
