@@ -77,4 +77,6 @@ def test_the_site_builds_strictly(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     reference = (tmp_path / "reference.html").read_text()
     assert "spex_mech.discovery.discover" in reference
+    prose = re.sub(r"<pre.*?</pre>", "", reference, flags=re.DOTALL)
+    assert not re.search(r"::\s|``|&gt;&gt;&gt;", re.sub(r"<[^>]+>", "", prose))  # no block of code left as text
     assert not re.search(r'(src|href)="https?://(?!arxiv)[^"]*\.(js|css)', reference)
