@@ -137,7 +137,10 @@ def test_what_a_pilot_chose_is_said_with_its_reason(cli_run, tmp_path):
     told = " ".join(out.split())
     pilot = sm.load_run(tmp_path).record["pilot"]
     assert code == 0
-    assert f"Masks kept {pilot['keep_probs'][0]:g} and {pilot['keep_probs'][1]:g}: {pilot['reason']}." in told
+    assert (
+        f"Masks drawn with keep {pilot['keep_probs'][0]:g} and {pilot['keep_probs'][1]:g} (auto): {pilot['reason']}."
+        in told
+    )
 
 
 def test_few_bits_are_decoded_by_one_thread():

@@ -85,7 +85,7 @@ def print_discovery(found: Discovery, out: Path, console: Console) -> None:
     console.print(_verdict(found))
     if pilot := found.record.get("pilot"):
         strata = " and ".join(f"{q:g}" for q in pilot["keep_probs"])
-        console.print(f"Masks kept {strata}: {escape(pilot['reason'])}.")
+        console.print(f"Masks drawn with keep {strata} (auto): {escape(pilot['reason'])}.")
     if sure := _certainty(found):
         console.print(sure)
     if not found.link.is_identity:
