@@ -21,8 +21,8 @@ from spex_mech.walsh.design import MaskDesign
 
 Row = dict[str, Any]
 CARD = "induction-2l"
-CHUNK = 64  # masks; small, so that many chunks tell a steady rate
-MASKS, QUICK = 2048, 512
+CHUNK = 256  # masks, as in a run
+MASKS, QUICK = 4096, 1024
 SERIAL = 0
 
 
@@ -43,7 +43,7 @@ class _Timed:
 
 
 def run(quick: bool = False, counts: Sequence[int] = (1, 2, 4), repeats: int = 3) -> Row:
-    """Measure 2,048 masks of the shipped card's heads serially and with workers, interleaved.
+    """Measure 4,096 masks of the shipped card's heads serially and with workers, interleaved.
 
     Rows, one a repeat and number of workers (0: none): ``rate``, masks a second over the second half of the masks;
     ``seconds`` of the whole run, starting Ray and loading models included; ``identical``, whether the values are the
