@@ -20,6 +20,7 @@ from spex_mech.walsh.pursuit import Pursuit
 from spex_mech.walsh.refit import prune
 from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.spex import Spex
+from spex_mech.walsh.stack import Stack
 from spex_mech.walsh.trees import Boosting
 
 PROCESSES = {name: replace(process, steps=30, subset=128) for name, process in Joint().processes.items()}
@@ -235,9 +236,22 @@ def test_a_stack_is_read_out_well_where_many_components_are_ablated_too(seed):
 
     design = MaskDesign.bernoulli(40, 200, 0.9, seed)
     known = Samples(design.keep(), decay(design.keep())[:, None].float(), design)
-    read = Joint()._read(SimpleNamespace(predict=decay, r2=0.96), known, Basis.orthonormal(0.9), seed)
+    stack = SimpleNamespace(predict=decay, r2=0.96, strongest_sets=lambda least: [])
+    read = Joint()._read(stack, known, Basis.orthonormal(0.9), seed)
     fresh = MaskDesign.bernoulli(40, 20_000, 0.9, seed + 50).keep()
     assert r_squared(decay(fresh), read.evaluate(fresh)) > 0.93
+
+
+def test_what_a_part_knows_is_not_lost_where_the_stack_is_read_out():
+    """Triples of which no pair shows anything: pursuit sees them when it looks at all, reading out need not look."""
+    truth = Spectrum.from_terms(100, {(25, 39, 95): 1.0, (5, 42, 99): 1.0, (73,): 0.7, (24,): 0.7})
+    part = SimpleNamespace(polynomial=truth, name="pursuit", predict=truth.evaluate)
+    other = SimpleNamespace(polynomial=None, name="trees", predict=lambda keep: 0.1 * truth.evaluate(keep))
+    weights = torch.tensor([0.9, 0.1], dtype=torch.float64)
+    stack = Stack([part, other], weights, 0.0, torch.zeros(0), 0.95, "stack", None)
+    samples = Samples(MaskDesign.bernoulli(100, 150, seed=1).keep(), torch.zeros(150, 1))
+    read = Joint()._read(stack, samples, Basis(), 0)
+    assert set(truth.sets) <= set(read.sets) | {()}
 
 
 def test_no_effect_gives_no_set():

@@ -57,6 +57,7 @@ PROCESSES = {
     "process, sparse": GaussianProcess(scales=(1.0, 0.3, 3.0), penalty=3.0),
 }
 _LOST = 0.01  # of what the stack does not know: what reading it out may lose
+_BARELY = 0.1  # of what may be lost: sets of parts that carry less of the stack may be found, or not
 _NOTHING = 1e-4  # of the variance: less is not worth another part
 _TIE = 0.005  # in R²: SPEX, whose sets are the sparser, wins up to it
 _TRIFLE = 1e-5  # of the variance: a loss that is none
@@ -200,16 +201,17 @@ class Joint:
         keep = _fresh(known, count + count // 4, seed).to(known.keep.device)
         return keep, stack.predict(keep).to(keep.device)
 
-    def _read(self, stack: Stack, known: Samples, basis: Basis, seed: int) -> Spectrum:
-        """The stack as a polynomial, as long as it takes."""
-        n = known.n
-        keep, values = self._asked(stack, known, seed)
+    def _read(self, stack: Stack, samples: Samples, basis: Basis, seed: int) -> Spectrum:
+        """The stack as a polynomial, as long as it takes; what its parts have as sets need not be found again."""
+        n = samples.n
+        keep, values = self._asked(stack, samples, seed)
         count = len(keep) * 4 // 5
         asked, check = slice(0, count), slice(count, None)
         allowed = max(_LOST * (1 - max(0.0, stack.r2)), _TRIFLE)
         read, least = Spectrum.from_terms(n, {(): float(values.mean())}, basis), 1.0
         search = Pursuit(self.most_sets, false_sets=math.inf, share=0.5)
-        for sets, coefficients in search.grow(keep[asked], values[asked], basis):
+        known = stack.strongest_sets(_BARELY * allowed * float(values.var()))
+        for sets, coefficients in search.grow(keep[asked], values[asked], basis, known):
             found = Spectrum(n, pad_sets(sets), coefficients.cpu(), basis)
             lost = 1 - r_squared(values[check], found.evaluate(keep[check]))
             if lost < least:  # rare products may fit the masks asked and nothing else

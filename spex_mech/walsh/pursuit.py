@@ -6,7 +6,7 @@ these pays is every triple looked at, and every quadruple, where that can be aff
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,16 +51,25 @@ class Pursuit:
         return pad_sets(found)
 
     def grow(
-        self, keep: Bool[Tensor, "mask component"], values: Float[Tensor, " mask"], basis: Basis
+        self,
+        keep: Bool[Tensor, "mask component"],
+        values: Float[Tensor, " mask"],
+        basis: Basis,
+        known: Sequence[Members] = (),
     ) -> Iterator[tuple[list[Members], Float[Tensor, " set"]]]:
-        """The sets in hand and their coefficients after every round, for whoever wants to stop earlier."""
+        """The sets in hand and their coefficients after every round, for whoever wants to stop earlier; `known` ones
+        are in hand from the first."""
         offset, slope = basis.affine
         search = Search(offset + slope * keep.float(), self.degree)
-        y, sets = values.double(), list[Members]([()])
-        columns = torch.ones(len(keep), 1, dtype=torch.float64, device=keep.device)
-        gram, moments = columns.T @ columns, columns.T @ y
-        left, scale = y - y.mean(), float(y.var(correction=0))
+        y, scale = values.double(), float(values.double().var(correction=0))
         most = 1 + min(self.most_sets, len(keep) // 2)
+        sets = [(), *known][:most]
+        columns = monomials(keep, pad_sets(sets).to(keep.device), basis)
+        gram, moments = columns.T @ columns, columns.T @ y
+        coefficients = _solve(gram, moments, len(y))
+        left = y - columns @ coefficients
+        if known:
+            yield sets, coefficients
         while len(sets) < most and float(left.square().mean()) > 1e-12 * scale:
             fresh = self._chosen(search, left.float(), sets, columns, most - len(sets))
             fresh = fresh or self._chosen_wide(search, left.float(), sets, basis, most - len(sets))

@@ -73,6 +73,14 @@ class Stack:
                 total += weight * part.predict(keep).cpu()
         return total
 
+    def strongest_sets(self, least: float) -> list[tuple[int, ...]]:
+        """Sets of the parts that are polynomials, whose terms have at least this much energy in the stack."""
+        energy = dict[tuple[int, ...], float]()
+        for part, weight in zip(self.parts, self.weights.tolist(), strict=True):
+            for members, coefficient in () if part.polynomial is None else part.polynomial.terms():
+                energy[members] = max((weight * coefficient) ** 2, energy.get(members, 0.0))
+        return sorted((s for s in energy if s and energy[s] >= least), key=lambda s: (-energy[s], s))
+
     def table(self) -> dict[str, dict[str, float]]:
         """By part: cross-fitted R², weight in the stack, seconds."""
         return {
