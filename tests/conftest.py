@@ -8,3 +8,7 @@ os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", 
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_runtest_setup():
+    torch.set_num_threads(1)  # LightGBM at its defaults leaves more behind

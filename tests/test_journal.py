@@ -93,6 +93,7 @@ def child():
         die_at(number)
     if order not in ("cli", "ctrl-c"):
         return run()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
     sys.stderr = sys.stdout
     sys.argv = ["spex-mech", "discover", "planted-and", "--budget", "1000", "--decoder", "linear", "--out", folder]
     cli.main()

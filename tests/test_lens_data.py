@@ -50,7 +50,7 @@ def logistic():
     return LogisticRegression(C=10, max_iter=1000)
 
 
-@pytest.mark.parametrize("learner", ["linear", "logistic"])
+@pytest.mark.parametrize("learner", ["linear", pytest.param("logistic", marks=pytest.mark.slow)])
 def test_redundant_and_synergistic_examples_are_found_by_name(learner):
     x, y, tests, truth = wine()
     found = sm.discover_data(

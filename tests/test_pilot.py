@@ -194,6 +194,7 @@ def test_the_command_line_takes_auto(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run.json").read_text())["pilot"]["masks"] == 2 + 4 * 7
 
 
+@pytest.mark.slow
 def test_the_bench_of_keep_probabilities_tells_what_they_do_to_the_model_and_to_the_polynomial():
     result = keeps.run(quick=True)
     metric = [row for row in result["rows"] if row["kind"] == "metric"]
