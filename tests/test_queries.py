@@ -42,6 +42,15 @@ def test_the_summary_counts_and_names_what_is_lost():
     assert summary["median_query_ratio"] is None
 
 
+def test_a_cell_that_nobody_else_answered_is_no_win():
+    rows = [row(64, "joint", 0.5), row(128, "joint", 0.6), row(128, "shapiq proxyspex", 0.502)]
+    summary = summarise(rows)
+    assert (summary["cells"], summary["joint_is_best"]) == (1, 1)
+    assert summary["median_query_ratio"] > summary["median_query_ratio_within_0.005"] == 0.5
+    alone = summarise(rows[:2])
+    assert (alone["cells"], alone["worst_r2_gap"], alone["lost"]) == (0, None, {})
+
+
 def test_cells_are_means_over_the_repeats_in_which_all_answer():
     rows = [row(64, "joint", 0.5), row(64, "joint", 0.7, repeat=1), row(64, "joint", 0.0, repeat=2),
             row(64, "linear", 0.6), row(64, "linear", 1.0, repeat=1),

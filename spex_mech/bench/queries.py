@@ -37,11 +37,12 @@ def means(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """The summary of rows with case, keep_prob, masks, repeat, decoder, r2 and seconds; of their means over repeats.
 
-    - ``cells`` of at least `LEAST` masks, and in how many ``joint_is_best`` within `SMALL` of all others;
-      ``worst_r2_gap``, its largest loss; ``lost``: the cells where it loses more, the decoder that wins, and by how
-      much, with the standard error of the difference over repeats.
+    - ``cells`` of at least `LEAST` masks that another decoder answered too, and in how many ``joint_is_best`` within
+      `SMALL` of all others; ``worst_r2_gap``, its largest loss; ``lost``: the cells where it loses more, the decoder
+      that wins, and by how much, with the standard error of the difference over repeats.
     - ``median_query_ratio``: the masks that joint needs for the R² that shapiq's ProxySPEX reaches (the better of its
       forms), over the masks it had; the median over cells in which it reaches any. ``query_ratio_of``: quartiles.
+      ``…_within_…``: the median where an R² so little below the peer's counts as reached.
     - ``seconds_over_...``: the median ratio of CPU seconds.
     """
     rows = means(rows)
@@ -49,13 +50,14 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     for row in rows:
         if row["masks"] >= LEAST:
             cells.setdefault((row["case"], row["keep_prob"], row["masks"]), {})[row["decoder"]] = row
+    cells = {cell: found for cell, found in cells.items() if found.keys() > {"joint"}}
     lost = {cell: _loss(found) for cell, found in cells.items()}
-    ratios = query_ratios(rows)
+    ratios, near = query_ratios(rows), query_ratios(rows, SMALL)
     others = sorted({row["decoder"] for row in rows} - {"joint"})
     return {
         "cells": len(cells),
         "joint_is_best": sum(gap <= SMALL for _, gap, _ in lost.values()),
-        "worst_r2_gap": max(gap for _, gap, _ in lost.values()),
+        "worst_r2_gap": max((gap for _, gap, _ in lost.values()), default=None),
         "lost": {
             f"{case}, keep {keep}, {masks} masks": f"to {winner} by {gap:.3f} ± {error:.3f}"
             for (case, keep, masks), (winner, gap, error) in lost.items()
@@ -63,12 +65,13 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
         },
         "median_query_ratio": median(ratios.values()) if ratios else None,
         "query_ratio_of": _quartiles(sorted(ratios.values())),
+        f"median_query_ratio_within_{SMALL}": median(near.values()) if near else None,
         **{f"seconds_over_{name}": _pace(cells, name) for name in others},
     }
 
 
-def query_ratios(rows: Sequence[Row]) -> dict[Cell, float]:
-    """By cell of the peer: masks that joint needs for its R², over its masks.
+def query_ratios(rows: Sequence[Row], slack: float = 0.0) -> dict[Cell, float]:
+    """By cell of the peer: masks that joint needs for its R² less `slack`, over its masks.
 
     Between two budgets R² is taken as linear in the logarithm of the masks. Where joint is as good with its smallest
     budget, the ratio is that budget's; where it is never as good, infinite.
@@ -82,7 +85,7 @@ def query_ratios(rows: Sequence[Row]) -> dict[Cell, float]:
         elif row["decoder"].startswith(_PEER):
             peer[(*case, masks)] = max(row["r2"], peer.get((*case, masks), -math.inf))
     return {
-        (case, keep, masks): masks_for(curves[case, keep], r2) / masks
+        (case, keep, masks): masks_for(curves[case, keep], r2 - slack) / masks
         for (case, keep, masks), r2 in peer.items()
         if r2 >= _SEEN and masks >= LEAST
     }
