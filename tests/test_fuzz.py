@@ -296,7 +296,6 @@ def test_a_card_does_not_leave_its_folder(tmp_path, path):
         open_card(tmp_path / "card")
 
 
-@pytest.mark.slow
 def test_a_few_short_names_do_not_fill_the_memory():
     names = [f"[m{layer}.n0:262144]" for layer in range(40)]
     with pytest.raises(SpexMechError, match="spell out more than 1,048,576 components in all"):
