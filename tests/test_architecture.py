@@ -33,7 +33,7 @@ ALLOWED: list[tuple[str, tuple[str, ...]]] = [
     ("circuit.solve", ("circuit*", "components", "walsh.spectrum", "errors")),
     ("circuit*", ("circuit*", "components", "errors")),
     ("tasks*", ("tasks*", "task", "errors")),
-    ("gallery", ("task", "tasks", "components", "circuit.codec", "circuit.files", "errors")),
+    ("gallery*", ("gallery*", "task", "tasks", "components", "circuit.files", "errors")),
     ("hook_tables", ("ablation*", "circuit.graph", "components", "errors")),
     ("workflow", ("ablation*", "circuit.graph", "components", "hook_tables", "task", "errors")),
     (
@@ -129,7 +129,7 @@ TORCH_FREE = (
     "circuit.charts",
     "circuit.layout",
     "circuit.tables",
-    "gallery",
+    "gallery*",
 )
 
 

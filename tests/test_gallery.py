@@ -118,7 +118,7 @@ def test_unknown_names_list_the_gallery():
 
 
 def test_an_empty_gallery_says_so(monkeypatch):
-    monkeypatch.setattr(gallery, "_home", lambda: None)
+    monkeypatch.setattr(gallery.finding, "_home", lambda: None)
     assert cards() == ()
     with pytest.raises(FormatError, match="empty here"):
         open_card("planted-and")

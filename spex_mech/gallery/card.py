@@ -1,0 +1,133 @@
+"""`Card`: what a card says, as values. It loads no model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from spex_mech.errors import FormatError
+from spex_mech.task import Task
+from spex_mech.tasks import GENERATORS
+
+MODEL_KINDS = ("transformer_lens", "huggingface", "planted")
+METRICS = ("logit_diff", "log_prob", "prob", "prob_diff", "kl", "loss", "logit")
+REPLACEMENTS = ("mean", "zero", "resample")
+PER = ("position", "pooled")
+RELATIONS = ("synergy", "redundancy", "main")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the literature says: component → role, and sets of components that act together.
+
+    `interactions` holds (names, "synergy" | "redundancy" | "main") in the order of the file.
+    """
+
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    interactions: tuple[tuple[tuple[str, ...], str], ...] = ()
+    citation: str = ""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Everything there is to know about a card: all masks' responses, or the polynomial itself.
+
+    Attributes:
+        path: ``truth.safetensors`` (tensor ``values [mask, prompt]``; bit i of the row number is set where component i
+            is ablated) or ``truth.json`` (Walsh terms over the components).
+        components: names, in the order of the bits.
+        terms: ``{names: coefficient}`` of ``truth.json``; None where the truth is a table.
+    """
+
+    path: Path
+    components: tuple[str, ...]
+    terms: Mapping[tuple[str, ...], float] | None = None
+
+    @cached_property
+    def values(self) -> Any:
+        """The table as a float32 tensor ``[mask, prompt]``, read when first asked for.
+
+        Raises `FormatError` where the truth is a polynomial, or the table is damaged or has not 2^n rows.
+        """
+        if self.terms is not None:
+            raise FormatError(f"{self.path} holds a polynomial, not a table; its coefficients are in `terms`.")
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors = load_file(self.path)
+        except (OSError, SafetensorError) as error:
+            raise FormatError(f"{self.path} cannot be read as safetensors: {error}.") from error
+        found, rows = tensors.get("values"), 1 << len(self.components)
+        if found is None or found.ndim != 2 or len(found) != rows:
+            shape = "no tensor 'values'" if found is None else f"values of shape {tuple(found.shape)}"
+            raise FormatError(
+                f"{self.path} has {shape}; {len(self.components)} components need [{rows:,} masks, prompts]."
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a card's prompts are made where it brings none: a generator of `spex_mech.tasks`, how many, which seed."""
+
+    generator: str
+    prompts: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PromptParts:
+    """Which parts of its prompts a card studies beside the model's components; see `lenses.prompted.with_prompt`."""
+
+    parts: Literal["tokens"] | tuple[tuple[int, int], ...] = "tokens"
+    filler: int | Literal["corrupt"] = "corrupt"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card, read and checked. `model_path` is a folder inside the card, or a Hugging Face hub id (`on_hub`)."""
+
+    folder: Path
+    title: str
+    summary: str
+    licence: str
+    source: str
+    model_kind: str
+    model_path: str
+    metric: str
+    unit: str
+    components: str
+    replacement: str
+    per: str | None
+    published: Published
+    truth: Truth | None
+    recipe: Recipe | None = None
+    on_hub: bool = False
+    lens: PromptParts | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder's name; what `open_card` takes for cards of the gallery."""
+        return self.folder.name
+
+    def task(self, tokenizer: Any = None, prompts: str | Path | None = None) -> Task:
+        """The card's prompts and reference as a `Task`; `prompts` takes the place of the card's own.
+
+        Args:
+            tokenizer: needed where prompts are text, or made from a generator.
+
+        Raises:
+            TaskError: rows that are wrong, text without a tokenizer, or one that the generator cannot use.
+        """
+        if self.recipe is not None and prompts is None:
+            made = GENERATORS[self.recipe.generator](tokenizer, n=self.recipe.prompts, seed=self.recipe.seed)
+            return made.with_metric(self.metric)
+        reference = self.folder / "reference.jsonl"
+        return Task.from_jsonl(
+            prompts or self.folder / "prompts.jsonl",
+            tokenizer=tokenizer,
+            metric=self.metric,
+            reference=reference if reference.exists() else None,
+        )
