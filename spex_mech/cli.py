@@ -194,49 +194,32 @@ def decode(
 
 @app.command(epilog=o.TEACH_AUDIT)
 def audit(
-    run: Annotated[
-        Path,
-        typer.Argument(metavar="RUN|CIRCUIT", help="Run folder, or a file: a circuit of ours, HIF, EAP-IG or MIB."),
-    ],
-    budget: Annotated[int, typer.Option(help="Number of masks; rows = masks × prompts.")] = 2048,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything drawn here.")] = 1,
-    size: Annotated[int | None, typer.Option(help="Components of the audited circuit; default: as few as do.")] = None,
-    known: Annotated[str | None, typer.Option(help="A known circuit, names with commas; default: the card's.")] = None,
-    model: Annotated[str | None, typer.Option(help="Card or model, where the run does not say.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts (jsonl), with --model.")] = None,
+    run: o.RunOrCircuit,
+    budget: o.AuditBudget = 2048,
+    seed: o.AuditSeed = 1,
+    size: o.AuditSize = None,
+    known: o.Known = None,
+    model: o.OtherModel = None,
+    prompts: o.OtherPrompts = None,
     device: o.Device = None,
     quiet: o.Quiet = False,
     as_json: o.Json = False,
 ) -> None:
     """Put a run to the test on fresh masks, within a budget; writes audit.json and the report beside it."""
+    from dataclasses import asdict
+
+    from spex_mech.console.trials import audit_file, audit_run, print_trial
+
     names = None if known is None else known.split(",")
+    asked: dict[str, Any] = {"prompts": prompts, "device": device, "known": names, "budget": budget, "seed": seed}
     if run.is_file():
-        from spex_mech.console.exchange import audit_file, print_circuit_audit
-
-        told = audit_file(run, model, prompts=prompts, device=device, known=names, budget=budget, seed=seed)
-        _audited(told, as_json)
-        if not quiet and not as_json:
-            print_circuit_audit(told, _console())
-        return
-    from spex_mech.auditing import audit as run_audit
-    from spex_mech.auditing import refuse_other_lens
-    from spex_mech.console.verdicts import print_audit
-    from spex_mech.reporting import write_report
-    from spex_mech.runs import load_run
-    from spex_mech.studies import open_study, reopen
-
-    found = load_run(run)
-    refuse_other_lens(found)
-    study = reopen(run, device=device) if model is None else open_study(model, prompts=prompts, device=device)
-    names = list(study.card.published.nodes if study.card else ()) if names is None else names
-    result = run_audit(
-        found, study.subject, study.task, fresh_seed=seed, budget=budget, size=size, known=names, out=run,
-        progress=not quiet and not as_json,
-    )  # fmt: skip
-    write_report(run)
-    _audited(result, as_json)
-    if not quiet and not as_json:
-        print_audit(result, run, _console())
+        told: Any = audit_file(run, model, **asked)
+    else:
+        told = audit_run(run, model, size=size, progress=not quiet and not as_json, **asked)
+    if as_json:
+        _echo(asdict(told))
+    elif not quiet:
+        print_trial(told, run, _console())
 
 
 @app.command()
@@ -299,22 +282,14 @@ def doctor(
 @app.command()
 def bench(
     what: o.Bench,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write every cell measured to this file.")] = None,
-    quick: Annotated[bool, typer.Option(help="Small sizes only: does it run, not how fast.")] = False,
-    peer_python: Annotated[
-        Path | None, typer.Option(help="decode, accuracy: an interpreter that has shapiq to run beside.")
-    ] = None,
-    cards: Annotated[
-        Path | None, typer.Option(help="accuracy, players, keep: a folder of cards to measure on.")
-    ] = None,
-    search: Annotated[
-        bool, typer.Option(help="accuracy: shapiq's ProxySPEX with its slow default search too.")
-    ] = False,
-    budgets: Annotated[str | None, typer.Option(help="accuracy, keep: numbers of masks, such as 64,256,1024.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="accuracy: a folder of responses and finished rows, to go on from.")
-    ] = None,
+    device: o.BenchDevice = "cpu",
+    json_file: o.BenchJson = None,
+    quick: o.Quick = False,
+    peer_python: o.PeerPython = None,
+    cards: o.BenchCards = None,
+    search: o.Search = False,
+    budgets: o.Budgets = None,
+    out: o.BenchOut = None,
 ) -> None:
     """Measure the engine or the decoders against floors, neighbours and each other, all in one run."""
     from spex_mech.console.commands import run_bench
@@ -354,13 +329,6 @@ def _tell(found: Any, out: Path, quiet: bool, as_json: bool) -> None:
         from spex_mech.console.printing import print_discovery
 
         print_discovery(found, out, _console())
-
-
-def _audited(result: Any, as_json: bool) -> None:
-    if as_json:
-        from dataclasses import asdict
-
-        _echo(asdict(result))
 
 
 def _echo(value: Any) -> None:

@@ -162,6 +162,33 @@ Bench = Annotated[
     str, typer.Argument(metavar="|".join(BENCHES), help="What to measure.", autocompletion=_among(*BENCHES))
 ]
 
+BenchDevice = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+BenchJson = Annotated[Path | None, typer.Option("--json", help="Write every cell measured to this file.")]
+Quick = Annotated[bool, typer.Option(help="Small sizes only: does it run, not how fast.")]
+PeerPython = Annotated[
+    Path | None, typer.Option(help="decode, accuracy: an interpreter that has shapiq to run beside.")
+]
+BenchCards = Annotated[
+    Path | None, typer.Option("--cards", help="accuracy, players, keep: a folder of cards to measure on.")
+]
+Search = Annotated[bool, typer.Option(help="accuracy: shapiq's ProxySPEX with its slow default search too.")]
+Budgets = Annotated[str | None, typer.Option(help="accuracy, keep: numbers of masks, such as 64,256,1024.")]
+BenchOut = Annotated[
+    Path | None, typer.Option("--out", help="accuracy: a folder of responses and finished rows, to go on from.")
+]
+
+RunOrCircuit = Annotated[
+    Path, typer.Argument(metavar="RUN|CIRCUIT", help="Run folder, or a file: a circuit of ours, HIF, EAP-IG or MIB.")
+]
+AuditBudget = Annotated[int, typer.Option("--budget", help="Number of masks; rows = masks × prompts.")]
+AuditSeed = Annotated[int, typer.Option("--seed", help="Seed of everything drawn here.")]
+AuditSize = Annotated[
+    int | None, typer.Option("--size", help="Components of the audited circuit; default: as few as do.")
+]
+Known = Annotated[str | None, typer.Option(help="A known circuit, names with commas; default: the card's.")]
+OtherModel = Annotated[str | None, typer.Option("--model", help="Card or model, where the run does not say.")]
+OtherPrompts = Annotated[Path | None, typer.Option("--prompts", help="Prompts (jsonl), with --model.")]
+
 TEACH_APP = "Begin with [bold]spex-mech demo[/], then [bold]spex-mech discover --help[/]."
 TEACH_DISCOVER = """[bold]Examples[/]
 
