@@ -1,18 +1,22 @@
 """The command line for machines and for learners: JSON, help, completion, what a run will cost, what an installation
 lacks."""
 
+import io
 import json
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from typer.main import get_command
 
 import spex_mech as sm
 from spex_mech import cli
 from spex_mech.ablation import load
+from spex_mech.ablation.threads import threads
 from spex_mech.console import commands, costs, environment, options, printing
 from spex_mech.errors import ModelError
 from spex_mech.running import recovery
@@ -113,6 +117,27 @@ def test_an_estimate_is_of_the_engine_that_will_run():
     assert 0.01 < told.seconds < 300
     with pytest.raises(sm.SpexMechError, match="magic"):
         costs.estimate(study.subject, study.task, study.components, 256, replacement="magic")
+
+
+def test_workers_that_crowd_each_other_are_told_what_to_do(monkeypatch):
+    monkeypatch.setattr(costs.os, "cpu_count", lambda: 4)
+    cpu, gpu, two = torch.device("cpu"), torch.device("cuda"), sm.Workers("induction-2l", 2)
+    with threads(4):
+        told = costs.crowding(two, cpu)
+        assert "2 workers of 4 threads wait for each other on 4 cores" in told
+        assert "OMP_NUM_THREADS=2" in told
+        assert costs.crowding(None, cpu) == costs.crowding(two, gpu) == ""
+        assert costs.crowding(sm.Workers("induction-2l", 2, address="auto"), cpu) == ""
+        assert told in captured(printing.print_question, costs.Cost(64, 4, note=told))
+    with threads(2):
+        assert costs.crowding(two, cpu) == ""
+
+
+def captured(show, cost):
+    """What is printed of a question at this cost, on one line."""
+    console = Console(file=io.StringIO(), width=400)
+    show(open_study("planted-and"), cost, Path("runs/here"), console)
+    return console.file.getvalue()
 
 
 def test_what_an_installation_lacks_is_named(cli_run, monkeypatch):

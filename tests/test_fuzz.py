@@ -211,8 +211,8 @@ class Desk:
             changed = mangled(key, dice)
             key = changed if isinstance(changed, dict) else key
         with open_journal(share, key) as journal:
-            journal.settle("unit", lambda: "logit")
-            journal.settle("batch_rows", lambda: {"3": 8})
+            for name, value in (("unit", "logit"), ("threads", 1), ("batch_rows", {"3": 8})):
+                journal.settle(name, lambda value=value: value)
             values = torch.ones(12, dice.choice((1, 2, 2, 2, 3)))
             journal.write(0, pack_bits(self.found.responses.keep), values)
         try:

@@ -18,6 +18,7 @@ from spex_mech.ablation.journal import NAME, open_journal
 from spex_mech.ablation.measure import measure
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
+from spex_mech.ablation.threads import threads
 from spex_mech.discovery import decode
 from spex_mech.errors import FormatError, ResponseError
 from spex_mech.locks import NAME as LOCK
@@ -245,7 +246,7 @@ def test_killed_again_and_again(runs, uninterrupted, distinct, seed):
 
 
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(runs, uninterrupted, distinct):
-    for limit in (8_000, 60_000):  # bytes a file may have: not even a journal; the first chunks of it
+    for limit in (8_000, 66_000):  # bytes a file may have: not even a journal; the first chunks of it
         status, said = runs("limit", limit)
         assert status == 2
         assert said.startswith("ResponseError")
@@ -263,7 +264,7 @@ def test_a_disk_that_fills_up_while_writing(experiment, tmp_path):
 
     class Full:
         def __init__(self, inner):
-            self.inner, self.left = inner, 4  # the size of a batch, and three chunks
+            self.inner, self.left = inner, 5  # the size of a batch, the threads, and three chunks
 
         def execute(self, statement, *values):
             if statement == "COMMIT":
@@ -532,6 +533,40 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResponseError, match="cannot be"), open_journal(tmp_path / "file", {"a": 1}):
         pass
+
+
+def test_a_run_that_goes_on_takes_the_threads_it_began_with(experiment, uninterrupted, tmp_path):
+    engine, design = experiment
+    seen = []
+
+    def two_chunks(engine, chunks):
+        for first, keep in list(chunks)[:2]:
+            seen.append(torch.get_num_threads())
+            yield first, engine.values(keep)
+        raise KeyboardInterrupt
+
+    def others(engine, chunks):
+        for first, keep in chunks:
+            seen.append(torch.get_num_threads())
+            yield first, engine.values(keep)
+
+    with threads(2), open_journal(tmp_path, {"a": 1}) as journal, pytest.raises(KeyboardInterrupt):
+        measure(engine, design.chunks(CHUNK), journal, run=two_chunks)
+    with threads(1):
+        with open_journal(tmp_path, {"a": 1}) as journal:
+            values = measure(engine, design.chunks(CHUNK), journal, run=others)
+        assert torch.get_num_threads() == 1
+    assert len(seen) > 2
+    assert set(seen) == {2}
+    assert torch.equal(values, uninterrupted)
+
+
+@pytest.mark.parametrize("nonsense", ["two", -1, 10**9, [2], True])
+def test_nonsense_about_threads_is_not_believed(experiment, tmp_path, nonsense):
+    engine, design = experiment
+    with open_journal(tmp_path, {"a": 1}) as journal:
+        journal.settle("threads", lambda: nonsense)
+        measure(engine, list(design.chunks(CHUNK))[:1], journal)
 
 
 def test_the_journal_costs_little(experiment, tmp_path):

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from spex_mech.ablation.journal import Journal
 from spex_mech.ablation.respond import Engine
+from spex_mech.ablation.threads import threads
 from spex_mech.components import ComponentSet
 from spex_mech.responses import pack_bits, refuse_non_finite
 
+_MOST_THREADS = 1024  # that a journal may ask for; it may come from a stranger
 Chunks = Iterable[tuple[int, Bool[Tensor, "mask component"]]]
 Results = Generator[tuple[int, Float[Tensor, "mask prompt"]], None, None]
 Run = Callable[[Engine, Chunks], Results]
@@ -82,11 +84,14 @@ def _work(
     run: Run,
     mine: Callable[[int], bool],
 ) -> "_Ledger":
-    if journal is not None:  # bits depend on the shape of a batch, so a run that goes on keeps the sizes it began with
+    count = torch.get_num_threads()
+    if journal is not None:  # bits depend on the shape of a batch and on threads: a run that goes on keeps its own
         rows = journal.settle("batch_rows", lambda: dict(engine.rows))
         engine = replace(engine, batch_rows={int(length): int(count) for length, count in rows.items()})
+        settled = journal.settle("threads", lambda: count)
+        count = settled if type(settled) is int and 0 < settled <= _MOST_THREADS else count
     ledger = _Ledger(engine.components, len(engine.task), journal, on_progress or (lambda _: None), mine)
-    with closing(run(engine, ledger.open(chunks))) as results:
+    with threads(count), closing(run(engine, ledger.open(chunks))) as results:
         for first, values in results:
             ledger.take(first, values)
     return ledger

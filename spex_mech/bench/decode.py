@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spex_mech.ablation.threads import threads
 from spex_mech.bench.functions import Kind, Planted, narrowed, planted_function, support_f1
 from spex_mech.bench.peers import shapiq_spex
 from spex_mech.bench.timing import interleaved, machine, median_ratio
@@ -61,12 +62,8 @@ def run(device: str = "cpu", quick: bool = False, peer_python: str | None = None
 
 def _against_shapiq(functions: int, device: str, python: str | None) -> tuple[list[Row], Row]:
     """Both on one thread: work of this size does not need more, and threads that wait for each other are not work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         return _on_one_thread(functions, device, python)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _on_one_thread(functions: int, device: str, python: str | None) -> tuple[list[Row], Row]:

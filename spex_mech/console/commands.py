@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spex_mech.ablation.workers import Workers
 from spex_mech.circuit.files import write_whole
-from spex_mech.console.costs import Cost, estimate
+from spex_mech.console.costs import Cost, crowding, estimate
 from spex_mech.console.options import HERE
 from spex_mech.discovery import discover
 from spex_mech.errors import SpexMechError
@@ -46,12 +47,13 @@ def run_discover(
     study = open_study(what, prompts=prompts, model=model, components=components, device=device)
     kind = replacement or study.replacement
     per = study.per if kind == study.replacement else None
+    crew = hire(study, what, model, workers, ray, gpus_each)
     if show is not None:
-        show(study, _cost(study, out, budget, probabilities(keep), kind, per))
+        cost = _cost(study, out, budget, probabilities(keep), kind, per)
+        show(study, replace(cost, note=crowding(crew, study.subject.device)))
     found = discover(
         study.subject, study.task, study.components, budget=budget, keep=probabilities(keep), replacement=kind,
-        per=per, out=out, progress=show is not None,
-        workers=hire(study, what, model, workers, ray, gpus_each), **options,
+        per=per, out=out, progress=show is not None, workers=crew, **options,
     )  # fmt: skip
     save_source(out, what, prompts, model)
     write_report(out)

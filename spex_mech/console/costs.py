@@ -1,5 +1,6 @@
 """What a run will cost, from a few of its passes: rows a second, and the time that is in a budget."""
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
+from spex_mech.ablation.workers import Workers
 from spex_mech.components import ComponentSet
 from spex_mech.task import Task
 
@@ -16,11 +18,15 @@ SHARE, LEAST, MOST = 32, 8, 64  # one mask of 32 is spent on the estimate, withi
 
 @dataclass(frozen=True)
 class Cost:
-    """Forward rows of a budget, and how fast they pass; seconds are an estimate, nearer too much than too little."""
+    """Forward rows of a budget, and how fast they pass; seconds are an estimate, nearer too much than too little.
+
+    `note`: what would make it slower than that.
+    """
 
     masks: int
     prompts: int
     rows_per_second: float | None = None
+    note: str = ""
 
     @property
     def rows(self) -> int:
@@ -66,6 +72,17 @@ def estimate(
     started = time.perf_counter()
     engine.values(keep[2:])
     return Cost(masks, len(task), used * len(task) / (time.perf_counter() - started))
+
+
+def crowding(workers: Workers | None, device: torch.device) -> str:
+    """What to do where workers on this machine have more threads than there are cores; empty where all is well."""
+    each, cores = torch.get_num_threads(), os.cpu_count() or 1
+    if workers is None or workers.address is not None or device.type != "cpu" or workers.count * each <= cores:
+        return ""
+    return (
+        f"{workers.count} workers of {each} threads wait for each other on {cores} cores; a run begun with "
+        f"OMP_NUM_THREADS={max(1, cores // workers.count)} in front of the command is faster"
+    )
 
 
 def in_words(seconds: float) -> str:

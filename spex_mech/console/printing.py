@@ -35,6 +35,8 @@ def print_question(study: Study, cost: Cost, out: Path, console: Console) -> Non
         f"{len(study.components):,} components; {cost}\n"
         f"an ablated component is replaced by its {study.replacement}; run folder {escape(str(out))}"
     )
+    if cost.note:
+        console.print(f"[yellow]{escape(cost.note)}[/]")
     for note in study.task.notes:
         console.print(f"[dim]prompts: {escape(note)}[/]")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from spex_mech.ablation.threads import threads
 from spex_mech.circuit.build import build_circuit
 from spex_mech.circuit.graph import Circuit
 from spex_mech.errors import DecodeError
@@ -79,12 +80,8 @@ def calm(bits: int) -> Iterator[None]:
     With two threads on two busy cores, 512 masks of 12 components took ten times the CPU seconds. The rule looks at
     nothing but the size, so that the bits of a result do not depend on the machine's cores.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if bits <= FEW_BITS else threads)
-    try:
+    with threads(1 if bits <= FEW_BITS else torch.get_num_threads()):
         yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _recover(

@@ -164,7 +164,7 @@ def _refuse_strangers(opened: Sequence[tuple[Journal, Mapping[str, Any]]], key: 
 def _merge(journals: Sequence[Journal], target: Journal, key: Mapping[str, Any], out: Path) -> Responses:
     design, components, prompts = _asked(key, target.path)
     _refuse_endless(design, [*journals, target])
-    for name in ("batch_rows", "unit"):
+    for name in ("batch_rows", "threads", "unit"):
         target.settle(name, lambda name=name: _settled(journals, name))
     for first, keep in design.chunks(CHUNK):
         packed = pack_bits(keep)
