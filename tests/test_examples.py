@@ -1,9 +1,10 @@
-"""Every example runs as it stands and ends in asserts on what it shows; the notebooks are the scripts, and run too."""
+"""Every example runs as it stands and ends in asserts on what it shows; the notebooks are the scripts.
+
+`.ci/run` runs the notebooks in a kernel of their own: `python -m pytest --nbmake examples/*.ipynb`.
+"""
 
 import ast
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,3 @@ def test_there_are_notebooks_and_they_say_what_the_scripts_say():
         cells = jupytext.read(EXAMPLES / name).cells
         script = jupytext.read((EXAMPLES / name).with_suffix(".py")).cells
         assert [(c.cell_type, c.source) for c in cells] == [(c.cell_type, c.source) for c in script], name
-
-
-@pytest.mark.slow
-def test_notebooks_run_in_a_kernel():
-    command = [sys.executable, "-m", "pytest", "--nbmake", "-p", "no:cacheprovider", "-q", *NOTEBOOKS]
-    done = subprocess.run(command, cwd=EXAMPLES, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]

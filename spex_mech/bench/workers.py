@@ -13,6 +13,7 @@ from torch import Tensor
 from spex_mech.ablation.measure import in_turn, measure
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
+from spex_mech.ablation.threads import threads
 from spex_mech.ablation.workers import Workers
 from spex_mech.bench.timing import machine
 from spex_mech.running.scaling import choose_run
@@ -42,20 +43,28 @@ class _Timed:
         return (after - before) / (ended - begun)
 
 
-def run(quick: bool = False, counts: Sequence[int] = (1, 2, 4), repeats: int = 3) -> Row:
+def run(quick: bool = False, counts: Sequence[int] = (1, 2, 4), repeats: int = 2) -> Row:
     """Measure 4,096 masks of the shipped card's heads serially and with workers, interleaved.
 
-    Rows, one a repeat and number of workers (0: none): ``rate``, masks a second over the second half of the masks;
-    ``seconds`` of the whole run, starting Ray and loading models included; ``identical``, whether the values are the
-    serial run's bit for bit. The summary has, for every number of workers, medians of the ratios of rates and of
-    whole runs (above 1 is faster than serial), and whether all values were identical.
+    Workers and the serial run they are compared with take one thread each, so that workers up to the number of cores
+    do not share them; another serial run takes all of torch's.
+
+    Rows, one a repeat, number of workers (0: none) and threads: ``rate``, masks a second over the second half of the
+    masks; ``seconds`` of the whole run, starting Ray and loading models included; ``identical``, whether the values are
+    the first run's bit for bit. The summary has, for every number of workers, medians of the ratios of rates to the
+    serial run of one thread (``throughput``) and to that of all threads (``against_all_threads``), of the whole runs
+    (``whole_run``; above 1 is faster than serial), and whether all values were identical.
     """
     counts, repeats = ((2,), 1) if quick else (tuple(counts), repeats)
-    rows: list[Row] = []
+    every = torch.get_num_threads()
+    cases = [(SERIAL, 1), *([(SERIAL, every)] if every > 1 else []), *((count, 1) for count in counts)]
+    rows, truth = list[Row](), None
     for repeat in range(repeats):
-        truth = _time(SERIAL, quick)
-        rows.append(_row(repeat, SERIAL, truth, truth))
-        rows += [_row(repeat, count, _time(count, quick), truth) for count in counts]
+        for count, each in cases:
+            with threads(each):
+                timed = _time(count, quick)
+            truth = timed if truth is None else truth
+            rows.append(_row(repeat, count, each, timed, truth))
     return {"machine": machine("cpu"), "rows": rows, "summary": _summary(rows, counts)}
 
 
@@ -77,21 +86,24 @@ def _time(count: int, quick: bool) -> _Timed:
     return _Timed(values, time.perf_counter() - started, came)
 
 
-def _row(repeat: int, count: int, timed: _Timed, serial: _Timed) -> Row:
+def _row(repeat: int, count: int, each: int, timed: _Timed, truth: _Timed) -> Row:
     return {
         "repeat": repeat,
         "workers": count,
+        "threads": each,
         "rate": timed.rate,
         "seconds": timed.seconds,
-        "identical": torch.equal(timed.values, serial.values),
+        "identical": torch.equal(timed.values, truth.values),
     }
 
 
 def _summary(rows: Sequence[Row], counts: Sequence[int]) -> Row:
-    serial = {row["repeat"]: row for row in rows if row["workers"] == SERIAL}
+    serial = {(row["repeat"], row["threads"]): row for row in rows if row["workers"] == SERIAL}
+    every = max(each for _, each in serial)
     found: Row = {}
     for count in counts:
         mine = [row for row in rows if row["workers"] == count]
-        found[f"throughput_{count}"] = median(row["rate"] / serial[row["repeat"]]["rate"] for row in mine)
-        found[f"whole_run_{count}"] = median(serial[row["repeat"]]["seconds"] / row["seconds"] for row in mine)
+        for name, each in (("throughput", 1), ("against_all_threads", every)):
+            found[f"{name}_{count}"] = median(row["rate"] / serial[row["repeat"], each]["rate"] for row in mine)
+        found[f"whole_run_{count}"] = median(serial[row["repeat"], every]["seconds"] / row["seconds"] for row in mine)
     return found | {"identical": float(all(row["identical"] for row in rows))}
