@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -496,6 +497,34 @@ def written(experiment, tmp_path_factory):
     with open_journal(folder, {"a": 1}) as journal:
         measure(engine, design.chunks(CHUNK), journal)
     return (folder / NAME).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def killed(experiment, tmp_path_factory):
+    """The files of a journal as a process that is killed leaves them: nothing was folded into the main file."""
+    engine, design = experiment
+    folder, left = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("left")
+    with open_journal(folder, {"a": 1}) as journal:
+        measure(engine, design.chunks(CHUNK), journal)
+        for name in (NAME, f"{NAME}-wal"):
+            shutil.copy(folder / name, left / name)
+    assert (left / f"{NAME}-wal").stat().st_size > (left / NAME).stat().st_size
+    return left
+
+
+@pytest.mark.filterwarnings("ignore:.*(measured again|begun anew)")
+@pytest.mark.parametrize("seed", range(16))
+def test_flipped_bits_of_a_log_never_give_other_values(experiment, uninterrupted, killed, tmp_path, seed):
+    engine, design = experiment
+    shutil.copy(killed / NAME, tmp_path / NAME)
+    data, generator = bytearray((killed / f"{NAME}-wal").read_bytes()), torch.Generator().manual_seed(seed)
+    for place in torch.randint(0, len(data), ((0, 1, 4, 40)[seed % 4],), generator=generator).tolist():
+        data[place] ^= 1 << (place % 8)
+    (tmp_path / f"{NAME}-wal").write_bytes(data[: len(data) // 3] if seed == 8 else data)
+    with open_journal(tmp_path, {"a": 1}) as journal:
+        assert torch.equal(measure(engine, design.chunks(CHUNK), journal), uninterrupted)
+        if seed % 4 == 0 and seed != 8:
+            assert journal.resumed == BUDGET
 
 
 def test_of_a_damaged_file_the_whole_chunks_are_kept(experiment, uninterrupted, written, tmp_path):
