@@ -151,7 +151,8 @@ def test_the_record_says_why_the_winner_won():
     function = planted_function("hierarchical", 20, sets=3, seed=0)
     decoded = QUICK.decode(drawn(function, 20, 200), seed=0)
     parts = decoded.stats["parts"]
-    names = {"pursuit", "proxyspex", "line", "trees", "line+trees", "process, dense", "process, sparse"}
+    trees = {"trees", "line+trees", "trees, large leaves"}
+    names = {"pursuit", "proxyspex", "line", "process, dense", "process, sparse"} | trees
     assert set(parts) == names
     assert all(part["weight"] >= 0 and part["seconds"] >= 0 and part["r2"] <= 1 for part in parts.values())
     assert decoded.stats["masks_fitted"] + decoded.stats["masks_heldout"] == 200

@@ -1,10 +1,11 @@
 """The joint decoder: several proxies, each judged where it was not fitted, stacked, and read out as one polynomial.
 
-1. **Parts.** A Lasso line, boosted trees (on the values, and on what the line leaves), the refit of their strongest
-   sets, matching pursuit, and Gaussian processes over all outputs are fitted without each fold of the masks in turn, so
-   every mask has a prediction of every part that has not seen it.
+1. **Parts.** A Lasso line, boosted trees (on the values, on what the line leaves, and with large leaves), the refit of
+   their strongest sets, matching pursuit, and Gaussian processes over all outputs are fitted without each fold of the
+   masks in turn, so every mask has a prediction of every part that has not seen it.
 2. **Stack.** Non-negative weights by least squares on those predictions (Wolpert 1992; Breiman 1996). A part that is a
-   sparse polynomial already wins alone where it is as good as the stack within a standard error.
+   sparse polynomial already wins alone where it is as good as the stack within a standard error and polynomials have
+   most of the weight.
 3. **Reading out.** The stack is a function that costs nothing to ask. Matching pursuit on its values under fresh masks,
    half of them bolder than the samples', gives a polynomial, with as many sets as it takes to lose less than a
    hundredth of what the stack does not know.
@@ -41,6 +42,7 @@ from spex_mech.walsh.parts import (
     Part,
     ProxyPart,
     PursuitPart,
+    TreesPart,
     coarse,
     fit_parts,
 )
@@ -52,6 +54,7 @@ from spex_mech.walsh.spex import Spex
 from spex_mech.walsh.stack import Stack
 from spex_mech.walsh.trees import Boosting
 
+BLUNT = Boosting(trees=100, depth=-1, least_leaf=20, most_share=0.5)
 PROCESSES = {
     "process, dense": GaussianProcess(scales=(1.0,), penalty=0.3),
     "process, sparse": GaussianProcess(scales=(1.0, 0.3, 3.0), penalty=3.0),
@@ -73,7 +76,8 @@ class Joint:
         heldout: share of the masks that nothing is fitted to or chosen by until R² has been told on them.
         again: whether the answer is then solved for again with these masks as well, everything chosen left as it is.
             R² is that of the polynomial before, `Decoded.before`.
-        boosting: settings of the trees.
+        boosting: settings of the trees; of few masks they learn much noise.
+        blunt: settings of trees with large leaves, which tell of few masks only what many of them say.
         processes: settings of the Gaussian processes, by name.
         network: settings of the neural ensemble; None: no neural proxy.
         most_sets: no polynomial has more.
@@ -82,6 +86,7 @@ class Joint:
     heldout: float = 0.2
     again: bool = True
     boosting: Boosting = Boosting()
+    blunt: Boosting = BLUNT
     processes: Mapping[str, GaussianProcess] = field(default_factory=lambda: dict(PROCESSES))
     network: Network | None = None
     most_sets: int = 1600
@@ -183,7 +188,8 @@ class Joint:
         polynomials: list[Part] = [PursuitPart("pursuit", Pursuit()), proxy, GrownPart("line")]
         processes = [GaussianPart(name, process) for name, process in self.processes.items()]
         nets = [] if self.network is None else [NeuralPart("neural", self.network)]
-        return [*polynomials, GrownPart("trees"), GrownPart("line+trees"), *processes, *nets]
+        trees: list[Part] = [GrownPart("trees"), GrownPart("line+trees"), TreesPart("trees, large leaves", self.blunt)]
+        return [*polynomials, *trees, *processes, *nets]
 
     def _polynomial(
         self, stack: Stack, known: Samples, unseen: Float[Tensor, " mask"], basis: Basis, seed: int

@@ -21,6 +21,7 @@ from spex_mech.walsh.proxy import Choice, ProxySpex
 from spex_mech.walsh.pursuit import Pursuit
 from spex_mech.walsh.refit import prune
 from spex_mech.walsh.spectrum import Basis, Spectrum
+from spex_mech.walsh.trees import Boosting
 
 Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
 _QUICK = 1 << 33  # masks × components²: a round of pursuit takes a fraction of a second up to this
@@ -176,6 +177,26 @@ class GrownPart:
             lambda more: self._whole(more, given.nothing),
             polynomial=line,
         )
+
+
+@dataclass(frozen=True)
+class TreesPart:
+    """Boosted trees with settings of their own."""
+
+    name: str
+    boosting: Boosting
+
+    def cross_fit(self, given: Given) -> Fitted:
+        keep, values, fold = given.grown.keep, given.grown.values, given.coarse().cpu()
+        unseen = torch.zeros(len(values), dtype=torch.float64)
+        for number in fold.unique().tolist():
+            out = fold == number
+            unseen[out] = self.boosting.train(keep[~out], values[~out], given.seed).predict(keep[out])
+        return self._whole(given, unseen)
+
+    def _whole(self, given: Given, unseen: Float[Tensor, " mask"]) -> Fitted:
+        ensemble = self.boosting.train(given.grown.keep, given.grown.values, given.seed)
+        return Fitted(self.name, ensemble.predict, unseen, lambda more: self._whole(more, given.nothing))
 
 
 @dataclass(frozen=True)

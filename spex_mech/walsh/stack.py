@@ -5,6 +5,7 @@ Source: stacked generalisation, Wolpert 1992; non-negative weights, Breiman 1996
 
 import math
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,13 +18,15 @@ from spex_mech.walsh.refit import noise_floor
 from spex_mech.walsh.spectrum import Spectrum
 
 _SMALL = 0.02  # of the stack's loss: what a polynomial alone may lose
+_MOST = 0.5  # of the weights: what polynomials must have for one of them to stand alone
 _POWER, _SURE = 8, 1000  # of the weights' prior
 _RIDGE = 1e-6  # relative: keeps parts that are alike from trading places
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Weights ≥ 0 of the parts; or one part alone, if it is a polynomial and as good within a standard error.
+    """Weights ≥ 0 of the parts; or one part alone, if it is a polynomial, as good within a standard error, and
+    polynomials have most of the weight: what few masks cannot tell apart, more masks may.
 
     Attributes:
         unseen: predictions of the masks it was fitted to, by parts that had not seen them.
@@ -46,7 +49,9 @@ class Stack:
         columns = torch.stack([part.unseen.cpu() for part in parts], 1)
         weights, offset = _non_negative(columns, values)
         together = columns @ weights + offset
-        alone = next((p for p in parts if p.polynomial is not None and _as_good(p.unseen, together, values)), None)
+        sparse = [part.polynomial is not None for part in parts]
+        candidates = compress(parts, sparse) if weights[torch.tensor(sparse)].sum() >= _MOST * weights.sum() else ()
+        alone = next((part for part in candidates if _as_good(part.unseen, together, values)), None)
         unseen = together if alone is None else alone.unseen.cpu()
         nothing = _as_good(values.mean().expand_as(values), unseen, values, errors=0.5, share=math.inf)
         r2 = 0.0 if nothing else r_squared(values, unseen)

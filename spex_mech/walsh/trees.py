@@ -20,14 +20,20 @@ from spex_mech.walsh.spectrum import Basis, Spectrum, subset_bits
 
 @dataclass(frozen=True)
 class Boosting:
-    """Settings of one ensemble; `least_leaf` masks at least in every leaf. Of more than `most_components` only those
-    that explain most, alone or in a pair, are shown to the trees, whose time grows with them."""
+    """Settings of one ensemble.
+
+    Attributes:
+        least_leaf: masks in every leaf at least, unless `most_share` of all masks are fewer.
+        most_components: of more, only those that explain most, alone or in a pair, are shown to the trees, whose time
+            grows with them.
+    """
 
     trees: int = 300
     rate: float = 0.1
     depth: int = 5
     leaves: int = 31
     least_leaf: int = 5
+    most_share: float = 0.05
     most_components: int = 512
 
     def train(self, keep: Bool[Tensor, "mask component"], values: Float[Tensor, " mask"], seed: int) -> "Ensemble":
@@ -39,7 +45,7 @@ class Boosting:
             "learning_rate": self.rate,
             "max_depth": self.depth,
             "num_leaves": self.leaves,
-            "min_data_in_leaf": min(self.least_leaf, max(1, len(keep) // 20)),
+            "min_data_in_leaf": min(self.least_leaf, max(1, int(self.most_share * len(keep)))),
             "min_sum_hessian_in_leaf": 1e-3,
             "min_data_in_bin": 1,
             "feature_pre_filter": False,
