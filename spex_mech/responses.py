@@ -92,7 +92,7 @@ class Responses:
             "provenance": json.dumps(self.provenance, sort_keys=True, default=str),
         }
         tensors = {"keep": pack_bits(self.keep.cpu()), "values": self.values.cpu().float().contiguous()}
-        write_bytes(Path(path), save(tensors, metadata))
+        write_bytes(Path(path), _in_order(save(tensors, metadata)))
 
     @classmethod
     def load(cls, path: str | Path) -> "Responses":
@@ -160,6 +160,15 @@ def unpack_bits(packed: UInt8[Tensor, "mask byte"], n: int) -> Bool[Tensor, "mas
     """The inverse of `pack_bits` for n components."""
     bits = (packed[:, :, None] >> torch.arange(8, dtype=torch.uint8)) & 1
     return bits.bool().flatten(1)[:, :n]
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its header in alphabetical order; the library's order differs from call to call."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = header.encode()
+    text += b" " * (-len(text) % 8)  # what follows stays aligned
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 def write_bytes(path: Path, data: bytes) -> None:

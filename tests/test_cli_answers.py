@@ -93,7 +93,6 @@ def test_shells_complete_cards_decoders_and_formats():
     assert set(options.DECODERS) == {"auto", *DECODERS}
     assert set(options.FORMATS) == set(EXPORTERS)
     assert set(options.REPLACEMENTS) == set(ASSUMPTIONS)
-    assert set(options.BENCHES) == set(commands.BENCHES)
     (parameter,) = [p for p in get_command(cli.app).commands["decode"].params if "--decoder" in p.opts]
     assert [item.value for item in parameter.shell_complete(None, "pro")] == ["proxyspex"]
 

@@ -183,6 +183,13 @@ def test_responses_round_trip_and_read_without_this_package(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_equal_responses_are_equal_files(tmp_path):
+    found = responses()
+    for number in range(12):  # the order of what a safetensors header says is another in every call
+        found.save(tmp_path / str(number))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 @pytest.mark.parametrize("cut", [0, 4, 40, 300, -1])
 def test_truncated_responses(tmp_path, cut):
     path = tmp_path / "r.safetensors"

@@ -9,7 +9,7 @@ from typing import Any
 from spex_mech.ablation.workers import Workers
 from spex_mech.circuit.files import write_whole
 from spex_mech.console.costs import Cost, crowding, estimate
-from spex_mech.console.options import HERE
+from spex_mech.console.options import BENCHES, HERE
 from spex_mech.discovery import discover
 from spex_mech.errors import SpexMechError
 from spex_mech.reporting import write_report
@@ -19,7 +19,6 @@ from spex_mech.runs import RESPONSES, Discovery
 from spex_mech.studies import STUDY, Study, open_study, save_source
 
 SLOW = 4_000  # forward rows from which on it is told how long they will take
-BENCHES = ("ablation", "decode", "accuracy", "players", "keep", "workers")
 
 
 def run_discover(
