@@ -12,6 +12,7 @@ from rich.table import Table
 
 from spex_mech.circuit.files import write_whole
 from spex_mech.console.costs import Cost, in_words
+from spex_mech.console.figures import like
 from spex_mech.running.planning import Plan
 from spex_mech.runs import Discovery
 from spex_mech.studies import Study
@@ -116,13 +117,14 @@ def _interaction_table(frame: pd.DataFrame, unit: str) -> Table:
         ("q", "right"),
     ):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    write = like(frame["coefficient"])
     for row in frame.head(SHOWN).to_dict("records"):
         colour = _COLOURS[str(row["kind"])]
-        error = f" ± {row['stderr']:.3f}" if pd.notna(row["stderr"]) and row["stderr"] else ""
+        error = f" ± {write(row['stderr'])[1:]}" if pd.notna(row["stderr"]) and row["stderr"] else ""
         table.add_row(
             escape(" × ".join(row["components"])),
-            f"{row['coefficient']:+.3f}{error}",
-            "" if pd.isna(row["knockout"]) else f"{row['knockout']:+.3f}",
+            f"{write(row['coefficient'])}{error}",
+            "" if pd.isna(row["knockout"]) else write(row["knockout"]),
             f"[{colour}]{row['kind']}[/]",
             "" if pd.isna(row["q_value"]) else f"{row['q_value']:.1g}",
         )
@@ -177,9 +179,8 @@ def _print_strongest(frame: pd.DataFrame, unit: str, console: Console) -> None:
     joint = frame[frame["order"] > 1].head(1)
     for row in joint.to_dict("records"):
         console.print(
-            f"Strongest joint effect: [bold]{escape(' × '.join(row['components']))}[/], {row['coefficient']:+.2f} "
-            f"{unit} "
-            f"({row['kind']}: {_MEANINGS[row['kind']]})."
+            f"Strongest joint effect: [bold]{escape(' × '.join(row['components']))}[/], "
+            f"{like([row['coefficient']])(row['coefficient'])} {unit} ({row['kind']}: {_MEANINGS[row['kind']]})."
         )
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from spex_mech.auditing import audit, refuse_other_lens
 from spex_mech.circuit.interchange import read_circuit
+from spex_mech.console.figures import like
 from spex_mech.console.verdicts import print_audit
 from spex_mech.errors import FormatError
 from spex_mech.evidence.audits import Audit
@@ -82,10 +83,11 @@ def _known(study: Study, names: Collection[str] | None) -> Collection[str]:
 def _print_circuit_audit(result: CircuitAudit, console: Console) -> None:
     """What forward passes said of a circuit."""
     console.print(f"{escape(str(result))}.")
-    if result.value is not None:
+    if result.value is not None and result.without is not None:
+        write = like([result.intact, result.empty])
         console.print(
-            f"With only the circuit kept the metric is {result.value:+.3f} {result.unit}, without it "
-            f"{result.without:+.3f}; intact {result.intact:+.3f}, nothing kept {result.empty:+.3f}."
+            f"With only the circuit kept the metric is {write(result.value)} {result.unit}, without it "
+            f"{write(result.without)}; intact {write(result.intact)}, nothing kept {write(result.empty)}."
         )
     if result.sizes:
         table = Table("size", "kept", "preserve", "help", "random", title="Faithfulness of the best-scored components")

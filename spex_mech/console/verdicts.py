@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spex_mech.console.figures import like
 from spex_mech.evidence.audits import Audit, Search
 
 SHOWN = 15
@@ -15,11 +16,12 @@ def print_audit(result: Audit, out: Path, console: Console) -> None:
     """What fresh masks said of a run: the circuit, how it ranks, what was confirmed, and what was left out."""
     circuit, fresh, unit = result.circuit, result.fresh, result.unit
     r2 = "" if fresh.r2 is None else f"R² [bold]{fresh.r2:.3f}[/] on {fresh.masks:,} masks drawn anew. "
+    write = like([result.intact, result.empty])
     console.print(
         f"{r2}With {len(circuit.names)} of {len(result.components):,} components and all others ablated "
         f"({escape(_listed(circuit.names))}) {circuit.faithfulness:.2f} of the behaviour is left: "
-        f"{circuit.value:+.3f} {unit}, predicted {circuit.predicted:+.3f}; intact {result.intact:+.3f}, "
-        f"nothing kept {result.empty:+.3f}."
+        f"{write(circuit.value)} {unit}, predicted {write(circuit.predicted)}; intact {write(result.intact)}, "
+        f"nothing kept {write(result.empty)}."
     )
     console.print(_ranking_table(result))
     if result.search is not None:
@@ -28,10 +30,11 @@ def print_audit(result: Audit, out: Path, console: Console) -> None:
         console.print(_confirmation_table(result))
     for group in result.backups:
         if group.confirmed():
+            write = like([group.joint, group.excess])
             console.print(
                 f"Backups: [bold]{escape(' × '.join(group.components))}[/] (redundancy): losing all costs "
-                f"{group.joint:+.2f} {unit}, {group.excess:.2f} ± {group.stderr:.2f} more than its parts explain; "
-                f"q = {group.q_value:.1g}."
+                f"{write(group.joint)} {unit}, {write(group.excess)} ± {write(group.stderr)[1:]} beyond what its parts "
+                f"explain; q = {group.q_value:.1g}."
             )
     if result.replacements:
         console.print(_replacement_table(result))
@@ -71,10 +74,11 @@ def _replacement_table(result: Audit) -> Table:
     table = Table(title=f"Other replacements on {masks:,} masks of the run, beside its own", title_justify="left")
     for name in ("replacement", "whole effect", "R²", "nodes", "interactions", "signs kept"):
         table.add_column(name, justify="left" if name == "replacement" else "right")
+    write = like(row.effect for row in result.replacements)
     for row in result.replacements:
         agreements = (row.r2, row.nodes, row.interactions, row.signs)
         figures = ("" if value is None else f"{value:.2f}" for value in agreements)
-        table.add_row(row.kind, f"{row.effect:+.3f}", *figures)
+        table.add_row(row.kind, write(row.effect), *figures)
     table.caption = "rank correlations of node strengths and interactions; signs of the ten strongest"
     return table
 
@@ -110,11 +114,12 @@ def _confirmation_table(result: Audit) -> Table:
     table = Table(title=title, title_justify="left")
     for name in ("components", "claimed", "measured", "q"):
         table.add_column(name, justify="left" if name == "components" else "right", overflow="fold")
+    write = like(check.estimate for check in result.interactions)
     for check in result.interactions[:SHOWN]:
-        measured = f"{check.estimate:+.3f} ± {check.stderr:.3f}"
+        measured = f"{write(check.estimate)} ± {write(check.stderr)[1:]}"
         colour = "default" if check.confirmed() else "yellow"
         table.add_row(
-            escape(" × ".join(check.components)), f"{check.claimed:+.3f}", f"[{colour}]{measured}[/]",
+            escape(" × ".join(check.components)), write(check.claimed), f"[{colour}]{measured}[/]",
             f"{check.q_value:.1g}",
         )  # fmt: skip
     return table
