@@ -63,6 +63,7 @@ _LOST = 0.01  # of what the stack does not know: what reading it out may lose
 _BARELY = 0.1  # of what may be lost: sets of parts that carry less of the stack may be found, or not
 _NOTHING = 1e-4  # of the variance: less is not worth another part
 _TIE = 0.005  # in R²: SPEX, whose sets are the sparser, wins up to it
+_FEW = 1 << 12  # masks: of more, trees with large leaves say nothing that the others do not
 _TRIFLE = 1e-5  # of the variance: a loss that is none
 _FREE_BITS = 1 << 21  # keep bits of the masks that the stack is asked under to read it out
 _MOST_FREE, _LEAST_FREE = 1 << 13, 1 << 12
@@ -178,18 +179,18 @@ class Joint:
 
     def _fitted(self, given: Given) -> list[Fitted]:
         """The parts; only the first, the sparsest, where it leaves next to nothing of masks that it has not seen."""
-        first, *others = self._kinds()
+        first, *others = self._kinds(len(given.samples.keep))
         sparse = fit_parts([first], given)
         return sparse if sparse[0].r2 >= 1 - _NOTHING else sparse + fit_parts(others, given)
 
-    def _kinds(self) -> list[Part]:
+    def _kinds(self, masks: int) -> list[Part]:
         """Polynomials first, the sparsest at the head."""
         proxy = ProxyPart("proxyspex", ProxySpex(boosting=self.boosting))
         polynomials: list[Part] = [PursuitPart("pursuit", Pursuit()), proxy, GrownPart("line")]
         processes = [GaussianPart(name, process) for name, process in self.processes.items()]
         nets = [] if self.network is None else [NeuralPart("neural", self.network)]
-        trees: list[Part] = [GrownPart("trees"), GrownPart("line+trees"), TreesPart("trees, large leaves", self.blunt)]
-        return [*polynomials, *trees, *processes, *nets]
+        blunt = [TreesPart("trees, large leaves", self.blunt)] if masks <= _FEW else []
+        return [*polynomials, GrownPart("trees"), GrownPart("line+trees"), *blunt, *processes, *nets]
 
     def _polynomial(
         self, stack: Stack, known: Samples, unseen: Float[Tensor, " mask"], basis: Basis, seed: int
