@@ -15,6 +15,7 @@ from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.joint import Joint
 from spex_mech.walsh.linear import Linear
 from spex_mech.walsh.neural import Network
+from spex_mech.walsh.parts import Fitted
 from spex_mech.walsh.proxy import ProxySpex
 from spex_mech.walsh.pursuit import Pursuit
 from spex_mech.walsh.refit import prune
@@ -304,3 +305,21 @@ def test_discover_takes_it_by_name():
     found = sm.discover(subject, task, "a*.h*, m*.n*", budget=200, decoder="joint")
     assert found.record["decoder"]["name"] == "joint"
     assert found.interactions()["components"].tolist()[0] == ("a0.h1", "m0.n1")
+
+
+@pytest.mark.parametrize(("others", "winner"), [(0, "sparse"), (1, "sparse"), (4, "stack")])
+def test_a_polynomial_stands_alone_only_where_polynomials_have_most_of_the_weight(others, winner):
+    """All parts say the same, so the sparse one is as good as any; what it has of the weight decides."""
+    unseen, noise = torch.randn(2, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    unseen, noise = unseen - unseen.mean(), noise - noise.mean()
+    values = unseen + 0.5 * (noise - (noise @ unseen) / (unseen @ unseen) * unseen)  # no weight but 1 predicts better
+    sparse = Fitted("sparse", lambda keep: unseen, unseen, None, polynomial=Spectrum.from_terms(3, {(0,): 1.0}))
+    parts = [sparse, *(replace(sparse, name=f"dense {i}", polynomial=None) for i in range(others))]
+    stack = Stack.of(parts, values)
+    assert stack.winner == winner
+    assert (stack.polynomial is not None) == (winner == "sparse")
+
+
+def test_trees_with_large_leaves_are_for_few_masks():
+    few, many = ({part.name for part in Joint()._kinds(masks)} for masks in (4096, 4097))
+    assert few - many == {"trees, large leaves"}

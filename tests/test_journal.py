@@ -591,11 +591,12 @@ def test_a_run_that_goes_on_takes_the_threads_it_began_with(experiment, uninterr
 
 
 @pytest.mark.parametrize("nonsense", ["two", -1, 10**9, [2], True])
-def test_nonsense_about_threads_is_not_believed(experiment, tmp_path, nonsense):
+def test_nonsense_about_threads_is_not_believed(experiment, uninterrupted, tmp_path, nonsense):
     engine, design = experiment
     with open_journal(tmp_path, {"a": 1}) as journal:
         journal.settle("threads", lambda: nonsense)
-        measure(engine, list(design.chunks(CHUNK))[:1], journal)
+        values = measure(engine, list(design.chunks(CHUNK))[:1], journal)
+    assert torch.equal(values, uninterrupted[: len(values)])
 
 
 def test_the_journal_costs_little(experiment, tmp_path):

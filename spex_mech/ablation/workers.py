@@ -22,8 +22,8 @@ class Workers:
             until the run gives up.
 
     On the CPU every worker takes as many threads as torch has here (`torch.set_num_threads`, or OMP_NUM_THREADS), so
-    that the bits are those of a run without workers. Workers that share their cores wait for each other: on two cores
-    two workers of two threads pass .6 of the masks of a run without workers, two of one thread as many as it.
+    that the bits are those of a run without workers. Workers that share their cores wait for each
+    other: give them fewer threads (`spex-mech bench workers`).
 
     Raises `ModelError`: numbers out of range.
     """
