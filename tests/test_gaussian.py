@@ -9,7 +9,8 @@ import torch
 from spex_mech.bench.functions import planted_function
 from spex_mech.walsh.decoding import fold_masks, r_squared
 from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.gaussian import GaussianProcess, inputs
+from spex_mech.walsh.gaussian import GaussianProcess, Trained, inputs
+from spex_mech.walsh.likelihood import Likelihood, factorised
 from spex_mech.walsh.outputs import rotated_outputs
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
@@ -60,6 +61,51 @@ def test_the_loss_is_minus_the_log_marginal_likelihood_with_its_scale_profiled_o
     assert float(-likelihood / 30) == pytest.approx(float(loss) + 0.5 * (1 + math.log(2 * math.pi)))
 
 
+def test_the_slope_of_the_likelihood_is_its_derivative():
+    a = normal(2, 7, 9)
+    system = (a @ a.mT + 3 * torch.eye(7)).requires_grad_()
+    outputs, share = normal(2, 7, 3, seed=4), torch.tensor([0.5, 0.3, 0.2]).double()
+
+    def likelihood(half):
+        return Likelihood.apply(0.5 * (half + half.mT), outputs, share)
+
+    assert torch.autograd.gradcheck(likelihood, (system,))
+
+
+@pytest.mark.parametrize("most_masks", [8192, 25])
+def test_each_mask_is_predicted_from_all_others(most_masks):
+    """By refitting without each; with few masks to predict from, those beyond are predicted from all of these."""
+    keep, values = masks(6, 40), normal(40, 2, seed=5)
+    process = replace(QUICK, most_masks=most_masks)
+    found = process.train(keep, values, torch.arange(40) % 2, Basis(), 0)
+    used = found._drawn(40).tolist()
+    told = found.without_each()
+    for mask in range(40):
+        rest = [row for row in used if row != mask]
+        own = {name: value[mask % 2] for name, value in found.weights.items()}
+        y = values.mean(1)
+        centre = y[used].mean()
+        alone = _around(process, own, keep[rest], y[rest], centre)
+        assert torch.allclose(told[mask], alone(keep[mask : mask + 1])[0]), mask
+
+
+def _around(process, weights, keep, values, centre):
+    """The posterior mean around a given mean."""
+    z = inputs(keep, Basis())
+    system = process.covariance(weights, z, z) + process.noise(weights) * torch.eye(len(z))
+    solved = torch.linalg.solve(system, values - centre)
+    return lambda fresh: centre + process.covariance(weights, inputs(fresh, Basis()), z) @ solved
+
+
+def test_processes_learned_one_by_one_are_those_learned_together():
+    keep, values, half = masks(6, 60), normal(60, 2, seed=5), torch.arange(60) % 2
+    together = QUICK.train(keep, values, half, Basis(), 0)
+    alone = [QUICK.train(keep, values, half, Basis(), 0, [number]) for number in (0, 1)]
+    assert Trained.of(alone).numbers == together.numbers == (0, 1)
+    assert Trained.of(alone).weights["relevance"].shape == together.weights["relevance"].shape
+    assert torch.equal(Trained.of(alone).unseen(1, half == 1), alone[1].unseen(1, half == 1))
+
+
 def test_predictions_are_the_posterior_mean():
     keep, fresh = masks(6, 40), masks(6, 9, seed=3)
     values = normal(40, 2, seed=5)
@@ -69,7 +115,7 @@ def test_predictions_are_the_posterior_mean():
     system = QUICK.covariance(weights, z, z) + QUICK.noise(weights) * torch.eye(40)
     y = values.mean(1)
     expected = y.mean() + QUICK.covariance(weights, new, z) @ torch.linalg.solve(system, y - y.mean())
-    assert torch.allclose(trained.given(keep, values)(fresh), expected)
+    assert torch.allclose(trained.given(keep, values).predict(fresh), expected)
 
 
 def test_relevance_is_learned_and_shared_by_outputs():
@@ -91,7 +137,7 @@ def test_relevance_is_learned_and_shared_by_outputs():
     relevance = torch.nn.functional.softplus(many.weights["relevance"]).mean(0)
     assert set(relevance.topk(6).indices.tolist()) == set(range(6))
     truth = respond(fresh).mean(1)
-    scores = [r_squared(truth, found.given(keep, values)(fresh)) for found in (many, alone)]
+    scores = [r_squared(truth, found.given(keep, values).predict(fresh)) for found in (many, alone)]
     assert scores[0] > max(0.75, scores[1])
 
 
@@ -102,16 +148,15 @@ def test_unseen_predictions_are_honest(keep_prob):
     basis, keep, fresh = Basis.orthonormal(keep_prob), masks(20, 300, keep_prob), masks(20, 2000, keep_prob, seed=4)
     values = function.noisy(keep, 0.2, 3)[:, None]
     found = QUICK.train(keep, values, fold_masks(keep, 4, 0), basis, 0)
-    unseen, seen = (r_squared(values[:, 0], p) for p in (found.out_of_sample(), found.given(keep, values)(keep)))
-    assert unseen == pytest.approx(r_squared(function.noisy(fresh, 0.2, 8), found.given(keep, values)(fresh)), abs=0.1)
+    whole = found.given(keep, values)
+    unseen, seen = (r_squared(values[:, 0], p) for p in (found.out_of_sample(), whole.predict(keep)))
+    assert unseen == pytest.approx(r_squared(function.noisy(fresh, 0.2, 8), whole.predict(fresh)), abs=0.1)
     assert unseen < seen
 
 
 def test_a_system_that_rounding_has_made_singular_is_still_solved():
-    from spex_mech.walsh.gaussian import _factor
-
     same = torch.ones(2, 40, 40)
-    factor = _factor(same)
+    factor = factorised(same)
     assert factor.isfinite().all()
     assert torch.allclose(factor @ factor.mT, same, atol=0.05)
 
@@ -123,14 +168,13 @@ def test_a_function_without_noise_or_variance():
     assert (
         r_squared(
             exact.evaluate(masks(10, 300, seed=5)),
-            found.given(keep, exact.evaluate(keep)[:, None])(masks(10, 300, seed=5)),
+            found.given(keep, exact.evaluate(keep)[:, None]).predict(masks(10, 300, seed=5)),
         )
         > 0.99
     )
     flat = torch.full((100, 2), 3.0)
-    assert torch.allclose(
-        QUICK.train(keep, flat, torch.arange(100) % 2, Basis(), 0).given(keep, flat)(keep), torch.tensor(3.0).double()
-    )
+    still = QUICK.train(keep, flat, torch.arange(100) % 2, Basis(), 0).given(keep, flat)
+    assert torch.allclose(still.predict(keep), torch.tensor(3.0).double())
 
 
 def test_same_seed_same_bits_and_steps_that_see_a_subset():
@@ -147,7 +191,7 @@ def test_more_masks_than_it_can_hold():
     values = function(keep)[:, None]
     small = replace(QUICK, most_masks=150).train(keep, values, torch.arange(300) % 3, Basis(), 0)
     fresh = masks(16, 500, seed=2)
-    assert 0.5 < r_squared(function(fresh), small.given(keep, values)(fresh)) < 1
+    assert 0.5 < r_squared(function(fresh), small.given(keep, values).predict(fresh)) < 1
 
 
 def test_outputs_are_rotated_with_their_mean_first():

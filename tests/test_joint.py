@@ -15,9 +15,10 @@ from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.joint import Joint
 from spex_mech.walsh.linear import Linear
 from spex_mech.walsh.neural import Network
-from spex_mech.walsh.parts import Fitted
+from spex_mech.walsh.parts import MANY, Fitted
 from spex_mech.walsh.proxy import ProxySpex
 from spex_mech.walsh.pursuit import Pursuit
+from spex_mech.walsh.readout import corrected, read_out
 from spex_mech.walsh.refit import prune
 from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.spex import Spex
@@ -239,7 +240,7 @@ def test_a_stack_is_read_out_well_where_many_components_are_ablated_too(seed):
     design = MaskDesign.bernoulli(40, 200, 0.9, seed)
     known = Samples(design.keep(), decay(design.keep())[:, None].float(), design)
     stack = SimpleNamespace(predict=decay, r2=0.96, strongest_sets=lambda least: [])
-    read = Joint()._read(stack, known, Basis.orthonormal(0.9), seed)
+    read = read_out(stack, known, Basis.orthonormal(0.9), 1600, seed)
     fresh = MaskDesign.bernoulli(40, 20_000, 0.9, seed + 50).keep()
     assert r_squared(decay(fresh), read.evaluate(fresh)) > 0.93
 
@@ -252,7 +253,7 @@ def test_what_a_part_knows_is_not_lost_where_the_stack_is_read_out():
     weights = torch.tensor([0.9, 0.1], dtype=torch.float64)
     stack = Stack([part, other], weights, 0.0, torch.zeros(0), 0.95, "stack", None)
     samples = Samples(MaskDesign.bernoulli(100, 150, seed=1).keep(), torch.zeros(150, 1))
-    read = Joint()._read(stack, samples, Basis(), 0)
+    read = read_out(stack, samples, Basis(), 1600, 0)
     assert set(truth.sets) <= set(read.sets) | {()}
 
 
@@ -266,8 +267,6 @@ def test_no_effect_gives_no_set():
 
 def test_standard_errors_of_the_correction_cover():
     """One-step estimates of a function that the stack reads badly: z-scores of their errors have variance near one."""
-    from spex_mech.walsh.joint import _corrected
-
     truth = planted_function("hierarchical", 12, sets=3, seed=0).spectrum
     z = []
     for seed in range(60):
@@ -275,7 +274,7 @@ def test_standard_errors_of_the_correction_cover():
         noise = torch.randn(300, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         half = Spectrum(12, truth.members, truth.coefficients / 2)
         missed = truth.evaluate(keep) + noise - half.evaluate(keep)
-        moved = _corrected(half, keep, missed)
+        moved = corrected(half, keep, missed)
         assert moved.stderr is not None
         z += ((half.coefficients + _gap(half, keep, missed) - truth.coefficients) / moved.stderr).tolist()
     inside = sum(abs(x) < 1.96 for x in z) / len(z)
@@ -321,5 +320,5 @@ def test_a_polynomial_stands_alone_only_where_polynomials_have_most_of_the_weigh
 
 
 def test_trees_with_large_leaves_are_for_few_masks():
-    few, many = ({part.name for part in Joint()._kinds(masks)} for masks in (4096, 4097))
+    few, many = ({part.name for part in Joint()._kinds(masks)} for masks in (MANY, MANY + 1))
     assert few - many == {"trees, large leaves"}

@@ -14,21 +14,23 @@ masks, drawn anew every step, stand for all of them while the relevances are lea
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spex_mech.walsh.likelihood import JITTER, Likelihood, factorised
 from spex_mech.walsh.outputs import rotated_outputs
 from spex_mech.walsh.spectrum import Basis
 
 _STEPS_BEFORE_PEAK = 0.2  # of the one-cycle rate
 _OUTPUTS = 32  # beyond, outputs are rotated and the directions of least variance left out
 _HEADLINE = 0.5  # share of the likelihood that is the mean output's; the others share the rest
-_JITTER = {torch.float32: 1e-4, torch.float64: 1e-7}  # of the prior variance, added so that a factorisation exists
-_ATTEMPTS = 4  # at a factorisation, each with a hundred times the jitter
+_BLOCK = {"cpu": 1 << 20}  # covariances computed at a time: what a cache nearly holds
+_BLOCK_ELSEWHERE = 1 << 26
 _START = {"relevance": 1.0, "line": 0.3, "noise": 0.1, "weight": 1.0, "more weights": 0.3}
 
 
@@ -58,11 +60,14 @@ class GaussianProcess:
         fold: Int[Tensor, " mask"],
         basis: Basis,
         seed: int,
+        numbers: Sequence[int] | None = None,
     ) -> "Trained":
-        """One process a fold, which learns its covariance from the masks outside it. Same seed, same bits."""
+        """One process a fold (of these numbers; by default of all), which learns its covariance from the masks outside
+        it. Same seed, same bits."""
         z, (y, _) = inputs(keep, basis).float(), rotated_outputs(values.to(keep.device), _OUTPUTS)
         y = y.float()
-        inside = [(fold != number).nonzero()[:, 0] for number in fold.unique().tolist()]
+        numbers = fold.unique().tolist() if numbers is None else list(numbers)
+        inside = [(fold != number).nonzero()[:, 0] for number in numbers]
         weights = self._initial(len(inside), z.shape[1], keep.device)
         share = torch.full((y.shape[1],), (1 - _HEADLINE) / max(1, y.shape[1] - 1), dtype=y.dtype, device=y.device)
         share[0] = _HEADLINE if y.shape[1] > 1 else 1.0
@@ -81,24 +86,34 @@ class GaussianProcess:
             optimiser.step()
             cycle.step()
         learned = {name: raw.detach().double() for name, raw in weights.items()}
-        return Trained(self, learned, keep, values.double().mean(1), fold, basis, seed)
+        return Trained(self, learned, keep, values.double().mean(1), fold, tuple(numbers), basis, seed)
 
     def covariance(
         self, weights: dict[str, Tensor], za: Float[Tensor, "*member row component"], zb: Tensor
     ) -> Float[Tensor, "*member row column"]:
         """``k(z, z')`` of the rows of `za` and `zb`, without noise."""
-        relevance, line, weight = (torch.nn.functional.softplus(weights[k]) for k in ("relevance", "line", "weight"))
-        scaled = za * relevance[..., None, :]
-        far = scaled @ zb.mT - 0.5 * ((scaled * za).sum(-1)[..., :, None] + _norms(zb, relevance)[..., None, :])
+        line = torch.nn.functional.softplus(weights["line"])
         total = (za * line[..., None, :]) @ zb.mT
-        for number, scale in enumerate(self.scales):
-            total = total + weight[..., number, None, None] * torch.exp(scale * far)
+        for weight, product in self.products(weights, za, zb):
+            total.addcmul_(product, weight)
         return total
+
+    def products(
+        self, weights: dict[str, Tensor], za: Float[Tensor, "*member row component"], zb: Tensor
+    ) -> Iterator[tuple[Float[Tensor, "*member 1 1"], Float[Tensor, "*member row column"]]]:
+        """The product kernels and their weights. In place where it can be: memory is what takes the time."""
+        relevance, weight = (torch.nn.functional.softplus(weights[k]) for k in ("relevance", "weight"))
+        scaled = za * relevance[..., None, :]
+        far = scaled @ zb.mT
+        far -= 0.5 * (scaled * za).sum(-1)[..., :, None]
+        far -= 0.5 * _norms(zb, relevance)[..., None, :]
+        for number, scale in enumerate(self.scales):
+            yield weight[..., number, None, None], (scale * far).exp_()
 
     def noise(self, weights: dict[str, Tensor]) -> Float[Tensor, "*member"]:
         """The variance of the noise, with what a factorisation mostly needs."""
         noise, weight = (torch.nn.functional.softplus(weights[k]) for k in ("noise", "weight"))
-        return noise[..., 0] + _JITTER[noise.dtype] * (1 + weight.sum(-1))
+        return noise[..., 0] + JITTER[noise.dtype] * (1 + weight.sum(-1))
 
     @torch.inference_mode()
     def posterior(
@@ -109,22 +124,46 @@ class GaussianProcess:
         basis: Basis,
     ) -> "Posterior":
         """The mean function, given masks and what was learned (one member's weights)."""  # fmt: skip
+        return self._solved(weights, keep, values, basis)[0]
+
+    @torch.inference_mode()
+    def without_each(
+        self,
+        weights: dict[str, Tensor],
+        keep: Bool[Tensor, "mask component"],
+        values: Float[Tensor, " mask"],
+        basis: Basis,
+        rows: Int[Tensor, " row"],
+    ) -> tuple["Posterior", Float[Tensor, " row"]]:
+        """The mean function, and what all other masks say of each of some: ``f(m) - solved_m / (K⁻¹)_mm`` (Rasmussen &
+        Williams 2006, 5.12)."""
+        found, factor = self._solved(weights, keep, values, basis)
+        columns = torch.zeros(len(keep), len(rows), dtype=factor.dtype, device=factor.device)
+        columns[rows, torch.arange(len(rows), device=factor.device)] = 1.0
+        precision = torch.linalg.solve_triangular(factor, columns, upper=False).square().sum(0)
+        return found, values.to(factor.device)[rows] - found.solved[rows] / precision
+
+    def _solved(
+        self, weights: dict[str, Tensor], keep: Tensor, values: Tensor, basis: Basis
+    ) -> tuple["Posterior", Float[Tensor, "mask mask"]]:
+        """The mean function, and the Cholesky factor of the masks' covariance."""
         z, centre = inputs(keep, basis), float(values.mean())
-        system = self.covariance(weights, z, z)
+        system = torch.empty(len(z), len(z), dtype=z.dtype, device=z.device)
+        for rows in torch.arange(len(z), device=z.device).split(_rows(z)):
+            system[rows] = self.covariance(weights, z[rows], z)
         system.diagonal().add_(self.noise(weights))
-        solved = torch.cholesky_solve((values - centre)[:, None].to(z.device), _factor(system))[:, 0]
-        return Posterior(self, weights, z, solved, centre, basis)
+        factor = factorised(system)
+        solved = torch.cholesky_solve((values - centre)[:, None].to(z.device), factor)[:, 0]
+        return Posterior(self, weights, z, solved, centre, basis), factor
 
     def _loss(self, weights: dict[str, Tensor], z: Tensor, y: Tensor, share: Tensor) -> Tensor:
         """Minus the log marginal likelihood a mask, each output's variance profiled out, and the penalty."""
         size = z.shape[-2]
-        noise = torch.diag_embed(self.noise(weights)[:, None].expand(-1, size))
-        factor = _factor(self.covariance(weights, z, z) + noise)
-        solved = torch.linalg.solve_triangular(factor, y - y.mean(-2, keepdim=True), upper=False)
-        misfit = 0.5 * (solved.square().mean(-2).clamp(min=1e-12).log() * share).sum(-1)
-        spread = factor.diagonal(dim1=-2, dim2=-1).log().mean(-1)
+        system = self.covariance(weights, z, z)
+        system.diagonal(dim1=-2, dim2=-1).add_(self.noise(weights)[:, None])
+        likelihood = Likelihood.apply(system, y - y.mean(-2, keepdim=True), share)
         roots = (torch.nn.functional.softplus(weights[k]).sqrt().sum(-1) for k in ("relevance", "line"))
-        return (misfit + spread + self.penalty * sum(roots) / size).sum()
+        return (self.penalty * sum(roots) / size - likelihood).sum()
 
     def _initial(self, members: int, n: int, device: torch.device) -> dict[str, Tensor]:
         def filled(value: float, width: int) -> Tensor:
@@ -148,33 +187,63 @@ class Trained:
     keep: Bool[Tensor, "mask component"]
     values: Float[Tensor, " mask"]
     fold: Int[Tensor, " mask"]
+    numbers: tuple[int, ...]
     basis: Basis
     seed: int
 
-    def given(
-        self, keep: Bool[Tensor, "mask component"], values: Float[Tensor, "mask output"]
-    ) -> Callable[[Bool[Tensor, "row component"]], Float[Tensor, " row"]]:
+    @classmethod
+    def of(cls, some: Sequence["Trained"]) -> "Trained":
+        """The processes of several folds of the same masks together."""
+        weights = {name: torch.cat([one.weights[name] for one in some]) for name in some[0].weights}
+        return replace(some[0], weights=weights, numbers=sum((one.numbers for one in some), ()))
+
+    def given(self, keep: Bool[Tensor, "mask component"], values: Float[Tensor, "mask output"]) -> "Posterior":
         """What some masks say of others: those that the covariance was learned from, or more."""
         middle = {name: value.mean(0) for name, value in self.weights.items()}
-        return self._posterior(middle, keep, values.double().mean(1)).predict
+        return self._posterior(middle, keep, values.double().mean(1))
 
-    @torch.inference_mode()
     def out_of_sample(self) -> Float[Tensor, " mask"]:
         """For the masks it was fitted to: each by the process that has not seen it; the mean over outputs."""
         out = torch.zeros(len(self.keep), dtype=torch.float64)
-        for member, number in enumerate(self.fold.unique().tolist()):
-            seen, own = self.fold != number, {name: value[member] for name, value in self.weights.items()}
-            seen = seen.to(self.keep.device)
-            found = self._posterior(own, self.keep[seen], self.values[seen])
-            out[(~seen).cpu()] = found.predict(self.keep[~seen]).cpu()
+        for number in self.numbers:
+            own = (self.fold == number).cpu()
+            out[own] = self.unseen(number, own)
         return out
 
+    def unseen(self, number: int, rows: Bool[Tensor, " mask"]) -> Float[Tensor, " row"]:
+        """Of some masks of a fold, what all masks but these say, through the covariance learned without the fold."""
+        rest = (~rows).to(self.keep.device)
+        return self._posterior(self._own(number), self.keep[rest], self.values[rest]).predict(self.keep[~rest]).cpu()
+
+    def without_each(self) -> Float[Tensor, " mask"]:
+        """Of every mask, what all others say, through the covariance that was learned without its fold: folds may be
+        as large as halves, since a covariance is learned from few masks."""
+        rows, n_masks = self._drawn(len(self.keep)), len(self.keep)
+        keep, values = self.keep[rows], self.values[rows]
+        fold, out = self.fold.to(rows.device)[rows], torch.zeros(n_masks, dtype=torch.float64)
+        for number in self.numbers:
+            chosen = (fold == number).nonzero()[:, 0]
+            found, unseen = self.settings.without_each(self._own(number), keep, values, self.basis, chosen)
+            if len(rows) < n_masks:
+                own = self.fold == number
+                out[own.cpu()] = found.predict(self.keep[own.to(self.keep.device)]).cpu()
+            out[rows[chosen].cpu()] = unseen.cpu()
+        return out
+
+    def _own(self, number: int) -> dict[str, Tensor]:
+        member = self.numbers.index(number)
+        return {name: value[member] for name, value in self.weights.items()}
+
     def _posterior(self, weights: dict[str, Tensor], keep: Tensor, values: Float[Tensor, " mask"]) -> "Posterior":
-        if len(keep) > self.settings.most_masks:
-            drawn = torch.randperm(len(keep), generator=torch.Generator().manual_seed(self.seed))
-            rows = drawn[: self.settings.most_masks].sort().values.to(keep.device)
-            keep, values = keep[rows], values[rows]
-        return self.settings.posterior(weights, keep, values, self.basis)
+        rows = self._drawn(len(keep)).to(keep.device)
+        return self.settings.posterior(weights, keep[rows], values[rows], self.basis)
+
+    def _drawn(self, count: int) -> Int[Tensor, " mask"]:
+        """Which of so many masks predictions are made from."""
+        if count <= self.settings.most_masks:
+            return torch.arange(count, device=self.keep.device)
+        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
+        return drawn[: self.settings.most_masks].sort().values.to(self.keep.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,29 +260,28 @@ class Posterior:
     @torch.inference_mode()
     def predict(self, keep: Bool[Tensor, "row component"]) -> Float[Tensor, " row"]:
         """The mean over outputs, float64."""
-        size = max(1, (1 << 22) // len(self.z))
-        found = [
-            self.settings.covariance(self.weights, inputs(rows, self.basis), self.z) @ self.solved
-            for rows in keep.to(self.z.device).split(size)
-        ]
-        return self.centre + torch.cat(found)
+        size = _rows(self.z)
+        return torch.cat([self._block(inputs(rows, self.basis)) for rows in keep.to(self.z.device).split(size)])
+
+    @cached_property
+    def slope(self) -> Float[Tensor, " component"]:
+        """The line's coefficient of every bit."""
+        return torch.nn.functional.softplus(self.weights["line"]) * (self.z.T @ self.solved)
+
+    def _block(self, z: Float[Tensor, "row component"]) -> Float[Tensor, " row"]:
+        products = self.settings.products(self.weights, z, self.z)
+        return self.centre + z @ self.slope + sum(weight[0] * (part @ self.solved) for weight, part in products)
+
+
+def _rows(z: Float[Tensor, "mask component"]) -> int:
+    """How many rows of covariances with these masks are computed at a time."""
+    return max(1, _BLOCK.get(z.device.type, _BLOCK_ELSEWHERE) // len(z))
 
 
 def inputs(keep: Bool[Tensor, "mask component"], basis: Basis) -> Float[Tensor, "mask component"]:
     """Keep bits in the basis, float64."""
     offset, slope = basis.affine
     return offset + slope * keep.double()
-
-
-def _factor(system: Float[Tensor, "*member row row"]) -> Tensor:
-    """The Cholesky factor, with more on the diagonal where rounding has left too little there."""
-    more = 0.0
-    for attempt in range(_ATTEMPTS):
-        factor, failed = torch.linalg.cholesky_ex(system + more * torch.eye(system.shape[-1]).to(system))
-        if not failed.any():
-            break
-        more = _JITTER[system.dtype] * 100**attempt * float(system.diagonal(dim1=-2, dim2=-1).mean())
-    return factor
 
 
 def _norms(z: Tensor, relevance: Tensor) -> Tensor:

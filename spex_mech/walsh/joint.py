@@ -6,9 +6,9 @@
 2. **Stack.** Non-negative weights by least squares on those predictions (Wolpert 1992; Breiman 1996). A part that is a
    sparse polynomial already wins alone where it is as good as the stack within a standard error and polynomials have
    most of the weight.
-3. **Reading out.** The stack is a function that costs nothing to ask. Matching pursuit on its values under fresh masks,
-   half of them bolder than the samples', gives a polynomial, with as many sets as it takes to lose less than a
-   hundredth of what the stack does not know.
+3. **Reading out** (`readout`). The stack is a function that costs nothing to ask, and under fair coins its spectrum has
+   a closed form. It is written as a polynomial with as many sets as it takes to lose less than a hundredth of what the
+   stack does not know.
 4. **Correction.** ``ĉ_S = c_S + mean_m (f(m) - g₋(m)) φ_S(m)``, where g₋ is the stack that has not seen mask m, is
    unbiased whatever the stack is, since the basis is orthonormal under the masks; its spread over the masks is the
    standard error. The polynomial is moved by the part of a correction that is beyond what chance alone would give.
@@ -17,23 +17,22 @@ The held-out masks take part in none of this: R² is reported on them. Then, wit
 they are, the parts are solved for once more with all masks: few masks are too dear to leave any out.
 """
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.decoding import Decoded, Samples, fold_masks, judge, r_squared, split_masks
-from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.gaussian import GaussianProcess
 from spex_mech.walsh.neural import Network
 from spex_mech.walsh.parts import (
     FINE,
+    MANY,
     Fitted,
     GaussianPart,
     Given,
@@ -48,8 +47,9 @@ from spex_mech.walsh.parts import (
 )
 from spex_mech.walsh.proxy import ProxySpex
 from spex_mech.walsh.pursuit import Pursuit
-from spex_mech.walsh.screening import NORMAL
-from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
+from spex_mech.walsh.race import Looks, race
+from spex_mech.walsh.readout import corrected, on_sets, read_out
+from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.spex import Spex
 from spex_mech.walsh.stack import Stack
 from spex_mech.walsh.trees import Boosting
@@ -59,14 +59,8 @@ PROCESSES = {
     "process, dense": GaussianProcess(scales=(1.0,), penalty=0.3),
     "process, sparse": GaussianProcess(scales=(1.0, 0.3, 3.0), penalty=3.0),
 }
-_LOST = 0.01  # of what the stack does not know: what reading it out may lose
-_BARELY = 0.1  # of what may be lost: sets of parts that carry less of the stack may be found, or not
 _NOTHING = 1e-4  # of the variance: less is not worth another part
 _TIE = 0.005  # in R²: SPEX, whose sets are the sparser, wins up to it
-_FEW = 1 << 12  # masks: of more, trees with large leaves say nothing that the others do not
-_TRIFLE = 1e-5  # of the variance: a loss that is none
-_FREE_BITS = 1 << 21  # keep bits of the masks that the stack is asked under to read it out
-_MOST_FREE, _LEAST_FREE = 1 << 13, 1 << 12
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,8 @@ class Joint:
         known = samples.take(fitting)
         fold = fold_masks(groups[fitting.to(groups.device)], FINE, seed)
         given = self._given(known, fold, basis, seed)
-        stack = Stack.of(self._fitted(given), known.mean_values)
+        parts, looks = self._fitted(given)
+        stack = Stack.of(parts, known.mean_values)
         polynomial = self._polynomial(stack, known, stack.unseen, basis, seed)
         r2 = r_squared(samples.mean_values[held], polynomial.evaluate(samples.keep[held]))
         stats: dict[str, Any] = {
@@ -132,7 +127,7 @@ class Joint:
             "winner": stack.winner,
             "stack_r2": stack.r2,
             "stack_heldout_r2": r_squared(samples.mean_values[held], stack.predict(samples.keep[held])),
-            "parts": stack.table(),
+            "parts": looks | stack.table(looks),
             "fitted_again": self.again,
         }
         before = polynomial
@@ -153,12 +148,8 @@ class Joint:
         stack = stack.again(self._given(samples, torch.zeros(n_masks, dtype=torch.long), basis, seed))
         if stack.polynomial is not None:
             return _on_sets_of(before, stack.polynomial)
-        keep, values = self._asked(stack, samples, seed)
-        phi = monomials(keep, before.members.to(keep.device), basis)
-        gram = phi.T @ phi + 1e-6 * len(keep) * torch.eye(len(before), dtype=phi.dtype, device=phi.device)
-        solved = torch.cholesky_solve((phi.T @ values)[:, None], torch.linalg.cholesky(gram))[:, 0]
-        read = Spectrum(samples.n, before.members, solved.cpu(), basis)
-        return _corrected(read, samples.keep, samples.mean_values.cpu() - unseen)
+        read = on_sets(stack, samples, before.members, basis, seed)
+        return corrected(read, samples.keep, samples.mean_values.cpu() - unseen)
 
     def _coded(self, samples: Samples, seed: int) -> Decoded:
         """SPEX and this decoder side by side: SPEX unless it predicts worse. It needs the whole code, so there are no
@@ -177,11 +168,15 @@ class Joint:
         grown = ProxySpex(boosting=self.boosting).grow(samples, coarse(fold), basis, seed)
         return Given(samples, fold, basis, seed, grown)
 
-    def _fitted(self, given: Given) -> list[Fitted]:
-        """The parts; only the first, the sparsest, where it leaves next to nothing of masks that it has not seen."""
-        first, *others = self._kinds(len(given.samples.keep))
-        sparse = fit_parts([first], given)
-        return sparse if sparse[0].r2 >= 1 - _NOTHING else sparse + fit_parts(others, given)
+    def _fitted(self, given: Given) -> tuple[list[Fitted], Looks]:
+        """The parts; of many masks those that a stack needs, and what was seen of the others; and of any masks only the
+        first, the sparsest, where it leaves next to nothing of what it has not seen."""
+        parts = self._kinds(len(given.samples.keep))
+        if given.many:
+            found = race(parts, given, 1 - _NOTHING)
+            return fit_parts(found.needed, given), found.looks
+        sparse = fit_parts(parts[:1], given)
+        return (sparse if sparse[0].r2 >= 1 - _NOTHING else sparse + fit_parts(parts[1:], given)), {}
 
     def _kinds(self, masks: int) -> list[Part]:
         """Polynomials first, the sparsest at the head."""
@@ -189,7 +184,7 @@ class Joint:
         polynomials: list[Part] = [PursuitPart("pursuit", Pursuit()), proxy, GrownPart("line")]
         processes = [GaussianPart(name, process) for name, process in self.processes.items()]
         nets = [] if self.network is None else [NeuralPart("neural", self.network)]
-        blunt = [TreesPart("trees, large leaves", self.blunt)] if masks <= _FEW else []
+        blunt = [TreesPart("trees, large leaves", self.blunt)] if masks <= MANY else []
         return [*polynomials, GrownPart("trees"), GrownPart("line+trees"), *blunt, *processes, *nets]
 
     def _polynomial(
@@ -199,33 +194,8 @@ class Joint:
             return Spectrum.from_terms(known.n, {(): float(known.mean_values.mean())}, basis)
         if stack.polynomial is not None:
             return stack.polynomial
-        read = self._read(stack, known, basis, seed)
-        return _corrected(read, known.keep, known.mean_values.cpu() - unseen)
-
-    def _asked(self, stack: Stack, known: Samples, seed: int) -> tuple[Tensor, Float[Tensor, " mask"]]:
-        """Masks that cost nothing, and what the stack says of them."""
-        count = max(_LEAST_FREE, min(_MOST_FREE, _FREE_BITS // known.n))
-        keep = _fresh(known, count + count // 4, seed).to(known.keep.device)
-        return keep, stack.predict(keep).to(keep.device)
-
-    def _read(self, stack: Stack, samples: Samples, basis: Basis, seed: int) -> Spectrum:
-        """The stack as a polynomial, as long as it takes; what its parts have as sets need not be found again."""
-        n = samples.n
-        keep, values = self._asked(stack, samples, seed)
-        count = len(keep) * 4 // 5
-        asked, check = slice(0, count), slice(count, None)
-        allowed = max(_LOST * (1 - max(0.0, stack.r2)), _TRIFLE)
-        read, least = Spectrum.from_terms(n, {(): float(values.mean())}, basis), 1.0
-        search = Pursuit(self.most_sets, false_sets=math.inf, share=0.5)
-        known = stack.strongest_sets(_BARELY * allowed * float(values.var()))
-        for sets, coefficients in search.grow(keep[asked], values[asked], basis, known):
-            found = Spectrum(n, pad_sets(sets), coefficients.cpu(), basis)
-            lost = 1 - r_squared(values[check], found.evaluate(keep[check]))
-            if lost < least:  # rare products may fit the masks asked and nothing else
-                read, least = found, lost
-            if lost <= allowed:
-                break
-        return read
+        read = read_out(stack, known, basis, self.most_sets, seed)
+        return corrected(read, known.keep, known.mean_values.cpu() - unseen)
 
 
 def _on_sets_of(before: Spectrum, after: Spectrum) -> Spectrum:
@@ -239,36 +209,3 @@ def _on_sets_of(before: Spectrum, after: Spectrum) -> Spectrum:
     if before.stderr is not None and after.stderr is not None:
         stderr = torch.where(known, after.stderr[rows], before.stderr)
     return replace(before, coefficients=coefficients, stderr=stderr)
-
-
-def _fresh(known: Samples, count: int, seed: int) -> Bool[Tensor, "mask component"]:
-    """Masks that nobody has to run a model on: half of the samples' own keep-probabilities, half with the rarer state
-    of a component twice as frequent.
-
-    Products of a biased basis are large where many components are in their rarer state. Samples of the own kind alone
-    hardly hold such masks, and a polynomial fitted to them may be far out on the next one.
-    """
-    design = known.design
-    own = design.keep_probs if design is not None and design.keep_probs else (known.keep_prob,)
-    bolder = tuple(1 - min(0.5, 2 * (1 - q)) if q > 0.5 else min(0.5, 2 * q) for q in own)
-    return MaskDesign.stratified(known.n, count, own + bolder, seed + 1_000_003).keep()
-
-
-def _corrected(read: Spectrum, keep: Tensor, missed: Float[Tensor, " mask"]) -> Spectrum:
-    """Coefficients moved towards what the masks say beside the stack, with standard errors; see the module's text.
-
-    A mean of N products is normal only where N is far above their kurtosis, ``E φ⁴ = ((q³ + (1-q)³) / (q(1-q)))^|S|``:
-    1 for fair coins, 66 for a pair at q = 0.9. Where it is not, the coefficient stays as it was read.
-    """
-    phi = monomials(keep, read.members.to(keep.device), read.basis)
-    missed = missed.to(keep.device) - missed.mean()
-    products = phi * missed[:, None]
-    gap = products.mean(0)
-    spread = torch.maximum(products.std(0), missed.std())  # that of independent factors, where rare ones were not seen
-    error = spread / len(keep) ** 0.5
-    chance = 2 * math.log(max(2, len(read)))  # squared z-score that the largest of so many reaches by chance
-    beyond = (1 - chance * (error / gap).square()).clamp(min=0).nan_to_num(0.0)
-    kurtosis = read.basis.kurtosis ** read.orders.to(keep.device).double()
-    moved = (gap * beyond * (len(keep) >= NORMAL * kurtosis)).cpu()
-    moved[read.orders == 0] = 0.0
-    return Spectrum(read.n, read.members, read.coefficients + moved, read.basis, error.cpu())

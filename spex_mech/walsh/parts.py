@@ -1,23 +1,23 @@
 """The parts of the joint decoder: ways to fit a measured function, each fitted without every fold in turn.
 
 A fitted part predicts any mask, and has for the masks it was fitted to the predictions of versions of it that did not
-see them. Sparse parts also have a polynomial.
+see them. Sparse parts also have a polynomial. A look at a part is its predictions of one fold, by a version without it.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.walsh.decoding import Samples, r_squared
-from spex_mech.walsh.gaussian import GaussianProcess
+from spex_mech.walsh.gaussian import GaussianProcess, Posterior, Trained
 from spex_mech.walsh.grown import Base, Grown
 from spex_mech.walsh.neural import Network
-from spex_mech.walsh.proxy import Choice, ProxySpex
+from spex_mech.walsh.proxy import Choice, ProxySpex, Trials
 from spex_mech.walsh.pursuit import Pursuit
 from spex_mech.walsh.refit import prune
 from spex_mech.walsh.spectrum import Basis, Spectrum
@@ -26,6 +26,9 @@ from spex_mech.walsh.trees import Boosting
 Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
 _QUICK = 1 << 33  # masks × components²: a round of pursuit takes a fraction of a second up to this
 FINE = 12  # folds of parts that take no time; the others' folds are made of them, fewer the longer a fit takes
+MANY = 1 << 10  # masks: from more on, a fold says enough of a part, and two folds are enough to learn a covariance from
+LOOKED = 0  # the coarse fold that is looked at
+_LOOKED_SETS = 800
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,7 @@ class Fitted:
         unseen: of every mask fitted to, what a version says that has not seen it; `r2` and `seconds` are its.
         polynomial: where it is a sparse one.
         again: the same with more samples: what was chosen stays, what is solved for is solved for again.
+        closed: makes what its Walsh spectrum is known of in closed form (`closed.ClosedForm`), where there is one.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Fitted:
     r2: float = float("nan")
     seconds: float = 0.0
     polynomial: Spectrum | None = None
+    closed: Callable[[], Spectrum | Posterior] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +61,17 @@ class Given:
     basis: Basis
     seed: int
     grown: Grown
+    _made: dict[tuple[str, int], Any] = field(default_factory=dict)
+
+    @property
+    def many(self) -> bool:
+        return len(self.fold) > MANY
+
+    def once(self, name: str, number: int, make: Callable[[], Any]) -> Any:
+        """What a part makes for a fold: a look at it may have made it before."""
+        if (name, number) not in self._made:
+            self._made[name, number] = make()
+        return self._made[name, number]
 
     @property
     def nothing(self) -> Float[Tensor, " mask"]:
@@ -65,6 +81,11 @@ class Given:
     def coarse(self) -> Int[Tensor, " mask"]:
         """The folds of parts that take long: as many as few masks need, four where there are many."""
         return coarse(self.fold)
+
+    @property
+    def looked(self) -> Bool[Tensor, " mask"]:
+        """The masks of the fold that is looked at."""
+        return self.coarse() == LOOKED
 
 
 def coarse(fold: Int[Tensor, " mask"]) -> Int[Tensor, " mask"]:
@@ -77,6 +98,10 @@ class Part(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    def look(self, given: Given) -> Float[Tensor, " looked"]:
+        """What a version of it that has not seen them says of the masks of one fold; on the CPU."""
+        ...
 
     def cross_fit(self, given: Given) -> Fitted: ...
 
@@ -107,26 +132,30 @@ class PursuitPart:
         keep = given.samples.keep
         whole = self._spectrum(keep, given.samples.mean_values, given.basis)
         wide = self.pursuit.wide > 2 and _has_rootless(whole)
-        quick = not wide and len(keep) * keep.shape[1] ** 2 <= _QUICK
+        quick = not wide and not given.many and len(keep) * keep.shape[1] ** 2 <= _QUICK
         part = self if wide else replace(self, pursuit=replace(self.pursuit, wide=0))
         return part._whole(whole, part._unseen(given, given.fold if quick else given.coarse()))
 
+    def look(self, given: Given) -> Float[Tensor, " looked"]:
+        return self._of_fold(given, given.looked)
+
     def _unseen(self, given: Given, fold: Int[Tensor, " mask"]) -> Float[Tensor, " mask"]:
-        keep, values = given.samples.keep, given.samples.mean_values
-        unseen = torch.zeros(len(values), dtype=torch.float64)
+        unseen = torch.zeros(len(fold), dtype=torch.float64)
         for number in fold.unique().tolist():
-            out = fold == number
-            inside = (~out).to(keep.device)
-            found = self._spectrum(keep[inside], values[inside], given.basis)
-            unseen[out] = found.evaluate(keep[~inside]).cpu().double()
+            unseen[fold == number] = self._of_fold(given, fold == number)
         return unseen
+
+    def _of_fold(self, given: Given, out: Bool[Tensor, " mask"]) -> Float[Tensor, " row"]:
+        keep, values = given.samples.keep, given.samples.mean_values
+        inside = (~out).to(keep.device)
+        return self._spectrum(keep[inside], values[inside], given.basis).evaluate(keep[~inside]).cpu().double()
 
     def _whole(self, whole: Spectrum, unseen: Float[Tensor, " mask"]) -> Fitted:
         def again(more: Given) -> Fitted:
             found = self._spectrum(more.samples.keep, more.samples.mean_values, more.basis)
             return self._whole(found, more.nothing)
 
-        return Fitted(self.name, whole.evaluate, unseen, again, polynomial=whole)
+        return Fitted(self.name, whole.evaluate, unseen, again, polynomial=whole, closed=lambda: whole)
 
     def _spectrum(self, keep: Tensor, values: Tensor, basis: Basis) -> Spectrum:
         n = keep.shape[1]
@@ -151,10 +180,20 @@ class ProxyPart:
         trials = self.proxy.try_all(given.grown)
         return self._whole(given, trials.best(), trials.unseen())
 
+    def look(self, given: Given) -> Float[Tensor, " looked"]:
+        """By at most `_LOOKED_SETS` sets: time grows as their square."""
+        short = replace(self.proxy, most_sets=min(self.proxy.most_sets, _LOOKED_SETS))
+        return Trials({LOOKED: short.try_fold(given.grown, LOOKED)}, given.grown).unseen()[given.looked.cpu()]
+
     def _whole(self, given: Given, choice: Choice, unseen: Float[Tensor, " mask"]) -> Fitted:
         whole = self.proxy.polynomial(choice, given.grown, None)
         return Fitted(
-            self.name, whole.evaluate, unseen, lambda more: self._whole(more, choice, given.nothing), polynomial=whole
+            self.name,
+            whole.evaluate,
+            unseen,
+            lambda more: self._whole(more, choice, given.nothing),
+            polynomial=whole,
+            closed=lambda: whole,
         )
 
 
@@ -167,6 +206,9 @@ class GrownPart:
     def cross_fit(self, given: Given) -> Fitted:
         return self._whole(given, given.grown.unseen(self.name))
 
+    def look(self, given: Given) -> Float[Tensor, " looked"]:
+        return given.grown.predict(LOOKED, self.name, given.grown.keep[given.looked.cpu()])
+
     def _whole(self, given: Given, unseen: Float[Tensor, " mask"]) -> Fitted:
         grown, name = given.grown, self.name
         line = grown.line(None) if name == "line" else None
@@ -176,6 +218,7 @@ class GrownPart:
             unseen,
             lambda more: self._whole(more, given.nothing),
             polynomial=line,
+            closed=lambda: grown.polynomial(None, name),
         )
 
 
@@ -187,12 +230,22 @@ class TreesPart:
     boosting: Boosting
 
     def cross_fit(self, given: Given) -> Fitted:
-        keep, values, fold = given.grown.keep, given.grown.values, given.coarse().cpu()
-        unseen = torch.zeros(len(values), dtype=torch.float64)
+        fold = given.coarse().cpu()
+        unseen = torch.zeros(len(fold), dtype=torch.float64)
         for number in fold.unique().tolist():
-            out = fold == number
-            unseen[out] = self.boosting.train(keep[~out], values[~out], given.seed).predict(keep[out])
+            unseen[fold == number] = self._of_fold(given, number)
         return self._whole(given, unseen)
+
+    def look(self, given: Given) -> Float[Tensor, " looked"]:
+        return self._of_fold(given, LOOKED)
+
+    def _of_fold(self, given: Given, number: int) -> Float[Tensor, " row"]:
+        keep, values, out = given.grown.keep, given.grown.values, given.coarse().cpu() == number
+
+        def made() -> Tensor:
+            return self.boosting.train(keep[~out], values[~out], given.seed).predict(keep[out])
+
+        return given.once(self.name, number, made)
 
     def _whole(self, given: Given, unseen: Float[Tensor, " mask"]) -> Fitted:
         ensemble = self.boosting.train(given.grown.keep, given.grown.values, given.seed)
@@ -207,13 +260,33 @@ class GaussianPart:
     process: GaussianProcess
 
     def cross_fit(self, given: Given) -> Fitted:
-        samples = given.samples
-        found = self.process.train(samples.keep, samples.values, given.coarse(), given.basis, given.seed)
+        samples, many = given.samples, given.many
+        found = self._learned(given, (0, 1)) if many else self._learned(given)
+        unseen = found.without_each() if many else found.out_of_sample()
 
-        def again(more: Given) -> Fitted:
-            return Fitted(self.name, found.given(more.samples.keep, more.samples.values), given.nothing, again)
+        def whole(samples: Samples, unseen: Float[Tensor, " mask"]) -> Fitted:
+            posterior = found.given(samples.keep, samples.values)
+            again = lambda more: whole(more.samples, given.nothing)  # noqa: E731
+            return Fitted(self.name, posterior.predict, unseen, again, closed=lambda: posterior)
 
-        return Fitted(self.name, found.given(samples.keep, samples.values), found.out_of_sample(), again)
+        return whole(samples, unseen)
+
+    def look(self, given: Given) -> Float[Tensor, " looked"]:
+        return self._learned(given, (0,)).unseen(0, given.looked)
+
+    def _learned(self, given: Given, numbers: tuple[int, ...] | None = None) -> Trained:
+        """The covariances: of few masks one a coarse fold, of many one a half, as they are asked for."""
+        samples, train = given.samples, self.process.train
+        if numbers is None:
+            return train(samples.keep, samples.values, given.coarse(), given.basis, given.seed)
+        half = given.coarse() % 2
+        parts = [
+            given.once(
+                self.name, n, lambda n=n: train(samples.keep, samples.values, half, given.basis, given.seed, [n])
+            )
+            for n in numbers
+        ]
+        return Trained.of(parts)
 
 
 @dataclass(frozen=True)
@@ -225,10 +298,17 @@ class NeuralPart:
 
     def cross_fit(self, given: Given) -> Fitted:
         samples, fold = given.samples, given.coarse()
-        ensemble = self.network.train(samples.keep, samples.values, fold, given.basis, given.seed)
+        ensemble = given.once(
+            self.name,
+            LOOKED,
+            lambda: self.network.train(samples.keep, samples.values, fold, given.basis, given.seed),
+        )
         unseen = ensemble.out_of_sample(samples.keep, fold).cpu()
 
         def again(more: Given) -> Fitted:
             return Fitted(self.name, ensemble.predict, given.nothing, again)
 
         return Fitted(self.name, ensemble.predict, unseen, again)
+
+    def look(self, given: Given) -> Float[Tensor, " looked"]:
+        return self.cross_fit(given).unseen[given.looked.cpu()]

@@ -42,6 +42,9 @@ class Choice:
         return (self.mode != "pruned", self.size)
 
 
+Tried = Mapping[Choice, Float[Tensor, " mask"]]
+
+
 @dataclass(frozen=True)
 class ProxySpex:
     """The ProxySPEX decoder; any masks, of any keep-probability, will do.
@@ -103,7 +106,11 @@ class ProxySpex:
 
     def try_all(self, grown: Grown) -> "Trials":
         """Every choice, fitted without each fold in turn."""
-        return Trials({number: dict(self._trials(grown, number)) for number in grown.folds}, grown)
+        return Trials({number: self.try_fold(grown, number) for number in grown.folds}, grown)
+
+    def try_fold(self, grown: Grown, fold: int) -> Tried:
+        """Every choice, fitted without one fold: its errors there."""
+        return dict(self._trials(grown, fold))
 
     def polynomial(self, choice: Choice, grown: Grown, fold: int | None) -> Spectrum:
         """The polynomial of a choice: proxy, sets and coefficients from the masks outside a fold, or all."""
@@ -135,7 +142,7 @@ class ProxySpex:
 class Trials:
     """The errors of every choice on the masks of each fold, fitted without it."""
 
-    errors: Mapping[int, Mapping[Choice, Float[Tensor, " mask"]]]
+    errors: Mapping[int, Tried]
     grown: Grown
 
     def best(self, without: int | None = None) -> Choice:
@@ -153,9 +160,10 @@ class Trials:
         return min(near, key=lambda c: (c.complexity, float(squared[c].mean())))
 
     def unseen(self) -> Float[Tensor, " mask"]:
-        """Predictions of every mask by a version that has not seen it, of a choice that it had no part in."""
+        """Predictions of every mask by a version that has not seen it, of a choice that it had no part in, or where one
+        fold is all that was tried, of the choice that does best there."""
         out = torch.zeros(len(self.grown.values), dtype=torch.float64)
-        for number in self.grown.folds:
+        for number in self.errors:
             rows = ~self.grown.rows(number)
             choice = self.best(without=number) if len(self.errors) > 1 else self.best()
             out[rows] = self.grown.values[rows] + self.errors[number][choice]

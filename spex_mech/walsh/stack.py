@@ -4,6 +4,7 @@ Source: stacked generalisation, Wolpert 1992; non-negative weights, Breiman 1996
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import compress
 
@@ -12,7 +13,9 @@ from jaxtyping import Bool, Float
 from scipy.optimize import nnls
 from torch import Tensor
 
+from spex_mech.walsh.closed import ClosedForm
 from spex_mech.walsh.decoding import r_squared
+from spex_mech.walsh.gaussian import Posterior
 from spex_mech.walsh.parts import Fitted, Given
 from spex_mech.walsh.refit import noise_floor
 from spex_mech.walsh.spectrum import Spectrum
@@ -47,7 +50,7 @@ class Stack:
         """The stack of some parts; polynomials are tried in their order, so the sparsest should come first."""
         values = values.cpu()
         columns = torch.stack([part.unseen.cpu() for part in parts], 1)
-        weights, offset = _non_negative(columns, values)
+        weights, offset = non_negative(columns, values)
         together = columns @ weights + offset
         sparse = [part.polynomial is not None for part in parts]
         candidates = compress(parts, sparse) if weights[torch.tensor(sparse)].sum() >= _MOST * weights.sum() else ()
@@ -86,10 +89,23 @@ class Stack:
                 energy[members] = max((weight * coefficient) ** 2, energy.get(members, 0.0))
         return sorted((s for s in energy if s and energy[s] >= least), key=lambda s: (-energy[s], s))
 
-    def table(self) -> dict[str, dict[str, float]]:
-        """By part: cross-fitted R², weight in the stack, seconds."""
+    def closed(self, n: int) -> ClosedForm | None:
+        """The stack's Walsh spectrum in closed form, where every part with a weight has one."""
+        weighted = [(w, part.closed) for part, w in zip(self.parts, self.weights.tolist(), strict=True) if w]
+        forms = [(w, closed()) for w, closed in weighted if closed is not None]
+        if len(forms) < len(weighted):
+            return None
+        polynomials = [(w, form) for w, form in forms if isinstance(form, Spectrum)]
+        return ClosedForm(n, polynomials, [(w, form) for w, form in forms if isinstance(form, Posterior)], self.offset)
+
+    def table(self, looks: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+        """By part: cross-fitted R², weight in the stack, seconds, those of a look at it before among them."""
         return {
-            part.name: {"r2": part.r2, "weight": weight, "seconds": part.seconds}
+            part.name: {
+                "r2": part.r2,
+                "weight": weight,
+                "seconds": part.seconds + (looks[part.name]["seconds"] if part.name in looks else 0.0),
+            }
             for part, weight in zip(self.parts, self.weights.tolist(), strict=True)
         }
 
@@ -103,7 +119,7 @@ def _as_good(one: Tensor, other: Tensor, values: Tensor, errors: float = 1.0, sh
     return float(gap.mean()) <= max(allowed, 4 * noise_floor(values) ** 2)
 
 
-def _non_negative(columns: Float[Tensor, "mask part"], values: Float[Tensor, " mask"]) -> tuple[Tensor, float]:
+def non_negative(columns: Float[Tensor, "mask part"], values: Float[Tensor, " mask"]) -> tuple[Tensor, float]:
     """Weights ≥ 0 and an offset, by least squares, as if weights came from a normal distribution of variance 1/_SURE
     around the share ``w ∝ (least loss / loss)^_POWER``: what few masks say of weights is mostly chance. The mean has
     such a share too, so that parts which are hardly better move the answer only as far as they can be believed."""

@@ -66,16 +66,10 @@ class Surface:
     def _relevance(self) -> Float[Tensor, " component"]:
         return torch.nn.functional.softplus(self.posterior.weights["relevance"])
 
-    @cached_property
-    def _slope(self) -> Float[Tensor, " component"]:
-        """The line's coefficient of every bit."""
-        line = torch.nn.functional.softplus(self.posterior.weights["line"])
-        return line * (self.posterior.z.T @ self.posterior.solved)
-
     def flips(self, keep: Bool[Tensor, " component"]) -> Float[Tensor, " component"]:
         """The value after flipping each bit of one mask."""
         x, z = inputs(keep, Basis()), self.posterior.z
-        values = float(self.predict(keep[None])[0]) - 2 * self._slope * x
+        values = float(self.predict(keep[None])[0]) - 2 * self.posterior.slope * x
         for scale, product in self._products(keep):
             turn = 2 * scale * self._relevance
             values += (turn.cosh() - 1) * product.sum() - turn.sinh() * x * (z.T @ product)
@@ -86,7 +80,7 @@ class Surface:
     ) -> Float[Tensor, "one other"]:
         """The value after flipping one bit of each list."""
         x, z = inputs(keep, Basis()), self.posterior.z
-        line = self._slope * x
+        line = self.posterior.slope * x
         values = float(self.predict(keep[None])[0]) - 2 * (line[inside][:, None] + line[outside])
         for scale, product in self._products(keep):
             turn = 2 * scale * self._relevance
