@@ -138,9 +138,9 @@ class GaussianProcess:
         """The mean function, and what all other masks say of each of some: ``f(m) - solved_m / (K⁻¹)_mm`` (Rasmussen &
         Williams 2006, 5.12)."""
         found, factor = self._solved(weights, keep, values, basis)
-        columns = torch.zeros(len(keep), len(rows), dtype=factor.dtype, device=factor.device)
+        columns = torch.zeros(len(keep), len(rows), device=factor.device)
         columns[rows, torch.arange(len(rows), device=factor.device)] = 1.0
-        precision = torch.linalg.solve_triangular(factor, columns, upper=False).square().sum(0)
+        precision = torch.linalg.solve_triangular(factor.float(), columns, upper=False).square().sum(0)
         return found, values.to(factor.device)[rows] - found.solved[rows] / precision
 
     def _solved(

@@ -21,7 +21,7 @@ from spex_mech.walsh.stack import Stack
 _LOST = 0.01  # of what the stack does not know: what reading it out may lose
 _BARELY = 0.1  # of what may be lost: sets of parts that carry less of the stack may be found, or not
 _TRIFLE = 1e-5  # of the variance: a loss that is none
-_FREE_BITS = 1 << 21  # keep bits of the masks that the stack is asked under to read it out
+_FREE_BITS = 1 << 23  # keep bits of the masks that the stack is asked under to read it out
 _MOST_FREE, _LEAST_FREE = 1 << 13, 1 << 12
 _CHECKED = 1 << 11  # masks that tell what a polynomial of known coefficients loses
 
