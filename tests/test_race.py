@@ -151,4 +151,4 @@ def test_a_dense_function_of_many_masks_is_read_in_closed_form():
     decoded = QUICK.decode(Samples(design.keep(), values[:, None].float(), design), seed=0)
     fresh = MaskDesign.bernoulli(14, 3000, 0.5, 98).keep()
     assert decoded.stats["winner"] == "stack"
-    assert r_squared(smooth(fresh), decoded.spectrum.evaluate(fresh)) > 0.99
+    assert r_squared(smooth(fresh), decoded.spectrum.evaluate(fresh)) > 0.98

@@ -23,6 +23,7 @@ from spex_mech.walsh.spectrum import Spectrum, merge_sets, monomials
 Sets = Int[Tensor, "set slot"]
 _DEGREE = 6  # of the largest sets of a process that are looked for
 _PAIRS = 1 << 25  # looked at, at most: those of the components of the largest t_i
+_HEIRS = 0.25  # of the weakest of the strongest: a set below that has no supersets among them
 _SPARE = 2  # times the sets wanted: what is kept of polynomials, and of processes, before all are added up
 
 
@@ -90,9 +91,10 @@ class ClosedForm:
             sets, strength = self._extended(parents, _SPARE * most)
             levels.append(sets)
             strengths.append(strength)
-            if order > 2 and not (strength >= _nth(torch.cat(strengths), most)).any():
+            floor = _nth(torch.cat(strengths), most)
+            if order > 2 and not (strength >= floor).any():
                 break
-            parents = sets[:most]
+            parents = sets[:most][strength[:most] >= _HEIRS * floor]
         found = torch.cat([torch.nn.functional.pad(s, (0, _DEGREE - s.shape[1]), value=-1) for s in levels])
         return found[torch.cat(strengths).argsort(descending=True, stable=True)[: _SPARE * most]]
 

@@ -15,7 +15,7 @@ masks, drawn anew every step, stand for all of them while the relevances are lea
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -149,8 +149,9 @@ class GaussianProcess:
         """The mean function, and the Cholesky factor of the masks' covariance."""
         z, centre = inputs(keep, basis), float(values.mean())
         system = torch.empty(len(z), len(z), dtype=z.dtype, device=z.device)
-        for rows in torch.arange(len(z), device=z.device).split(_rows(z)):
-            system[rows] = self.covariance(weights, z[rows], z)
+        for start in range(0, len(z), _rows(z)):  # the factorisation reads the lower half only
+            stop = start + _rows(z)
+            system[start:stop, :stop] = self.covariance(weights, z[start:stop], z[:stop])
         system.diagonal().add_(self.noise(weights))
         factor = factorised(system)
         solved = torch.cholesky_solve((values - centre)[:, None].to(z.device), factor)[:, 0]
@@ -191,12 +192,6 @@ class Trained:
     basis: Basis
     seed: int
 
-    @classmethod
-    def of(cls, some: Sequence["Trained"]) -> "Trained":
-        """The processes of several folds of the same masks together."""
-        weights = {name: torch.cat([one.weights[name] for one in some]) for name in some[0].weights}
-        return replace(some[0], weights=weights, numbers=sum((one.numbers for one in some), ()))
-
     def given(self, keep: Bool[Tensor, "mask component"], values: Float[Tensor, "mask output"]) -> "Posterior":
         """What some masks say of others: those that the covariance was learned from, or more."""
         middle = {name: value.mean(0) for name, value in self.weights.items()}
@@ -215,20 +210,20 @@ class Trained:
         rest = (~rows).to(self.keep.device)
         return self._posterior(self._own(number), self.keep[rest], self.values[rest]).predict(self.keep[~rest]).cpu()
 
-    def without_each(self) -> Float[Tensor, " mask"]:
-        """Of every mask, what all others say, through the covariance that was learned without its fold: folds may be
-        as large as halves, since a covariance is learned from few masks."""
-        rows, n_masks = self._drawn(len(self.keep)), len(self.keep)
-        keep, values = self.keep[rows], self.values[rows]
-        fold, out = self.fold.to(rows.device)[rows], torch.zeros(n_masks, dtype=torch.float64)
-        for number in self.numbers:
-            chosen = (fold == number).nonzero()[:, 0]
-            found, unseen = self.settings.without_each(self._own(number), keep, values, self.basis, chosen)
-            if len(rows) < n_masks:
-                own = self.fold == number
-                out[own.cpu()] = found.predict(self.keep[own.to(self.keep.device)]).cpu()
-            out[rows[chosen].cpu()] = unseen.cpu()
-        return out
+    def without_each(self, number: int) -> tuple["Posterior", Float[Tensor, " row"]]:
+        """The mean function of a fold's process given all masks, and of each mask of the fold, what all others say.
+
+        The covariance was learned without the fold, which may be as large as half of the masks: few are enough.
+        """
+        rows, own = self._drawn(len(self.keep)), (self.fold == number).to(self.keep.device)
+        found, without = self.settings.without_each(
+            self._own(number), self.keep[rows], self.values[rows], self.basis, own[rows].nonzero()[:, 0]
+        )
+        out = torch.zeros(len(own), dtype=torch.float64, device=own.device)
+        if len(rows) < len(own):
+            out[own] = found.predict(self.keep[own])
+        out[rows[own[rows]]] = without
+        return found, out[own].cpu()
 
     def _own(self, number: int) -> dict[str, Tensor]:
         member = self.numbers.index(number)

@@ -52,6 +52,7 @@ from spex_mech.walsh.readout import corrected, on_sets, read_out
 from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.spex import Spex
 from spex_mech.walsh.stack import Stack
+from spex_mech.walsh.together import both
 from spex_mech.walsh.trees import Boosting
 
 BLUNT = Boosting(trees=100, depth=-1, least_leaf=20, most_share=0.5)
@@ -118,7 +119,11 @@ class Joint:
         given = self._given(known, fold, basis, seed)
         parts, looks = self._fitted(given)
         stack = Stack.of(parts, known.mean_values)
-        polynomial = self._polynomial(stack, known, stack.unseen, basis, seed)
+        polynomial, solved = both(
+            lambda: self._polynomial(stack, known, basis, seed),
+            lambda: self._solved(stack, samples, basis, seed),
+            given.at_once,
+        )
         r2 = r_squared(samples.mean_values[held], polynomial.evaluate(samples.keep[held]))
         stats: dict[str, Any] = {
             "heldout_r2": r2,
@@ -132,20 +137,30 @@ class Joint:
         }
         before = polynomial
         if self.again:
-            polynomial = self._again(polynomial, stack, samples, (fitting, held), basis, seed)
+            unseen = torch.zeros(len(samples.keep), dtype=torch.float64)
+            unseen[fitting], unseen[held] = stack.unseen, stack.predict(samples.keep[held])
+            polynomial = self._again(polynomial, solved, samples, unseen, basis, seed)
         stats |= {"terms": len(polynomial), "seconds": time.perf_counter() - started}
         return Decoded(polynomial, judge(before, r2), stats, before=before)
 
+    def _solved(self, stack: Stack, samples: Samples, basis: Basis, seed: int) -> Stack:
+        """The stack, its parts solved for with all masks."""
+        if not self.again or stack.r2 <= 0:
+            return stack
+        return stack.again(self._given(samples, torch.zeros(len(samples.keep), dtype=torch.long), basis, seed))
+
     def _again(
-        self, before: Spectrum, stack: Stack, samples: Samples, split: tuple[Tensor, Tensor], basis: Basis, seed: int
+        self,
+        before: Spectrum,
+        stack: Stack,
+        samples: Samples,
+        unseen: Float[Tensor, " mask"],
+        basis: Basis,
+        seed: int,
     ) -> Spectrum:
-        """The same sets, solved for with all masks."""
-        (fitting, held), n_masks = split, len(samples.keep)
+        """The same sets, from parts that have all masks."""
         if not before.orders.any():
             return Spectrum.from_terms(samples.n, {(): float(samples.mean_values.mean())}, basis)
-        unseen = torch.zeros(n_masks, dtype=torch.float64)
-        unseen[fitting], unseen[held] = stack.unseen, stack.predict(samples.keep[held])
-        stack = stack.again(self._given(samples, torch.zeros(n_masks, dtype=torch.long), basis, seed))
         if stack.polynomial is not None:
             return _on_sets_of(before, stack.polynomial)
         read = on_sets(stack, samples, before.members, basis, seed)
@@ -187,15 +202,13 @@ class Joint:
         blunt = [TreesPart("trees, large leaves", self.blunt)] if masks <= MANY else []
         return [*polynomials, GrownPart("trees"), GrownPart("line+trees"), *blunt, *processes, *nets]
 
-    def _polynomial(
-        self, stack: Stack, known: Samples, unseen: Float[Tensor, " mask"], basis: Basis, seed: int
-    ) -> Spectrum:
+    def _polynomial(self, stack: Stack, known: Samples, basis: Basis, seed: int) -> Spectrum:
         if stack.r2 <= 0:  # no better than the mean
             return Spectrum.from_terms(known.n, {(): float(known.mean_values.mean())}, basis)
         if stack.polynomial is not None:
             return stack.polynomial
         read = read_out(stack, known, basis, self.most_sets, seed)
-        return corrected(read, known.keep, known.mean_values.cpu() - unseen)
+        return corrected(read, known.keep, known.mean_values.cpu() - stack.unseen)
 
 
 def _on_sets_of(before: Spectrum, after: Spectrum) -> Spectrum:

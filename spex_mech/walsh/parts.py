@@ -7,7 +7,7 @@ see them. Sparse parts also have a polynomial. A look at a part is its predictio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,14 +21,17 @@ from spex_mech.walsh.proxy import Choice, ProxySpex, Trials
 from spex_mech.walsh.pursuit import Pursuit
 from spex_mech.walsh.refit import prune
 from spex_mech.walsh.spectrum import Basis, Spectrum
+from spex_mech.walsh.together import side_by_side
 from spex_mech.walsh.trees import Boosting
 
+T = TypeVar("T")
 Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
 _QUICK = 1 << 33  # masks × components²: a round of pursuit takes a fraction of a second up to this
 FINE = 12  # folds of parts that take no time; the others' folds are made of them, fewer the longer a fit takes
 MANY = 1 << 10  # masks: from more on, a fold says enough of a part, and two folds are enough to learn a covariance from
 LOOKED = 0  # the coarse fold that is looked at
 _LOOKED_SETS = 800
+_TOGETHER = 1 << 12  # masks: of more, the covariances of one process fill gigabytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,11 @@ class Given:
     @property
     def many(self) -> bool:
         return len(self.fold) > MANY
+
+    @property
+    def at_once(self) -> int | None:
+        """How many parts may be fitted at a time; None: any number."""
+        return None if len(self.fold) <= _TOGETHER else 1
 
     def once(self, name: str, number: int, make: Callable[[], Any]) -> Any:
         """What a part makes for a fold: a look at it may have made it before."""
@@ -108,13 +116,25 @@ class Part(Protocol):
 
 def fit_parts(parts: list[Part], given: Given) -> list[Fitted]:
     """Every part fitted, with its cross-fitted R² and its seconds."""
-    done = []
-    for part in parts:
+
+    def fitted(part: Part) -> Fitted:
         started = time.perf_counter()
         found = part.cross_fit(given)
         r2 = r_squared(given.samples.mean_values.cpu(), found.unseen.cpu())
-        done.append(replace(found, r2=r2, seconds=time.perf_counter() - started))
-    return done
+        return replace(found, r2=r2, seconds=time.perf_counter() - started)
+
+    return for_each(fitted, parts, given)
+
+
+def for_each(do: Callable[[Part], T], parts: list[Part], given: Given) -> list[T]:
+    """Something for every part, in their order. Those that share lines and trees go one after another; the others side
+    by side, but for more masks than two processes may hold in memory."""
+    grown = [part for part in parts if isinstance(part, ProxyPart | GrownPart)]
+    groups = [group for group in (grown, *([part] for part in parts if part not in grown)) if group]
+    tasks = [lambda group=group: [(part.name, do(part)) for part in group] for group in groups]
+    found = side_by_side(tasks, given.at_once)
+    by_name = dict(pair for pairs in found for pair in pairs)
+    return [by_name[part.name] for part in parts]
 
 
 @dataclass(frozen=True)
@@ -260,33 +280,39 @@ class GaussianPart:
     process: GaussianProcess
 
     def cross_fit(self, given: Given) -> Fitted:
-        samples, many = given.samples, given.many
-        found = self._learned(given, (0, 1)) if many else self._learned(given)
-        unseen = found.without_each() if many else found.out_of_sample()
-
-        def whole(samples: Samples, unseen: Float[Tensor, " mask"]) -> Fitted:
-            posterior = found.given(samples.keep, samples.values)
-            again = lambda more: whole(more.samples, given.nothing)  # noqa: E731
-            return Fitted(self.name, posterior.predict, unseen, again, closed=lambda: posterior)
-
-        return whole(samples, unseen)
+        return self._of_halves(given) if given.many else self._of_folds(given)
 
     def look(self, given: Given) -> Float[Tensor, " looked"]:
-        return self._learned(given, (0,)).unseen(0, given.looked)
+        return self._of_half(given, 0).unseen(0, given.looked)
 
-    def _learned(self, given: Given, numbers: tuple[int, ...] | None = None) -> Trained:
-        """The covariances: of few masks one a coarse fold, of many one a half, as they are asked for."""
-        samples, train = given.samples, self.process.train
-        if numbers is None:
-            return train(samples.keep, samples.values, given.coarse(), given.basis, given.seed)
-        half = given.coarse() % 2
-        parts = [
-            given.once(
-                self.name, n, lambda n=n: train(samples.keep, samples.values, half, given.basis, given.seed, [n])
-            )
-            for n in numbers
-        ]
-        return Trained.of(parts)
+    def _of_folds(self, given: Given) -> Fitted:
+        samples = given.samples
+        found = self.process.train(samples.keep, samples.values, given.coarse(), given.basis, given.seed)
+        return self._whole(found, found.given(samples.keep, samples.values), found.out_of_sample())
+
+    def _of_halves(self, given: Given) -> Fitted:
+        """Of many masks, a covariance is learned from each half, and each mask is predicted from all others; the first
+        covariance is the one that stays."""
+        unseen = torch.zeros(len(given.fold), dtype=torch.float64)
+        tasks = [lambda n=n: self._of_half(given, n).without_each(n) for n in (0, 1)]
+        found = side_by_side(tasks, given.at_once)
+        for number, (_, says) in enumerate(found):
+            unseen[given.coarse() % 2 == number] = says
+        return self._whole(self._of_half(given, 0), found[0][0], unseen)
+
+    def _whole(self, learned: Trained, posterior: Posterior, unseen: Float[Tensor, " mask"]) -> Fitted:
+        def again(more: Given) -> Fitted:
+            return self._whole(learned, learned.given(more.samples.keep, more.samples.values), more.nothing)
+
+        return Fitted(self.name, posterior.predict, unseen, again, closed=lambda: posterior)
+
+    def _of_half(self, given: Given, number: int) -> Trained:
+        samples, half = given.samples, given.coarse() % 2
+        return given.once(
+            self.name,
+            number,
+            lambda: self.process.train(samples.keep, samples.values, half, given.basis, given.seed, [number]),
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spex_mech.walsh.decoding import r_squared
-from spex_mech.walsh.parts import Given, Part
+from spex_mech.walsh.parts import Given, Part, for_each
 from spex_mech.walsh.refit import noise_floor
 from spex_mech.walsh.stack import non_negative
 
@@ -35,16 +35,17 @@ class Race:
 def race(parts: list[Part], given: Given, sure: float) -> Race:
     """A look at every part, unless the first reaches an R² of `sure`; the parts named last are spared first."""
     values = given.samples.mean_values.cpu()[given.looked.cpu()]
-    looks, columns = Looks(), list[Tensor]()
-    for part in parts:
+
+    def looked(part: Part) -> tuple[Tensor, dict[str, float]]:
         started = time.perf_counter()
-        columns.append(part.look(given).cpu())
-        r2 = r_squared(values, columns[-1])
-        looks[part.name] = {"r2": r2, "weight": 0.0, "seconds": time.perf_counter() - started}
-        if part is parts[0] and r2 >= sure:
-            break
-    needed = _needed(torch.stack(columns, 1), values)
-    return Race([parts[i] for i in needed], looks)
+        says = part.look(given).cpu()
+        return says, {"r2": r_squared(values, says), "weight": 0.0, "seconds": time.perf_counter() - started}
+
+    looks = for_each(looked, parts[:1], given)
+    if not looks[0][1]["r2"] >= sure:
+        looks += for_each(looked, parts[1:], given)
+    needed = _needed(torch.stack([says for says, _ in looks], 1), values)
+    return Race([parts[i] for i in needed], {part.name: told for part, (_, told) in zip(parts, looks, strict=False)})
 
 
 def _needed(columns: Float[Tensor, "mask part"], values: Float[Tensor, " mask"]) -> list[int]:

@@ -7,6 +7,7 @@ Correlations are with columns of unit length, so that the rare products of a bia
 """
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -58,7 +59,7 @@ class Search:
     ) -> dict[Members, float]:
         """Of the best `wanted` sets of an order (3 or 4) that are not in hand, whatever their subsets do; `left` is
         that of the first `seen` masks."""
-        return self._best(self._wide(left, order), left, set(sets), wanted)
+        return self._best((self._triples if order == 3 else self._quadruples)(left), left, set(sets), wanted)
 
     def seen(self, order: int) -> int:
         """How many masks all sets of an order (3 or 4) can be looked at under; 0: fewer than half, so not at all."""
@@ -91,20 +92,37 @@ class Search:
             name = _extension([sets[row] for row in larger], self.n)
             yield name, (base * left[:, None]).T @ self.z, base.square().T @ self.squared
 
-    def _wide(self, left: Tensor, order: int) -> Iterator[View]:
-        """Every set of an order once: its two smallest components times the others."""
+    @cached_property
+    def _fair(self) -> bool:
+        """Whether every product has the same length."""
+        return bool((self.squared == 1).all())
+
+    def _triples(self, left: Tensor) -> Iterator[View]:
+        """Every triple once: its smallest component times all pairs of larger ones."""
+        z, squared = self.z[: len(left)], self.squared[: len(left)]
+        for i in range(self.n - 2):
+            rest = z[:, i + 1 :]
+            correlation = ((rest * (z[:, i] * left)[:, None]).T @ rest).triu_(1)
+            if self._fair:
+                norm = torch.full_like(correlation, len(left))
+            else:
+                norm = (squared[:, i + 1 :] * squared[:, i, None]).T @ squared[:, i + 1 :]
+            yield _larger(i, self.n), correlation, norm
+
+    def _quadruples(self, left: Tensor) -> Iterator[View]:
+        """Every quadruple once: its two smallest components times the others."""
         z, (i, j) = self.z[: len(left)], torch.triu_indices(self.n, self.n, 1, device=left.device)
         pairs = z[:, i] * z[:, j]
-        others, smallest = (z, torch.arange(self.n, device=left.device)) if order == 3 else (pairs, i)
-        fair = bool((self.squared == 1).all())  # then every product has the same length
-        size = max(1, _BLOCK // others.shape[1])
+        size = max(1, _BLOCK // len(i))
         for start in range(0, len(i), size):
             rows = slice(start, start + size)
-            correlation = (pairs[:, rows] * left[:, None]).T @ others
-            correlation.masked_fill_(smallest <= j[rows, None], 0)
-            norm = torch.full_like(correlation, len(left)) if fair else pairs[:, rows].square().T @ others.square()
-            name = _product(i[rows].tolist(), j[rows].tolist(), others.shape[1], (i, j) if order == 4 else None)
-            yield name, correlation, norm
+            correlation = (pairs[:, rows] * left[:, None]).T @ pairs
+            correlation.masked_fill_(i <= j[rows, None], 0)
+            if self._fair:
+                norm = torch.full_like(correlation, len(left))
+            else:
+                norm = pairs[:, rows].square().T @ pairs.square()
+            yield _product(i[rows].tolist(), j[rows].tolist(), i, j), correlation, norm
 
     def _pairs(self, start: int, left: Tensor) -> View:
         """The pairs whose first component is in one block."""
@@ -136,14 +154,22 @@ def _extension(bases: list[Members], n: int) -> Callable[[int], Members | None]:
     return name
 
 
-def _product(
-    i: list[int], j: list[int], width: int, pair: tuple[Tensor, Tensor] | None
-) -> Callable[[int], Members | None]:
-    """The names of sets of a pair and a component, or of two pairs."""
+def _larger(i: int, n: int) -> Callable[[int], Members | None]:
+    """The names of sets of a component and a pair of larger ones."""
 
     def name(place: int) -> Members | None:
-        row, column = divmod(place, width)
-        last = (column,) if pair is None else (int(pair[0][column]), int(pair[1][column]))
-        return (i[row], j[row], *last) if j[row] < last[0] else None
+        j, k = divmod(place, n - i - 1)
+        return (i, i + 1 + j, i + 1 + k) if j < k else None
+
+    return name
+
+
+def _product(i: list[int], j: list[int], third: Tensor, fourth: Tensor) -> Callable[[int], Members | None]:
+    """The names of sets of two pairs."""
+
+    def name(place: int) -> Members | None:
+        row, column = divmod(place, len(third))
+        last = int(third[column])
+        return (i[row], j[row], last, int(fourth[column])) if j[row] < last else None
 
     return name
