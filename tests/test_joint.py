@@ -257,6 +257,18 @@ def test_what_a_part_knows_is_not_lost_where_the_stack_is_read_out():
     assert set(truth.sets) <= set(read.sets) | {()}
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("masks", [100, MANY * 3 // 2])
+def test_it_learns_where_gradients_are_turned_off(mode, masks):
+    """As notebooks turn them off, for models that only answer."""
+    function = planted_function("tanh", 12, sets=3, seed=0)
+    decoder = replace(QUICK, network=Network(steps=20, width=8))
+    here = decoder.decode(drawn(function, 12, masks), seed=0)
+    with mode():
+        there = decoder.decode(drawn(function, 12, masks), seed=0)
+    assert torch.equal(here.spectrum.coefficients, there.spectrum.coefficients)
+
+
 def test_no_effect_gives_no_set():
     keep = MaskDesign.bernoulli(20, 200).keep()
     noise = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))

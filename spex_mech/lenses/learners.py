@@ -145,7 +145,7 @@ class ModuleLearner:
 
     def _value(self, kept: Kept) -> Numbers:
         module, rows = copy.deepcopy(self.module), torch.from_numpy(kept)
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(self.seed)
             module.train()
             if len(rows):

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spex_mech.walsh.gradients import gradients
 from spex_mech.walsh.likelihood import JITTER, Likelihood, factorised
 from spex_mech.walsh.outputs import rotated_outputs
 from spex_mech.walsh.spectrum import Basis
@@ -53,6 +54,7 @@ class GaussianProcess:
     subset: int = 256
     most_masks: int = 8192
 
+    @gradients()
     def train(
         self,
         keep: Bool[Tensor, "mask component"],

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spex_mech.walsh.gradients import gradients
 from spex_mech.walsh.outputs import Readout, rotated_outputs
 from spex_mech.walsh.spectrum import Basis
 
@@ -40,6 +41,7 @@ class Network:
     lasso: float = 3e-3
     most_outputs: int = 32
 
+    @gradients()
     def train(
         self,
         keep: Bool[Tensor, "mask component"],
