@@ -45,7 +45,7 @@ def run(
             them, and its summary is of all of them; delete a decoder's file to measure it again.
 
     Rows: case, keep_prob, masks, repeat, decoder, r2 (fresh masks, the mean over prompts), f1 (where the truth is
-    known), sets, seconds (CPU). The summary is `queries.summarise`'s.
+    known), sets, seconds (CPU), wall (seconds). The summary is `queries.summarise`'s.
     """
     budgets = (64,) if quick else tuple(budgets) or BUDGETS
     measures = {decoder.name: _ours(decoder) for decoder in (Joint(), ProxySpex(), Linear())}
@@ -98,13 +98,14 @@ def _cases(
 def _ours(decoder: Decoder) -> Measure:
     def measure(case: Case) -> Row:
         design = MaskDesign.bernoulli(case.keep.shape[1], len(case.keep), case.keep_prob, seed=3)
-        started = time.process_time()
-        decoded = decoder.decode(Samples(case.keep, case.values, design), seed=0)
-        spectrum, seconds = decoded.spectrum.mean_output(), time.process_time() - started
+        samples, started, wall = Samples(case.keep, case.values, design), time.process_time(), time.perf_counter()
+        decoded = decoder.decode(samples, seed=0)
+        times = {"seconds": time.process_time() - started, "wall": time.perf_counter() - wall}
+        spectrum = decoded.spectrum.mean_output()
         known = {} if case.planted is None else {"f1": support_f1(case.planted.sets, set(spectrum.sets))}
         r2 = r_squared(case.truth, spectrum.evaluate(case.fresh))
         winner = decoded.stats.get("winner")
-        return {"r2": r2, "sets": len(spectrum), "seconds": seconds, "winner": winner, **known}
+        return {"r2": r2, "sets": len(spectrum), **times, "winner": winner, **known}
 
     return measure
 
@@ -112,9 +113,11 @@ def _ours(decoder: Decoder) -> Measure:
 def _peer(method: str, python: str | None) -> Measure:
     def measure(case: Case) -> Row | None:
         values = case.values.double().mean(1).numpy()
-        answer = shapiq_proxy(case.keep.numpy(), values, case.fresh.numpy(), method, python)
+        threads = torch.get_num_threads()
+        answer = shapiq_proxy(case.keep.numpy(), values, case.fresh.numpy(), method, python, threads)
         if answer is None:
             return None
-        return {"r2": r_squared(case.truth, torch.from_numpy(answer.predicted)), "seconds": answer.seconds}
+        r2 = r_squared(case.truth, torch.from_numpy(answer.predicted))
+        return {"r2": r2, "seconds": answer.seconds, "wall": answer.wall}
 
     return measure

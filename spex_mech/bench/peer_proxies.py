@@ -54,19 +54,21 @@ def proxyshap(keep, values, fresh):
 calls = {"proxyspex": lambda *a: proxyspex(*a, True), "proxyspex, one fit": lambda *a: proxyspex(*a, False),
          "proxyshap": proxyshap}
 keep, values, fresh = given["keep"].astype(float), given["values"], given["fresh"].astype(float)
-started = time.process_time()
+started, wall = time.process_time(), time.perf_counter()
 predicted = calls[sys.argv[4]](keep, values, fresh)
-np.savez(sys.argv[2], predicted=predicted, seconds=time.process_time() - started)
+np.savez(sys.argv[2], predicted=predicted, seconds=time.process_time() - started,
+         wall=time.perf_counter() - wall)
 """
 _MEMORY = 8 << 30  # bytes the peer may take: reading some trees as a polynomial took it more than 18 GiB
 
 
 @dataclass(frozen=True, eq=False)
 class PeerAnswer:
-    """What a peer predicts of the fresh masks, and its CPU seconds."""
+    """What a peer predicts of the fresh masks, its CPU seconds, and those that went by."""
 
     predicted: Float[NDArray[np.float64], " fresh"]
     seconds: float
+    wall: float
 
 
 def has_shapiq(python: str | None) -> bool:
@@ -82,9 +84,10 @@ def shapiq_proxy(
     fresh: Bool[NDArray[np.bool_], "fresh component"],
     method: str,
     python: str | None = None,
+    threads: int = 1,
     timeout: float = 3600,
 ) -> PeerAnswer | None:
-    """What one of shapiq's proxies (`METHODS`), fitted to some masks, predicts of fresh ones; on one thread.
+    """What one of shapiq's proxies (`METHODS`), fitted to some masks, predicts of fresh ones.
 
     None where it fails (ProxySPEX does from 1,000 components on), takes too long, or runs out of `_MEMORY`.
     """
@@ -95,9 +98,9 @@ def shapiq_proxy(
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(
                 asked, check=False, timeout=timeout,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | dict.fromkeys(THREADS, "1"),
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | dict.fromkeys(THREADS, str(threads)),
             )  # fmt: skip
         if not out.exists():
             return None
         with np.load(out) as found:
-            return PeerAnswer(found["predicted"], float(found["seconds"]))
+            return PeerAnswer(found["predicted"], float(found["seconds"]), float(found["wall"]))
