@@ -94,11 +94,12 @@ def shapiq_proxy(
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder, "given.npz"), Path(folder, "found.npz")
         np.savez(given, keep=keep, values=values, fresh=fresh)
+        environment = os.environ | dict.fromkeys(THREADS, str(threads))
         asked = [python or sys.executable, "-c", _PROGRAM, str(given), str(out), str(_MEMORY), method]
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(
                 asked, check=False, timeout=timeout,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | dict.fromkeys(THREADS, str(threads)),
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
             )  # fmt: skip
         if not out.exists():
             return None
