@@ -47,8 +47,7 @@ class ClosedForm:
         coefficients = self.coefficients(members)
         strength = coefficients.abs().masked_fill((members < 0).all(1), torch.inf)
         order = strength.argsort(descending=True, stable=True)[: most + 1]
-        found = Spectrum(self.n, members[order], coefficients[order])
-        return found.select(torch.arange(len(found)))
+        return Spectrum(self.n, members, coefficients).select(order)
 
     def coefficients(self, members: Sets) -> Float[Tensor, " set"]:
         """Of any sets."""
@@ -56,8 +55,8 @@ class ClosedForm:
         total[(members < 0).all(1)] = self.offset
         for weight, harmonics in self._harmonics:
             total += weight * harmonics.coefficients(members).cpu()
-        known = self._merged
-        return total + torch.tensor([known.get(tuple(i for i in row if i >= 0), 0.0) for row in members.tolist()])
+        known = [self._merged.get(tuple(i for i in row if i >= 0), 0.0) for row in members.tolist()]
+        return total + torch.tensor(known, dtype=torch.float64)
 
     @cached_property
     def _harmonics(self) -> list[tuple[float, "Harmonics"]]:
@@ -141,7 +140,7 @@ class Harmonics:
         found = self._eigenvalues(members).sum(0) * (self._characters(members).T @ self.posterior.solved)
         lone = (members >= 0).sum(1) == 1
         found[lone] += self.posterior.slope[members[lone].amax(1)]
-        return found + self.posterior.centre * (members < 0).all(1)
+        return found + self.posterior.centre * (members < 0).all(1).double()
 
     @torch.inference_mode()
     def extended(self, parents: Sets) -> Float[Tensor, "set component"]:
