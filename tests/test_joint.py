@@ -308,6 +308,20 @@ def test_samples_that_joint_cannot_decode():
         Joint().decode(kept, seed=0)
 
 
+@pytest.mark.parametrize("decoder", [QUICK, ProxySpex(boosting=QUICK.boosting)], ids=lambda d: d.name)
+@pytest.mark.parametrize("masks", [40, 2000])
+def test_masks_of_which_hardly_any_differ(decoder, masks):
+    kinds = MaskDesign.bernoulli(8, 7, seed=0).keep()
+    for different in range(2, 8):
+        keep = kinds[torch.arange(masks) % different]
+        samples = Samples(keep, keep[:, :1].float() + torch.arange(masks)[:, None] / masks)
+        if different < 5:
+            with pytest.raises(DecodeError, match=f"only {different} different ones"):
+                decoder.decode(samples, seed=0)
+        else:
+            assert math.isfinite(decoder.decode(samples, seed=0).stats["heldout_r2"])
+
+
 def test_discover_takes_it_by_name():
     from spex_mech import planted
 

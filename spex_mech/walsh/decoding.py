@@ -16,6 +16,7 @@ from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.link import Link
 from spex_mech.walsh.spectrum import Spectrum
 
+_LEAST_FOLDS = 4  # that are not empty: of fewer different masks nothing can be told
 RECOVERED_FROM = 0.9  # held-out R² from which a polynomial is called recovered
 
 
@@ -213,6 +214,19 @@ def fold_masks(
     [0, 0, 1, 1]
     """
     return _shuffled(groups, seed) % folds
+
+
+def folds_of(samples: Samples, rows: Int[Tensor, " fit"], folds: int, seed: int, decoder: str) -> Int[Tensor, " fit"]:
+    """`fold_masks` of some rows. Raises `DecodeError` where too few different masks are left to cross-fit on."""
+    fold = fold_masks(samples.groups[rows.to(samples.groups.device)], folds, seed)
+    if len(fold.unique()) < min(_LEAST_FOLDS, folds):
+        different = len(torch.unique(samples.groups.cpu(), dim=0))
+        raise DecodeError(
+            f"{decoder} was given {len(samples.keep):,} masks, but only {different} different ones (masks that share "
+            f"their bits count once); it needs at least {_LEAST_FOLDS + 1} to hold some out and cross-fit on the rest. "
+            "Draw new masks, over more components, or use 'exact' where all masks are measured."
+        )
+    return fold
 
 
 def _shuffled(groups: Bool[Tensor, "mask component"] | Int[Tensor, " mask"], seed: int) -> Int[Tensor, " mask"]:

@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
-from spex_mech.walsh.decoding import Decoded, Samples, fold_masks, judge, r_squared, split_masks
+from spex_mech.walsh.decoding import Decoded, Samples, folds_of, judge, r_squared, split_masks
 from spex_mech.walsh.gaussian import GaussianProcess
 from spex_mech.walsh.neural import Network
 from spex_mech.walsh.parts import (
@@ -99,7 +99,7 @@ class Joint:
     def decode(self, samples: Samples, *, seed: int) -> Decoded:
         """See `Decoder`. `stats["parts"]` has each part's cross-fitted R², its weight in the stack, and its seconds.
 
-        Raises `DecodeError` below `least_masks` masks, or where every mask is the same.
+        Raises `DecodeError` below `least_masks` masks, or where fewer than five differ.
         """
         started = time.perf_counter()
         if len(samples.keep) < self.least_masks:
@@ -113,9 +113,7 @@ class Joint:
             return self._coded(samples, seed)
         basis = Basis.orthonormal(samples.keep_prob)
         fitting, held = split_masks(samples.groups, self.heldout, seed)
-        groups = samples.groups
-        known = samples.take(fitting)
-        fold = fold_masks(groups[fitting.to(groups.device)], FINE, seed)
+        known, fold = samples.take(fitting), folds_of(samples, fitting, FINE, seed, self.name)
         given = self._given(known, fold, basis, seed)
         parts, looks = self._fitted(given)
         stack = Stack.of(parts, known.mean_values)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
-from spex_mech.walsh.decoding import Decoded, Samples, fold_masks, judge, r_squared, split_masks
+from spex_mech.walsh.decoding import Decoded, Samples, folds_of, judge, r_squared, split_masks
 from spex_mech.walsh.grown import BASES, Base, Grown, add
 from spex_mech.walsh.refit import fit, nested_pair, noise_floor, prune
 from spex_mech.walsh.spectrum import Basis, Spectrum
@@ -71,7 +71,7 @@ class ProxySpex:
         return 16
 
     def decode(self, samples: Samples, *, seed: int) -> Decoded:
-        """See `Decoder`. Raises `DecodeError` below `least_masks` masks."""
+        """See `Decoder`. Raises `DecodeError` below `least_masks` masks, or where fewer than five differ."""
         started = time.perf_counter()
         if len(samples.keep) < self.least_masks:
             raise DecodeError(
@@ -81,7 +81,7 @@ class ProxySpex:
         basis = Basis.orthonormal(samples.keep_prob)
         fitting, held = split_masks(samples.groups, self.heldout, seed)
         unseen, truth = samples.keep[held].cpu(), samples.mean_values[held].cpu()
-        fold = fold_masks(samples.groups[fitting.to(samples.groups.device)], self.folds, seed)
+        fold = folds_of(samples, fitting, self.folds, seed, self.name)
         grown = self.grow(samples.take(fitting), fold, basis, seed)
         trials = self.try_all(grown)
         choice = trials.best()
