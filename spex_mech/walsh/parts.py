@@ -21,7 +21,7 @@ from spex_mech.walsh.proxy import Choice, ProxySpex, Trials
 from spex_mech.walsh.pursuit import Pursuit
 from spex_mech.walsh.refit import prune
 from spex_mech.walsh.spectrum import Basis, Spectrum
-from spex_mech.walsh.together import side_by_side
+from spex_mech.walsh.together import both, side_by_side
 from spex_mech.walsh.trees import Boosting
 
 T = TypeVar("T")
@@ -293,12 +293,12 @@ class GaussianPart:
     def _of_halves(self, given: Given) -> Fitted:
         """Of many masks, a covariance is learned from each half, and each mask is predicted from all others; the first
         covariance is the one that stays."""
-        unseen = torch.zeros(len(given.fold), dtype=torch.float64)
-        tasks = [lambda n=n: self._of_half(given, n).without_each(n) for n in (0, 1)]
-        found = side_by_side(tasks, given.at_once)
-        for number, (_, says) in enumerate(found):
-            unseen[given.coarse() % 2 == number] = says
-        return self._whole(self._of_half(given, 0), found[0][0], unseen)
+        unseen, half = torch.zeros(len(given.fold), dtype=torch.float64), given.coarse() % 2
+        (stays, says), other = both(
+            lambda: self._of_half(given, 0).without_each(0), lambda: self._of_half(given, 1), given.at_once
+        )
+        unseen[half == 0], unseen[half == 1] = says, other.without_each(1)[1]
+        return self._whole(self._of_half(given, 0), stays, unseen)
 
     def _whole(self, learned: Trained, posterior: Posterior, unseen: Float[Tensor, " mask"]) -> Fitted:
         def again(more: Given) -> Fitted:
