@@ -150,7 +150,7 @@ class GaussianProcess:
     ) -> tuple["Posterior", Float[Tensor, "mask mask"]]:
         """The mean function, and the Cholesky factor of the masks' covariance."""
         z, centre = inputs(keep, basis), float(values.mean())
-        system = torch.empty(len(z), len(z), dtype=z.dtype, device=z.device)
+        system = torch.zeros(len(z), len(z), dtype=z.dtype, device=z.device)
         for start in range(0, len(z), _rows(z)):  # the factorisation reads the lower half only
             stop = start + _rows(z)
             system[start:stop, :stop] = self.covariance(weights, z[start:stop], z[:stop])

@@ -28,9 +28,9 @@ T = TypeVar("T")
 Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
 _QUICK = 1 << 33  # masks × components²: a round of pursuit takes a fraction of a second up to this
 FINE = 12  # folds of parts that take no time; the others' folds are made of them, fewer the longer a fit takes
-MANY = 1 << 10  # masks: from more on, a fold says enough of a part, and two folds are enough to learn a covariance from
+MANY = 1 << 10  # masks: of more, a fold says enough of a part, and half of them enough to learn a covariance from
 LOOKED = 0  # the coarse fold that is looked at
-_LOOKED_SETS = 800
+_LOOKED_SETS = 800  # of a polynomial that is looked at: time grows as their square
 _TOGETHER = 1 << 12  # masks: of more, the covariances of one process fill gigabytes
 
 
