@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spex_mech.errors import DecodeError
@@ -29,6 +29,7 @@ def found(decoded):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 8), st.integers(0, 1000), st.sampled_from([0.5, 0.3, 0.9]), st.integers(1, 6))
+@example(6, 151, 0.5, 4)  # leaves that float32 does not hold
 def test_the_spectrum_of_trees_is_what_they_predict(n, seed, keep_prob, depth):
     generator = torch.Generator().manual_seed(seed)
     keep = torch.rand(120, n, generator=generator) < keep_prob
@@ -36,7 +37,9 @@ def test_the_spectrum_of_trees_is_what_they_predict(n, seed, keep_prob, depth):
     trees = Boosting(trees=8, depth=depth, least_leaf=2).train(keep, values, seed)
     everything = MaskDesign.complete(n).keep()
     for basis in (Basis.orthonormal(keep_prob), Basis("mobius"), Basis("knockout")):
-        assert torch.allclose(trees.spectrum(basis).evaluate(everything), trees.predict(everything), atol=1e-9)
+        assert torch.allclose(
+            trees.spectrum(basis).evaluate(everything), trees.predict(everything), rtol=1e-9, atol=1e-12
+        )
     assert trees.spectrum().orders.max() <= min(depth, n)
 
 

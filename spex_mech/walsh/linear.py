@@ -82,7 +82,7 @@ class Linear:
         found = lasso_cv(x, values, folds, self.alphas)
         selected = found.coefficients.nonzero()[:, 0]
         coefficients = torch.cat(
-            [torch.tensor([found.intercept]).double(), found.coefficients[selected].double().cpu()]
+            [torch.tensor([found.intercept], dtype=torch.float64), found.coefficients[selected].double().cpu()]
         )
         members = pad_sets([(), *((i,) for i in selected.tolist())])
         spectrum = Spectrum(keep.shape[1], members, coefficients, basis, _stderr(x[:, selected], found))

@@ -107,7 +107,12 @@ class _Nodes:
             elif name == "leaf_value":
                 value += map(float, numbers.split())
         children = torch.tensor([left, right], dtype=torch.long).T.reshape(-1, 2)
-        return cls(torch.tensor(feature, dtype=torch.long), children, torch.tensor(value).double(), torch.tensor(roots))
+        return cls(
+            torch.tensor(feature, dtype=torch.long),
+            children,
+            torch.tensor(value, dtype=torch.float64),
+            torch.tensor(roots),
+        )
 
 
 def _leaves(nodes: _Nodes) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
