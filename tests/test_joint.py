@@ -269,6 +269,18 @@ def test_it_learns_where_gradients_are_turned_off(mode, masks):
     assert torch.equal(here.spectrum.coefficients, there.spectrum.coefficients)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("keep_prob", [0.5, 0.9])
+@pytest.mark.parametrize("masks", [200, MANY * 3 // 2])
+def test_a_gpu_predicts_as_well(masks, keep_prob):
+    function = planted_function("tanh", 20, sets=5, seed=0)
+    here = drawn(function, 20, masks, keep_prob=keep_prob)
+    there = Samples(here.keep.cuda(), here.values.cuda(), here.design)
+    cpu, gpu = (fresh_r2(function, QUICK.decode(s, seed=0).spectrum, 20, keep_prob) for s in (here, there))
+    assert gpu == pytest.approx(cpu, abs=0.03)
+
+
 def test_no_effect_gives_no_set():
     keep = MaskDesign.bernoulli(20, 200).keep()
     noise = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
