@@ -153,6 +153,9 @@ def test_a_module_is_trained_from_its_weights_on_what_is_kept():
     found = sm.discover_data(module, x, y, **options)
     again = sm.discover_data(module, x, y, **options)
     assert torch.equal(found.responses.values, again.responses.values)
+    for mode in (torch.no_grad, torch.inference_mode):  # as notebooks turn gradients off
+        with mode():
+            assert torch.equal(found.responses.values, sm.discover_data(module, x, y, **options).responses.values)
     assert all(torch.equal(p, q) for p, q in zip(before, module.parameters(), strict=True))
     module.eval()
     with torch.no_grad():

@@ -149,7 +149,7 @@ def _fetch(what: str | Path, device: str | torch.device, has_tokenizer: bool, **
             raise
         raise FormatError(
             f"{str(what)!r} comes with code of its own, which is never run from here. If you trust it, load it "
-            "yourself, AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True), and give the model to bind."
+            "yourself with transformers, its code allowed, and give the model to bind."
         ) from error
     absent = sorted(map(str, told["missing_keys"]))
     if absent:

@@ -144,8 +144,8 @@ class ModuleLearner:
         return one_by_one(self._value, keep, processes)
 
     def _value(self, kept: Kept) -> Numbers:
-        module, rows = copy.deepcopy(self.module), torch.from_numpy(kept)
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+            module, rows = copy.deepcopy(self.module), torch.from_numpy(kept)
             torch.manual_seed(self.seed)
             module.train()
             if len(rows):
