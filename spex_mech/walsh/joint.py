@@ -123,20 +123,21 @@ class Joint:
             given.at_once,
         )
         r2 = r_squared(samples.mean_values[held], polynomial.evaluate(samples.keep[held]))
+        says = stack.predict(samples.keep[held])
         stats: dict[str, Any] = {
             "heldout_r2": r2,
             "masks_fitted": len(fitting),
             "masks_heldout": len(held),
             "winner": stack.winner,
             "stack_r2": stack.r2,
-            "stack_heldout_r2": r_squared(samples.mean_values[held], stack.predict(samples.keep[held])),
+            "stack_heldout_r2": r_squared(samples.mean_values[held], says),
             "parts": looks | stack.table(looks),
             "fitted_again": self.again,
         }
         before = polynomial
         if self.again:
             unseen = torch.zeros(len(samples.keep), dtype=torch.float64)
-            unseen[fitting], unseen[held] = stack.unseen, stack.predict(samples.keep[held])
+            unseen[fitting], unseen[held] = stack.unseen, says
             polynomial = self._again(polynomial, solved, samples, unseen, basis, seed)
         stats |= {"terms": len(polynomial), "seconds": time.perf_counter() - started}
         return Decoded(polynomial, judge(before, r2), stats, before=before)
