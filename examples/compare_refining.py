@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 import spex_mech as sm
-from spex_mech import planted
+from spex_mech.ablation.backends import planted
 
 LAYOUT = planted.Layout(n_layers=4, n_heads=4, d_mlp=1024)
 NEURONS = [component.name for component in LAYOUT.atoms if component.kind == "neuron"]

@@ -12,11 +12,11 @@ import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
 
+from spex_mech.walsh.decoders.exact import Exact
+from spex_mech.walsh.decoders.linear import Linear
+from spex_mech.walsh.decoders.proxyspex import ProxySpex
 from spex_mech.walsh.decoding import Samples
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.exact import Exact
-from spex_mech.walsh.linear import Linear
-from spex_mech.walsh.proxy import ProxySpex
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.transform import walsh_hadamard
 

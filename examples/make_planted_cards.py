@@ -10,9 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
-from spex_mech import planted
+from spex_mech.ablation.backends import planted
+from spex_mech.ablation.backends.planted import Layout, PlantedSubject
 from spex_mech.components import select
-from spex_mech.planted import Layout, PlantedSubject
 
 LAYOUT = Layout(n_layers=2, n_heads=4, d_mlp=3)
 COMPONENTS = "a*.h*, m*.n*"  # 8 heads and 6 neurons

@@ -6,8 +6,8 @@
 
 # %%
 from spex_mech.walsh.decoding import Samples
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.joint import Joint
+from spex_mech.walsh.joint.joint import Joint
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis
 
 

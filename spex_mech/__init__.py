@@ -14,36 +14,36 @@ __version__ = "0.1.0"
 _HOMES = {
     "spex_mech.ablation.binding": ("bind",),
     "spex_mech.ablation.load": ("load_model",),
-    "spex_mech.ablation.workers": ("Workers",),
-    "spex_mech.auditing": ("audit",),
-    "spex_mech.evidence.audits": ("Audit", "load_audit"),
+    "spex_mech.measuring.workers": ("Workers",),
+    "spex_mech.api.audit": ("audit",),
+    "spex_mech.auditing.audit_record": ("Audit", "load_audit"),
     "spex_mech.circuit.backups": ("Backup", "find_backups"),
     "spex_mech.circuit.codec": ("load_circuit",),
     "spex_mech.circuit.graph": ("Circuit", "Interaction", "Node"),
-    "spex_mech.circuit.hif": ("read_hif",),
-    "spex_mech.circuit.interchange": ("export", "read_circuit"),
-    "spex_mech.circuit.mib": ("mib_circuit", "node_scores", "read_mib"),
+    "spex_mech.formats.hif": ("read_hif",),
+    "spex_mech.formats.interchange": ("export", "read_circuit"),
+    "spex_mech.formats.mib": ("mib_circuit", "node_scores", "read_mib"),
     "spex_mech.circuit.select": ("Selection", "choose", "choose_path"),
-    "spex_mech.circuit.plot": ("plot_circuit", "plot_faithfulness", "plot_predictions", "plot_spectrum"),
+    "spex_mech.show.plot": ("plot_circuit", "plot_faithfulness", "plot_predictions", "plot_spectrum"),
     "spex_mech.components": ("Component", "ComponentSet", "group", "heads", "kv_groups", "mlps", "neurons", "select"),
-    "spex_mech.discovery": ("discover",),
+    "spex_mech.api.discover": ("discover",),
     "spex_mech.errors": ("SpexMechError",),
-    "spex_mech.featuring": ("discover_features",),
+    "spex_mech.api.features": ("discover_features",),
     "spex_mech.gallery": ("cards", "open_card"),
-    "spex_mech.hook_tables": ("hook_frame", "hook_interactions", "mib_config"),
-    "spex_mech.lenses.prompted": ("with_prompt",),
-    "spex_mech.running.planning": ("Plan", "plan_run"),
-    "spex_mech.reporting": ("report",),
-    "spex_mech.responses": ("Responses",),
-    "spex_mech.runs": ("Discovery", "load_run"),
-    "spex_mech.evidence.scoring": ("CircuitAudit", "audit_circuit"),
-    "spex_mech.running.shards": ("Shard", "merge_shards", "respond_shard"),
-    "spex_mech.studies": ("Study", "open_study", "true_spectrum"),
-    "spex_mech.task": ("Task",),
-    "spex_mech.teaching": ("discover_data",),
-    "spex_mech.walsh.design": ("MaskDesign",),
+    "spex_mech.formats.transformer_lens_hooks": ("hook_frame", "hook_interactions", "mib_config"),
+    "spex_mech.ablation.backends.prompted": ("with_prompt",),
+    "spex_mech.api.plan": ("Plan", "plan_run"),
+    "spex_mech.api.report": ("report",),
+    "spex_mech.store.responses": ("Responses",),
+    "spex_mech.store.discovery": ("Discovery", "load_run"),
+    "spex_mech.auditing.scoring": ("CircuitAudit", "audit_circuit"),
+    "spex_mech.api.shards": ("Shard", "merge_shards", "respond_shard"),
+    "spex_mech.gallery.studies": ("Study", "open_study", "true_spectrum"),
+    "spex_mech.tasks.task": ("Task",),
+    "spex_mech.api.data": ("discover_data",),
+    "spex_mech.walsh.masks.design": ("MaskDesign",),
     "spex_mech.walsh.spectrum": ("Basis", "Spectrum"),
-    "spex_mech.workflow": ("ablated", "hooks"),
+    "spex_mech.api.ablated": ("ablated", "hooks"),
 }
 _MODULES = ("tasks",)  # public names that are modules: sm.tasks.ioi(…)
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -69,26 +69,31 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from spex_mech import tasks as tasks
+    from spex_mech.ablation.backends.prompted import with_prompt as with_prompt
     from spex_mech.ablation.binding import bind as bind
     from spex_mech.ablation.load import load_model as load_model
-    from spex_mech.ablation.workers import Workers as Workers
-    from spex_mech.auditing import audit as audit
+    from spex_mech.api.ablated import ablated as ablated
+    from spex_mech.api.ablated import hooks as hooks
+    from spex_mech.api.audit import audit as audit
+    from spex_mech.api.data import discover_data as discover_data
+    from spex_mech.api.discover import discover as discover
+    from spex_mech.api.features import discover_features as discover_features
+    from spex_mech.api.plan import Plan as Plan
+    from spex_mech.api.plan import plan_run as plan_run
+    from spex_mech.api.report import report as report
+    from spex_mech.api.shards import Shard as Shard
+    from spex_mech.api.shards import merge_shards as merge_shards
+    from spex_mech.api.shards import respond_shard as respond_shard
+    from spex_mech.auditing.audit_record import Audit as Audit
+    from spex_mech.auditing.audit_record import load_audit as load_audit
+    from spex_mech.auditing.scoring import CircuitAudit as CircuitAudit
+    from spex_mech.auditing.scoring import audit_circuit as audit_circuit
     from spex_mech.circuit.backups import Backup as Backup
     from spex_mech.circuit.backups import find_backups as find_backups
     from spex_mech.circuit.codec import load_circuit as load_circuit
     from spex_mech.circuit.graph import Circuit as Circuit
     from spex_mech.circuit.graph import Interaction as Interaction
     from spex_mech.circuit.graph import Node as Node
-    from spex_mech.circuit.hif import read_hif as read_hif
-    from spex_mech.circuit.interchange import export as export
-    from spex_mech.circuit.interchange import read_circuit as read_circuit
-    from spex_mech.circuit.mib import mib_circuit as mib_circuit
-    from spex_mech.circuit.mib import node_scores as node_scores
-    from spex_mech.circuit.mib import read_mib as read_mib
-    from spex_mech.circuit.plot import plot_circuit as plot_circuit
-    from spex_mech.circuit.plot import plot_faithfulness as plot_faithfulness
-    from spex_mech.circuit.plot import plot_predictions as plot_predictions
-    from spex_mech.circuit.plot import plot_spectrum as plot_spectrum
     from spex_mech.circuit.select import Selection as Selection
     from spex_mech.circuit.select import choose as choose
     from spex_mech.circuit.select import choose_path as choose_path
@@ -100,35 +105,30 @@ if TYPE_CHECKING:
     from spex_mech.components import mlps as mlps
     from spex_mech.components import neurons as neurons
     from spex_mech.components import select as select
-    from spex_mech.discovery import discover as discover
     from spex_mech.errors import SpexMechError as SpexMechError
-    from spex_mech.evidence.audits import Audit as Audit
-    from spex_mech.evidence.audits import load_audit as load_audit
-    from spex_mech.evidence.scoring import CircuitAudit as CircuitAudit
-    from spex_mech.evidence.scoring import audit_circuit as audit_circuit
-    from spex_mech.featuring import discover_features as discover_features
+    from spex_mech.formats.hif import read_hif as read_hif
+    from spex_mech.formats.interchange import export as export
+    from spex_mech.formats.interchange import read_circuit as read_circuit
+    from spex_mech.formats.mib import mib_circuit as mib_circuit
+    from spex_mech.formats.mib import node_scores as node_scores
+    from spex_mech.formats.mib import read_mib as read_mib
+    from spex_mech.formats.transformer_lens_hooks import hook_frame as hook_frame
+    from spex_mech.formats.transformer_lens_hooks import hook_interactions as hook_interactions
+    from spex_mech.formats.transformer_lens_hooks import mib_config as mib_config
     from spex_mech.gallery import cards as cards
     from spex_mech.gallery import open_card as open_card
-    from spex_mech.hook_tables import hook_frame as hook_frame
-    from spex_mech.hook_tables import hook_interactions as hook_interactions
-    from spex_mech.hook_tables import mib_config as mib_config
-    from spex_mech.lenses.prompted import with_prompt as with_prompt
-    from spex_mech.reporting import report as report
-    from spex_mech.responses import Responses as Responses
-    from spex_mech.running.planning import Plan as Plan
-    from spex_mech.running.planning import plan_run as plan_run
-    from spex_mech.running.shards import Shard as Shard
-    from spex_mech.running.shards import merge_shards as merge_shards
-    from spex_mech.running.shards import respond_shard as respond_shard
-    from spex_mech.runs import Discovery as Discovery
-    from spex_mech.runs import load_run as load_run
-    from spex_mech.studies import Study as Study
-    from spex_mech.studies import open_study as open_study
-    from spex_mech.studies import true_spectrum as true_spectrum
-    from spex_mech.task import Task as Task
-    from spex_mech.teaching import discover_data as discover_data
-    from spex_mech.walsh.design import MaskDesign as MaskDesign
+    from spex_mech.gallery.studies import Study as Study
+    from spex_mech.gallery.studies import open_study as open_study
+    from spex_mech.gallery.studies import true_spectrum as true_spectrum
+    from spex_mech.measuring.workers import Workers as Workers
+    from spex_mech.show.plot import plot_circuit as plot_circuit
+    from spex_mech.show.plot import plot_faithfulness as plot_faithfulness
+    from spex_mech.show.plot import plot_predictions as plot_predictions
+    from spex_mech.show.plot import plot_spectrum as plot_spectrum
+    from spex_mech.store.discovery import Discovery as Discovery
+    from spex_mech.store.discovery import load_run as load_run
+    from spex_mech.store.responses import Responses as Responses
+    from spex_mech.tasks.task import Task as Task
+    from spex_mech.walsh.masks.design import MaskDesign as MaskDesign
     from spex_mech.walsh.spectrum import Basis as Basis
     from spex_mech.walsh.spectrum import Spectrum as Spectrum
-    from spex_mech.workflow import ablated as ablated
-    from spex_mech.workflow import hooks as hooks

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from spex_mech.circuit.dossier import Check, Dossier, Fact, Points, Sheet, SizePoint
 from spex_mech.circuit.graph import Circuit, Interaction, Node
 from spex_mech.circuit.kinds import kind_of
 from spex_mech.components import ComponentSet
+from spex_mech.show.dossier import Check, Dossier, Fact, Points, Sheet, SizePoint
 
 HOSTILE = (
     "</script><script>window.hit=1</script>",

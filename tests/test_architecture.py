@@ -198,7 +198,7 @@ def test_values_and_circuits_know_no_torch(name):
 
 def test_the_table_sees_a_wrong_arrow(tmp_path):
     bad = tmp_path / "bad.py"
-    bad.write_text("from spex_mech.ablation import subject\nimport spex_mech.cli\n")
+    bad.write_text("from spex_mech.ablation import subject\nimport spex_mech.cli.main\n")
     assert inside(bad) == {"ablation.subject", "cli"}
     assert not fits("ablation.subject", rule("walsh.spex", ALLOWED))
 

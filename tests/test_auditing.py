@@ -9,16 +9,16 @@ import pytest
 import torch
 
 import spex_mech as sm
-from spex_mech import planted
+from spex_mech.ablation.backends import planted
 from spex_mech.ablation.replacement import fit_replacement
-from spex_mech.auditing import LEAST
-from spex_mech.discovery import decode
+from spex_mech.api.audit import LEAST
+from spex_mech.api.discover import decode
+from spex_mech.auditing.faithfulness import counts, faithfulness, model_distance, performance_ratio
+from spex_mech.auditing.passes import seed_of
 from spex_mech.errors import DesignError, FormatError, ResponseError
-from spex_mech.evidence.faithfulness import counts, faithfulness, model_distance, performance_ratio
-from spex_mech.evidence.passes import seed_of
-from spex_mech.running.experiment import describe_experiment
+from spex_mech.measuring.experiment import describe_experiment
+from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoding import Samples, r_squared
-from spex_mech.walsh.exact import Exact
 
 CARDS = Path(__file__).resolve().parents[2] / "shared" / "cards"
 LAYOUT = planted.Layout(n_layers=2, n_heads=4, d_mlp=2)

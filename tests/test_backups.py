@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spex_mech as sm
-from spex_mech import planted
+from spex_mech.ablation.backends import planted
+from spex_mech.api.discover import decode
 from spex_mech.circuit.backups import contrasts, find_backups
-from spex_mech.discovery import decode
 from spex_mech.errors import ComponentError, DecodeError
-from spex_mech.responses import Responses
+from spex_mech.store.responses import Responses
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
 LAYOUT = planted.Layout(n_layers=2, n_heads=4, d_mlp=3)

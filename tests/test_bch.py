@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spex_mech.walsh import gf2
-from spex_mech.walsh.bch import Bch, field_degree
+from spex_mech.walsh.masks import gf2
+from spex_mech.walsh.masks.bch import Bch, field_degree
 from spex_mech.walsh.spectrum import pad_sets
 
 

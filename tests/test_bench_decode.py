@@ -1,6 +1,6 @@
 """The decoding bench in its quick form: every kind of row is there, and the planted functions come back."""
 
-from spex_mech.bench.decode import run
+from spex_mech.bench.decoding_cost import run
 
 
 def test_the_bench_measures_what_it_says():

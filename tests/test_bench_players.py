@@ -5,7 +5,7 @@ import torch
 
 from spex_mech.bench.players import predicted, run
 from spex_mech.walsh.decoding import Decoded, Outcome
-from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import spex_mech as sm
-from spex_mech import planted
+from spex_mech.ablation.backends import planted
 from spex_mech.ablation.respond import Engine
-from spex_mech.auditing import _replacement_of
-from spex_mech.evidence.choosing import choose_circuits
-from spex_mech.evidence.faithfulness import counts
-from spex_mech.evidence.passes import Ledger, Passes
-from spex_mech.evidence.refinement import Goal, best_row, search
-from spex_mech.evidence.verification import Case
+from spex_mech.api.audit import _replacement_of
+from spex_mech.auditing.choosing import choose_circuits
+from spex_mech.auditing.circuit_search import Goal, best_row, search
+from spex_mech.auditing.faithfulness import counts
+from spex_mech.auditing.passes import Ledger, Passes
+from spex_mech.auditing.verification import Case
 
 LAYOUT = planted.Layout(n_layers=2, n_heads=5, d_mlp=5)  # 20 components
 NEEDED = ("a0.h0", "a1.h2", "m0.n1")

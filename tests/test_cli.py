@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import spex_mech as sm
-from spex_mech import cli
-from spex_mech.responses import Responses
+from spex_mech.cli import main as cli
+from spex_mech.store.responses import Responses
 
 CARDS = Path(__file__).resolve().parents[1] / "circuits"
 
@@ -196,7 +196,7 @@ def test_version_and_help_import_no_torch():
     code = "\n".join(
         (
             "import sys; sys.argv = ['spex-mech', '--help']",
-            "from spex_mech.cli import main",
+            "from spex_mech.cli.main import main",
             "try: main()",
             "except SystemExit: pass",
             "assert 'torch' not in sys.modules",

@@ -14,13 +14,13 @@ from rich.console import Console
 from typer.main import get_command
 
 import spex_mech as sm
-from spex_mech import cli
 from spex_mech.ablation import load
-from spex_mech.ablation.threads import threads
-from spex_mech.console import commands, costs, environment, options, printing
+from spex_mech.cli import commands, costs, environment, options, printing
+from spex_mech.cli import main as cli
 from spex_mech.errors import ModelError
-from spex_mech.running import recovery
-from spex_mech.studies import open_study
+from spex_mech.gallery.studies import open_study
+from spex_mech.measuring import decode as recovery
+from spex_mech.measuring.threads import threads
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def test_help_teaches(cli_run):
 def test_shells_complete_cards_decoders_and_formats():
     assert options.complete_card("planted-") == [name for name in sm.cards() if name.startswith("planted-")]
     from spex_mech.ablation.replacement import ASSUMPTIONS
-    from spex_mech.circuit.interchange import EXPORTERS
-    from spex_mech.running.recovery import DECODERS
+    from spex_mech.formats.interchange import EXPORTERS
+    from spex_mech.measuring.decode import DECODERS
 
     assert set(options.DECODERS) == {"auto", *DECODERS}
     assert set(options.FORMATS) == set(EXPORTERS)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from spex_mech.walsh import closed
-from spex_mech.walsh.closed import ClosedForm, Harmonics
-from spex_mech.walsh.gaussian import GaussianProcess
+from spex_mech.walsh.joint.closed_form import ClosedForm, Harmonics
+from spex_mech.walsh.joint.gaussian import GaussianProcess
+from spex_mech.walsh.joint.joint import closed_form as closed
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets, subset_bits
 
 PROCESS = GaussianProcess(scales=(1.0, 0.3, 3.0))

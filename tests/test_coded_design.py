@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spex_mech.errors import DesignError
-from spex_mech.walsh import gf2
-from spex_mech.walsh.bins import Bins
-from spex_mech.walsh.coded import Code, parity_rows, plan, smallest_budget
-from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.masks import gf2
+from spex_mech.walsh.masks.coded import Code, parity_rows, plan, smallest_budget
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
+from spex_mech.walsh.spex.bins import Bins
 
 DESIGNS = st.tuples(st.integers(3, 90), st.integers(1, 5), st.integers(0, 900), st.integers(0, 2**40))
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spex_mech.errors import DesignError
-from spex_mech.walsh.design import MAX_COMPLETE, MaskDesign, uniform_bits
+from spex_mech.walsh.masks.design import MAX_COMPLETE, MaskDesign, uniform_bits
 
 fast = settings(max_examples=30, deadline=None)
 seeds = st.integers(-(2**70), 2**70)

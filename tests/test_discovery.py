@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import spex_mech as sm
-from spex_mech import planted
-from spex_mech.discovery import decode
+from spex_mech.ablation.backends import planted
+from spex_mech.api.discover import decode
 from spex_mech.errors import ComponentError, DecodeError, DesignError, FormatError, ResponseError
 from spex_mech.walsh.decoding import r_squared
 
@@ -149,7 +149,7 @@ def test_responses_are_on_disk_before_they_are_decoded(conjunction, tmp_path, mo
     def broken(*_args, **_kwargs):
         raise RuntimeError("decoder broke")
 
-    monkeypatch.setattr("spex_mech.walsh.joint.Joint.decode", broken)
+    monkeypatch.setattr("spex_mech.walsh.joint.joint.Joint.decode", broken)
     with pytest.raises(RuntimeError, match="decoder broke"):
         run(conjunction, budget=300, out=tmp_path)
     assert len(sm.Responses.load(tmp_path / "responses.safetensors").keep) == 300

@@ -37,7 +37,7 @@ def test_relative_links_exist(page):
 def test_commands_and_options_named_exist():
     from typer.main import get_command
 
-    from spex_mech.cli import app
+    from spex_mech.cli.main import app
 
     commands = get_command(app).commands
     known = {name: {flag for p in command.params for flag in p.opts} for name, command in commands.items()}
@@ -76,7 +76,7 @@ def test_the_site_builds_strictly(tmp_path):
     done = subprocess.run([*command, "-d", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     reference = (tmp_path / "reference.html").read_text()
-    assert "spex_mech.discovery.discover" in reference
+    assert "spex_mech.api.discover.discover" in reference
     prose = re.sub(r"<pre.*?</pre>", "", reference, flags=re.DOTALL)
     assert not re.search(r"::\s|``|&gt;&gt;&gt;", re.sub(r"<[^>]+>", "", prose))  # no block of code left as text
     assert not re.search(r'(src|href)="https?://(?!arxiv)[^"]*\.(js|css)', reference)

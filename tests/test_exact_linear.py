@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spex_mech.errors import DecodeError
+from spex_mech.walsh.decoders.exact import Exact
+from spex_mech.walsh.decoders.lasso import lasso_cv
+from spex_mech.walsh.decoders.linear import Linear
 from spex_mech.walsh.decoding import Decoder, Outcome, Samples, fold_masks, judge, r_squared, split_masks
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.exact import Exact
-from spex_mech.walsh.lasso import lasso_cv
-from spex_mech.walsh.linear import Linear
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
 
 fast = settings(max_examples=25, deadline=None)

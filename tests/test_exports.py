@@ -9,11 +9,11 @@ import networkx as nx
 import pytest
 
 from spex_mech.circuit.graph import Circuit, Interaction, Node
-from spex_mech.circuit.interchange import EXPORTERS, export, to_dot, to_networkx
-from spex_mech.circuit.plot import plot_circuit, plot_spectrum
-from spex_mech.circuit.projections import to_clique
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
+from spex_mech.formats.interchange import EXPORTERS, export, to_dot, to_networkx
+from spex_mech.formats.projections import to_clique
+from spex_mech.show.plot import plot_circuit, plot_spectrum
 
 # the constraints of the published HIF schema (HIF-standard/schemas/hif_schema.json)
 HIF = {

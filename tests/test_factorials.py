@@ -5,9 +5,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from spex_mech.circuit.backups import find_backups
-from spex_mech.components import ComponentSet
-from spex_mech.evidence.factorials import (
+from spex_mech.auditing.factorials import (
     Table,
     adjust,
     check_backup,
@@ -16,6 +14,8 @@ from spex_mech.evidence.factorials import (
     expected_values,
     factorial_masks,
 )
+from spex_mech.circuit.backups import find_backups
+from spex_mech.components import ComponentSet
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
 N = 8

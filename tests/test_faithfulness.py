@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from spex_mech.errors import ResponseError
-from spex_mech.evidence.faithfulness import (
+from spex_mech.auditing.faithfulness import (
     SIZES,
     auroc,
     auroc_over_sizes,
@@ -18,6 +17,7 @@ from spex_mech.evidence.faithfulness import (
     precision_recall,
     ranked,
 )
+from spex_mech.errors import ResponseError
 
 CURVES = st.lists(st.floats(-3, 3), min_size=10, max_size=10)
 

@@ -18,10 +18,10 @@ import torch
 from test_journal import CHILD, Runs
 
 import spex_mech as sm
-from spex_mech import planted
+from spex_mech.ablation.backends import planted
 from spex_mech.ablation.weights import describe_hooks
 from spex_mech.errors import FormatError, ModelError, ResponseError, SpexMechError
-from spex_mech.studies import open_study, reopen, save_source
+from spex_mech.gallery.studies import open_study, reopen, save_source
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ("responses.safetensors", "spectrum.json", "circuit.json", "interactions.csv", "run.json")

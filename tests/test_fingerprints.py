@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from spex_mech.fingerprints import hash_function
+from spex_mech.store.fingerprints import hash_function
 
 SCALE = 2.0
 SELF = {"times": 3}
@@ -85,7 +85,7 @@ def test_a_function_that_calls_itself_ends():
 
 def test_another_process_gives_the_same():
     code = (
-        "from spex_mech.fingerprints import hash_function\n"
+        "from spex_mech.store.fingerprints import hash_function\n"
         "def metric(logits, scored): return logits if logits in {'a', 'b', 'c'} else {'d': 1}\n"
         "print(hash_function(metric))"
     )

@@ -12,16 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import spex_mech as sm
-from spex_mech import planted
-from spex_mech.ablation.journal import NAME, open_journal
-from spex_mech.circuit.interchange import export
+from spex_mech.ablation.backends import planted
+from spex_mech.api.shards import Shard, merge_shards
+from spex_mech.auditing.audit_record import load_audit
 from spex_mech.errors import FormatError, ModelError, SpexMechError
-from spex_mech.evidence.audits import load_audit
+from spex_mech.formats.interchange import export
 from spex_mech.gallery import open_card
-from spex_mech.responses import pack_bits
-from spex_mech.running.shards import Shard, merge_shards
-from spex_mech.runs import load_spectrum, whole_key
-from spex_mech.studies import reopen
+from spex_mech.gallery.studies import reopen
+from spex_mech.measuring.journal import NAME, open_journal
+from spex_mech.store.discovery import load_spectrum, whole_key
+from spex_mech.store.responses import pack_bits
 
 CARD = Path(__file__).resolve().parents[1] / "circuits" / "planted-and"
 SHARE = 8_300  # inputs a target in the slow test, of which there are twelve and two slow ones

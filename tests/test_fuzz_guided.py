@@ -17,12 +17,17 @@ import sys
 import atheris
 with atheris.instrument_imports(include=["spex_mech"]):
     import spex_mech as sm
-    from spex_mech import planted
-    from spex_mech.circuit import codec, files, hif, interchange, mib
-    from spex_mech.evidence.audits import load_audit
-    from spex_mech import components, gallery, task
+    from spex_mech.ablation.backends import planted
+    from spex_mech.files import json as files
+    from spex_mech.formats import hif
+    from spex_mech.formats import interchange
+    from spex_mech.formats import mib
+    from spex_mech.circuit import codec
+    from spex_mech.auditing.audit_record import load_audit
+    from spex_mech.tasks import task
+    from spex_mech import components, gallery
     from spex_mech.errors import SpexMechError
-    from spex_mech.running.shards import Shard
+    from spex_mech.api.shards import Shard
 from pathlib import Path
 
 runs, folder, what = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
@@ -77,7 +82,7 @@ SEEDS = {
 def sound(tmp_path_factory):
     """A sound file of every kind, to begin with."""
     import spex_mech as sm
-    from spex_mech import planted
+    from spex_mech.ablation.backends import planted
 
     folder = tmp_path_factory.mktemp("sound")
     subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.Layout(n_layers=2, n_heads=2))

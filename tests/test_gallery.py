@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spex_mech import gallery, planted
+from spex_mech import gallery
+from spex_mech.ablation.backends import planted
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import respond
 from spex_mech.components import ComponentSet, select

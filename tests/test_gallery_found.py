@@ -9,9 +9,9 @@ import torch
 import spex_mech as sm
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import respond
-from spex_mech.discovery import decode
+from spex_mech.api.discover import decode
 from spex_mech.gallery import cards, open_card
-from spex_mech.responses import Responses
+from spex_mech.store.responses import Responses
 
 OWN = [name for name in cards() if not open_card(name).on_hub]
 DEAR = {"brackets-2l", "names-3l", "years-2l"}  # seconds to minutes each to decode

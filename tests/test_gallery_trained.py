@@ -15,7 +15,7 @@ from spex_mech.ablation.respond import respond
 from spex_mech.circuit.backups import find_backups
 from spex_mech.components import ComponentSet, select
 from spex_mech.gallery import open_card
-from spex_mech.studies import true_spectrum
+from spex_mech.gallery.studies import true_spectrum
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = {"brackets-2l": "train_brackets", "names-3l": "train_names", "years-2l": "train_years"}

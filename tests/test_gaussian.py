@@ -8,10 +8,10 @@ import torch
 
 from spex_mech.bench.functions import planted_function
 from spex_mech.walsh.decoding import fold_masks, r_squared
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.gaussian import GaussianProcess, inputs
-from spex_mech.walsh.likelihood import Likelihood, factorised
-from spex_mech.walsh.outputs import rotated_outputs
+from spex_mech.walsh.joint.gaussian import GaussianProcess, inputs
+from spex_mech.walsh.joint.marginal_likelihood import Likelihood, factorised
+from spex_mech.walsh.joint.outputs import rotated_outputs
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
 QUICK = GaussianProcess(scales=(1.0, 0.3, 3.0), penalty=1.0, steps=60, subset=128)

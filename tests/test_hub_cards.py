@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import spex_mech as sm
-from spex_mech import cli, studies
+from spex_mech.cli import main as cli
 from spex_mech.errors import FormatError
+from spex_mech.gallery import studies
 
 CARDS = Path(__file__).resolve().parents[1] / "circuits"
 HUB = [name for name in sm.cards() if sm.open_card(name).on_hub]

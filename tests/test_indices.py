@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spex_mech.errors import DecodeError
-from spex_mech.walsh.design import MaskDesign
 from spex_mech.walsh.indices import (
     INDICES,
     banzhaf_interactions,
@@ -20,6 +19,7 @@ from spex_mech.walsh.indices import (
     shapley_taylor,
     shapley_values,
 )
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
 fast = settings(max_examples=30, deadline=None)

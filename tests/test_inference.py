@@ -16,26 +16,26 @@ from scipy import stats
 from typer.testing import CliRunner
 
 import spex_mech as sm
-from spex_mech import planted
+from spex_mech.ablation.backends import planted
 from spex_mech.bench.functions import planted_function
 from spex_mech.circuit.build import q_values
-from spex_mech.cli import app
+from spex_mech.cli.main import app
 from spex_mech.errors import DecodeError
-from spex_mech.runs import load_spectrum, save_spectrum
-from spex_mech.walsh.certainty import agreement, check_certainty, heldout_samples, weigh
-from spex_mech.walsh.debias import Seen, estimate, mixture_gram, moderate
+from spex_mech.store.discovery import load_spectrum, save_spectrum
+from spex_mech.walsh.certainty.estimates import Seen, estimate, mixture_gram, moderate
+from spex_mech.walsh.certainty.inference import confirm, infer
+from spex_mech.walsh.certainty.stability import Stability, stability
+from spex_mech.walsh.certainty.weigh import agreement, check_certainty, heldout_samples, weigh
+from spex_mech.walsh.decoders.exact import Exact
+from spex_mech.walsh.decoders.linear import Linear
+from spex_mech.walsh.decoders.proxyspex import ProxySpex
+from spex_mech.walsh.decoders.pursuit import Pursuit
+from spex_mech.walsh.decoders.refit import prune
+from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Decoded, Outcome, Samples
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.exact import Exact
-from spex_mech.walsh.inference import confirm, infer
-from spex_mech.walsh.linear import Linear
-from spex_mech.walsh.proxy import ProxySpex
-from spex_mech.walsh.pursuit import Pursuit
-from spex_mech.walsh.refit import prune
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
-from spex_mech.walsh.spex import Spex
-from spex_mech.walsh.stability import Stability, stability
-from spex_mech.walsh.trees import Boosting
+from spex_mech.walsh.spex.spex import Spex
 
 
 @dataclass(frozen=True)
@@ -543,7 +543,7 @@ def test_both_options_act(subject, option, value):
 
 
 def test_what_cannot_be_had_is_refused_before_the_first_forward_pass(subject, monkeypatch):
-    monkeypatch.setattr("spex_mech.discovery.measure_once", lambda *_: pytest.fail("masks were measured"))
+    monkeypatch.setattr("spex_mech.api.discover.measure_once", lambda *_: pytest.fail("masks were measured"))
     with pytest.raises(DecodeError, match="coded masks can neither"):
         run(subject, keep="coded", budget=2000, folds=3)
     with pytest.raises(DecodeError, match="folds are 0"):

@@ -10,20 +10,20 @@ import torch
 import spex_mech as sm
 from spex_mech.bench.functions import planted_function, support_f1
 from spex_mech.errors import DecodeError
+from spex_mech.walsh.decoders.linear import Linear
+from spex_mech.walsh.decoders.proxyspex import ProxySpex
+from spex_mech.walsh.decoders.pursuit import Pursuit
+from spex_mech.walsh.decoders.refit import prune
+from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Decoder, Outcome, Samples, r_squared
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.joint import Joint
-from spex_mech.walsh.linear import Linear
-from spex_mech.walsh.neural import Network
-from spex_mech.walsh.parts import MANY, Fitted
-from spex_mech.walsh.proxy import ProxySpex
-from spex_mech.walsh.pursuit import Pursuit
-from spex_mech.walsh.readout import corrected, read_out
-from spex_mech.walsh.refit import prune
+from spex_mech.walsh.joint.joint import Joint
+from spex_mech.walsh.joint.members import MANY, Fitted
+from spex_mech.walsh.joint.neural import Network
+from spex_mech.walsh.joint.stack import Stack
+from spex_mech.walsh.joint.stack_polynomial import corrected, read_out
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
-from spex_mech.walsh.spex import Spex
-from spex_mech.walsh.stack import Stack
-from spex_mech.walsh.trees import Boosting
+from spex_mech.walsh.spex.spex import Spex
 
 PROCESSES = {name: replace(process, steps=30, subset=128) for name, process in Joint().processes.items()}
 QUICK = Joint(boosting=Boosting(trees=60), processes=PROCESSES, most_sets=300)
@@ -192,7 +192,7 @@ def test_solving_again_with_the_held_out_masks_is_worth_it():
 
 def test_the_held_out_masks_judge_what_had_not_seen_them():
     """Errors and q-values come from masks without a part in the selection, though the answer has them as well."""
-    from spex_mech.walsh.certainty import heldout_samples, weigh
+    from spex_mech.walsh.certainty.weigh import heldout_samples, weigh
 
     function = planted_function("hierarchical", 16, sets=3, seed=0)
     samples = drawn(function, 16, 200)
@@ -335,7 +335,7 @@ def test_masks_of_which_hardly_any_differ(decoder, masks):
 
 
 def test_discover_takes_it_by_name():
-    from spex_mech import planted
+    from spex_mech.ablation.backends import planted
 
     subject = planted.parity(("a0.h1", "m0.n1"), layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2))
     task = planted.task(subject, n_prompts=2, seed=0)

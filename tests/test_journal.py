@@ -14,17 +14,17 @@ import pytest
 import torch
 
 import spex_mech as sm
-from spex_mech import planted
-from spex_mech.ablation.journal import NAME, open_journal
-from spex_mech.ablation.measure import measure
+from spex_mech.ablation.backends import planted
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
-from spex_mech.ablation.threads import threads
-from spex_mech.discovery import decode
+from spex_mech.api.discover import decode
 from spex_mech.errors import FormatError, ResponseError
-from spex_mech.locks import NAME as LOCK
-from spex_mech.locks import hold
-from spex_mech.responses import pack_bits
+from spex_mech.files.locks import NAME as LOCK
+from spex_mech.files.locks import hold
+from spex_mech.measuring.journal import NAME, open_journal
+from spex_mech.measuring.measure import measure
+from spex_mech.measuring.threads import threads
+from spex_mech.store.responses import pack_bits
 
 BUDGET, CHUNK = 2000, 256
 WEIGHTS = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281, "m1.n0": 0.0123457}
@@ -39,13 +39,14 @@ import os, pathlib, resource, signal, sys, time
 import lightgbm, torch  # with all that runs load later: a run that may write little could not even keep its bytecode
 torch.set_num_threads(1)
 import spex_mech as sm
-from spex_mech import cli, planted
+from spex_mech.cli import main as cli
+from spex_mech.ablation.backends import planted
 from spex_mech.ablation import respond
 from spex_mech.errors import SpexMechError
-import spex_mech.console.commands, spex_mech.discovery, spex_mech.console.printing, spex_mech.studies
+import spex_mech.cli.commands, spex_mech.api.discover, spex_mech.cli.printing, spex_mech.gallery.studies
 
 plain, passes = respond.Engine.values, []
-spex_mech.console.commands.SLOW = 10**9  # no passes to tell how long it will take
+spex_mech.cli.commands.SLOW = 10**9  # no passes to tell how long it will take
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -289,7 +290,7 @@ def test_a_disk_that_fills_up_while_writing(experiment, tmp_path):
 def test_a_second_process_is_refused_and_the_first_goes_on(experiment, tmp_path):
     script = (
         "import sys, time; from pathlib import Path\n"
-        "from spex_mech.ablation.journal import open_journal\n"
+        "from spex_mech.measuring.journal import open_journal\n"
         "with open_journal(Path(sys.argv[1]), {'a': 1}): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -392,7 +393,7 @@ def test_the_journal_gives_back_responses_that_were_lost(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_in_use_is_refused_before_anything_is_spent(runs):
     script = (
-        "import sys, time; from spex_mech.locks import hold\n"
+        "import sys, time; from spex_mech.files.locks import hold\n"
         "with hold(sys.argv[1]): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, runs.folder], stdout=subprocess.PIPE, text=True)
@@ -412,7 +413,7 @@ def test_a_folder_that_is_in_use_is_refused_before_anything_is_spent(runs):
 def test_of_many_processes_that_begin_at_once_one_measures(tmp_path):
     """The lock file is removed and made again all the time; nobody may hold it beside another."""
     script = (
-        "import os, sys; from spex_mech.errors import ResponseError; from spex_mech.locks import hold\n"
+        "import os, sys; from spex_mech.errors import ResponseError; from spex_mech.files.locks import hold\n"
         "alone, won = sys.argv[1] + '/alone', 0\n"
         "for _ in range(700):\n"
         "    try:\n"

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from spex_mech.evidence.knockouts import best_minimality, kept, relevant, worst_completeness
+from spex_mech.auditing.knockouts import best_minimality, kept, relevant, worst_completeness
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
 

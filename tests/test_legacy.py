@@ -8,7 +8,7 @@ from tiny_models import bridge_of, tiny, tokens_task
 
 from spex_mech.ablation.binding import bind
 from spex_mech.errors import ResponseError
-from spex_mech.responses import Responses, concat
+from spex_mech.store.responses import Responses, concat
 
 EXPRESSION = "a*.h*, m0.n*, m1, a1@p-1"
 

@@ -17,8 +17,8 @@ from spex_mech.ablation.respond import respond
 from spex_mech.ablation.subject import Site
 from spex_mech.components import ModelShape
 from spex_mech.errors import ComponentError, TaskError
-from spex_mech.studies import open_subject, reopen, save_source
-from spex_mech.task import Task
+from spex_mech.gallery.studies import open_subject, reopen, save_source
+from spex_mech.tasks.task import Task
 
 SILENT, WORD = 3, 7  # tokens
 

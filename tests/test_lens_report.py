@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from reports import HOSTILE
 
 import spex_mech as sm
-from spex_mech.circuit.dossier import Passage
 from spex_mech.circuit.layout import NARROW, WIDE
-from spex_mech.circuit.passage import draw_passage, flow, width_of
-from spex_mech.cli import main
+from spex_mech.cli.main import main
 from spex_mech.errors import ResponseError
 from spex_mech.lenses.segments import split
-from spex_mech.runs import lens_of
+from spex_mech.show.dossier import Passage
+from spex_mech.show.prompt_text import draw_passage, flow, width_of
+from spex_mech.store.discovery import lens_of
 
 REVIEW = "The plot is not good but the music is nice"
 WORDS = st.text(alphabet=st.sampled_from('ab漢e\u0301 \n<&"'), min_size=1, max_size=60).filter(str.strip)

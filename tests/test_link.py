@@ -10,22 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spex_mech as sm
-from spex_mech import planted
+from spex_mech.ablation.backends import planted
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import respond
+from spex_mech.api.discover import decode
 from spex_mech.bench.functions import planted_function, support_f1
-from spex_mech.discovery import decode
 from spex_mech.errors import DecodeError, FormatError
+from spex_mech.walsh.decoders.exact import Exact
+from spex_mech.walsh.decoders.linear import Linear
 from spex_mech.walsh.decoding import Decoded, Decoder, Outcome, Samples, r_squared
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.exact import Exact
-from spex_mech.walsh.linear import Linear
-from spex_mech.walsh.link import MAX_KNOTS, Link
-from spex_mech.walsh.linked import LINK_CHOICES, Linked, clearly_better
-from spex_mech.walsh.linkfit import Grower
-from spex_mech.walsh.shapes import SHAPES
+from spex_mech.walsh.link.fit import Grower
+from spex_mech.walsh.link.link import MAX_KNOTS, Link
+from spex_mech.walsh.link.linked import LINK_CHOICES, Linked, clearly_better
+from spex_mech.walsh.link.shapes import SHAPES
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
-from spex_mech.walsh.spex import Spex
+from spex_mech.walsh.spex.spex import Spex
 
 SIZES = st.floats(0.05, 20)
 PLACES = st.floats(-20, 20)
@@ -451,7 +451,7 @@ def test_an_unknown_link_is_refused_before_anything_is_spent(saturating, monkeyp
 def test_command_line(saturating, tmp_path, monkeypatch, capsys):
     import sys
 
-    from spex_mech import cli
+    from spex_mech.cli import main as cli
 
     found = discover(saturating, out=tmp_path / "run", link="identity")
     assert found.link.is_identity

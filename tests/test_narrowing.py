@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spex_mech as sm
-from spex_mech import planted
+from spex_mech.ablation.backends import planted
+from spex_mech.ablation.backends.planted import Layout
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import DesignError
-from spex_mech.planted import Layout
-from spex_mech.running.narrowing import as_one, chunks, deal, is_more, lost_parents, narrow, singles, split
+from spex_mech.measuring.narrowing import as_one, chunks, deal, is_more, lost_parents, narrow, singles, split
 
 NEURONS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 400)), min_size=1, max_size=200, unique=True)
 

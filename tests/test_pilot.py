@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spex_mech as sm
-from spex_mech import cli, planted
+from spex_mech.ablation.backends import planted
 from spex_mech.ablation.respond import Engine
 from spex_mech.bench import keeps
+from spex_mech.cli import main as cli
 from spex_mech.errors import DesignError, ResponseError
-from spex_mech.running.pilot import CANDIDATES, FEWEST, SHARE, Pilot, choose_keep, deviation, plan_pilot
-from spex_mech.running.plans import AROUND, DEFAULT_KEEP
-from spex_mech.walsh.design import MaskDesign
+from spex_mech.measuring.masks import AROUND, DEFAULT_KEEP
+from spex_mech.measuring.pilot import CANDIDATES, FEWEST, SHARE, Pilot, choose_keep, deviation, plan_pilot
+from spex_mech.walsh.masks.design import MaskDesign
 
 LAYOUT = planted.Layout(n_layers=2, n_heads=8, d_mlp=6)  # 28 components: too many for all masks
 ALL = [f"a{layer}.h{head}" for layer in range(2) for head in range(8)] + [
@@ -146,7 +147,7 @@ def test_a_run_killed_behind_its_pilot_does_not_pay_for_it_again(fragile, tmp_pa
     whole = run(fragile, out=tmp_path / "whole")
     once = sum(map(len, measured))
     with monkeypatch.context() as patch:
-        patch.setattr("spex_mech.discovery.measure_once", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("spex_mech.api.discover.measure_once", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(fragile, out=tmp_path / "killed")
     found = run(fragile, out=tmp_path / "killed")

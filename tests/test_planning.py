@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import spex_mech as sm
-from spex_mech import cli, planted
-from spex_mech.ablation.measure import measure
+from spex_mech.ablation.backends import planted
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
+from spex_mech.api.plan import GPUS, advise, plan_run
+from spex_mech.cli import main as cli
 from spex_mech.errors import DecodeError, SpexMechError
-from spex_mech.running.planning import GPUS, advise, plan_run
+from spex_mech.measuring.measure import measure
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spex_mech import planted
+from spex_mech.ablation.backends import planted
+from spex_mech.ablation.backends.planted import Layout
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import respond
 from spex_mech.ablation.subject import Subject
 from spex_mech.components import ComponentSet, select
 from spex_mech.errors import ComponentError, FormatError
-from spex_mech.planted import Layout
 from spex_mech.walsh.spectrum import Basis
 
 MIXED = Layout(n_layers=2, n_heads=2, d_mlp=2)

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spex_mech.bench.coded_players import of_blocks, random_blocks
 from spex_mech.bench.functions import planted_function
 from spex_mech.errors import DesignError
 from spex_mech.walsh.decoding import Outcome, Samples
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.players import of_blocks, random_blocks
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
-from spex_mech.walsh.spex import Spex
+from spex_mech.walsh.spex.spex import Spex
 
 
 @given(st.integers(40, 3000), st.integers(3, 24), st.floats(0.05, 0.5), st.integers(0, 2**31))

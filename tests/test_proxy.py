@@ -6,12 +6,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spex_mech.errors import DecodeError
+from spex_mech.walsh.decoders.lines_and_trees import add
+from spex_mech.walsh.decoders.proxyspex import ProxySpex
+from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Decoder, Outcome, Samples, r_squared, split_masks
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.grown import add
-from spex_mech.walsh.proxy import ProxySpex
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
-from spex_mech.walsh.trees import Boosting
 
 QUICK = ProxySpex(folds=3, boosting=Boosting(trees=60))
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from spex_mech.bench.functions import planted_function, support_f1
+from spex_mech.walsh.decoders.proxyspex import ProxySpex
+from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Samples, fold_masks, r_squared
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.joint import Joint
-from spex_mech.walsh.parts import FINE, MANY, Given, coarse
-from spex_mech.walsh.proxy import ProxySpex
-from spex_mech.walsh.race import race
+from spex_mech.walsh.joint.joint import Joint
+from spex_mech.walsh.joint.members import FINE, MANY, Given, coarse
+from spex_mech.walsh.joint.shortlist import race
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis
-from spex_mech.walsh.trees import Boosting
 
 PROCESSES = {name: replace(process, steps=30, subset=128) for name, process in Joint().processes.items()}
 QUICK = Joint(boosting=Boosting(trees=60), processes=PROCESSES, most_sets=300)

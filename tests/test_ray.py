@@ -14,15 +14,15 @@ import pytest
 import torch
 
 import spex_mech as sm
-from spex_mech import planted
-from spex_mech.ablation.journal import open_journal
-from spex_mech.ablation.measure import measure
-from spex_mech.ablation.ray_pool import spread
+from spex_mech.ablation.backends import planted
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
-from spex_mech.ablation.workers import Workers
 from spex_mech.errors import ModelError, ResponseError
-from spex_mech.running.scaling import source_of
+from spex_mech.measuring.journal import open_journal
+from spex_mech.measuring.measure import measure
+from spex_mech.measuring.ray_pool import spread
+from spex_mech.measuring.scaling import source_of
+from spex_mech.measuring.workers import Workers
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'spex-mech[ray]'")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see this folder
@@ -262,7 +262,7 @@ import ray
 sys.path.insert(0, sys.argv[1])
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=100 << 20)
 import test_ray as t
-from spex_mech.ablation.workers import Workers
+from spex_mech.measuring.workers import Workers
 from pathlib import Path
 tick = lambda masks: print(masks, flush=True)
 design = t.sm.MaskDesign.bernoulli(12, t.MASKS, 0.7, 0)
@@ -287,7 +287,7 @@ def test_a_killed_driver_goes_on_without_ray(design, serial, tmp_path, chunks):
 
 @pytest.mark.slow
 def test_the_bench_of_workers_measures_what_it_says():
-    from spex_mech.bench.workers import run
+    from spex_mech.bench.ray_throughput import run
 
     result = run(quick=True)
     assert [row["workers"] for row in result["rows"]] == [0, 2]

@@ -35,7 +35,7 @@ def test_relative_links_exist():
 def test_commands_named_exist():
     from typer.main import get_command
 
-    from spex_mech.cli import app
+    from spex_mech.cli.main import app
 
     used = set(re.findall(r"spex-mech (\w+)", "\n".join(blocks("bash") + blocks("text"))))
     assert used

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spex_mech.errors import DecodeError, ResponseError
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.refit import fit, nested_pair, noise_floor, prune, significance
+from spex_mech.walsh.decoders.refit import fit, nested_pair, noise_floor, prune, significance
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
 
 SETS = pad_sets([(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2, 3)])

@@ -16,20 +16,21 @@ import torch
 from reports import HOSTILE, circuit, dossier
 
 import spex_mech as sm
-from spex_mech import cli, planted
-from spex_mech.circuit.charts import curves, scatter
-from spex_mech.circuit.dossier import Dossier, Points, SizePoint
+from spex_mech.ablation.backends import planted
+from spex_mech.auditing.audit_record import ContextRow, ReplacementRow, Search, StabilityRow
 from spex_mech.circuit.drawing import draw
 from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.layout import NARROW, NOTEBOOK, WIDE, arrange, joint, shown_first
-from spex_mech.circuit.page import number, percent, text
-from spex_mech.circuit.report import render
-from spex_mech.circuit.tables import MAX_ROWS
+from spex_mech.cli import main as cli
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
-from spex_mech.evidence.audits import ContextRow, ReplacementRow, Search, StabilityRow
-from spex_mech.reports.origins import expression
-from spex_mech.reports.wording import answer, limits, warnings
+from spex_mech.show.charts import curves, scatter
+from spex_mech.show.dossier import Dossier, Points, SizePoint
+from spex_mech.show.html import number, percent, text
+from spex_mech.show.origins import expression
+from spex_mech.show.report_page import render
+from spex_mech.show.tables import MAX_ROWS
+from spex_mech.show.wording import answer, limits, warnings
 
 VOID = {"meta", "link", "input", "img", "br", "hr"}
 

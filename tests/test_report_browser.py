@@ -3,8 +3,8 @@
 import pytest
 from reports import HOSTILE, chromium, circuit, dossier
 
-from spex_mech.circuit.page import Page
-from spex_mech.circuit.report import render
+from spex_mech.show.html import Page
+from spex_mech.show.report_page import render
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 FLAGS = (

@@ -14,8 +14,8 @@ from spex_mech.ablation.load import load_model
 from spex_mech.ablation.replacement import ASSUMPTIONS, fit_replacement
 from spex_mech.ablation.respond import respond
 from spex_mech.errors import ComponentError, ResponseError, TaskError
-from spex_mech.metrics import METRICS
-from spex_mech.task import Task
+from spex_mech.tasks.metrics import METRICS
+from spex_mech.tasks.task import Task
 
 CARDS = Path(__file__).resolve().parents[2] / "shared" / "cards"
 

@@ -11,7 +11,7 @@ import json, resource, time, torch
 torch.set_num_threads(1)
 from spex_mech.bench.cases import planted_case
 from spex_mech.walsh.decoding import Samples, r_squared
-from spex_mech.walsh.joint import Joint
+from spex_mech.walsh.joint.joint import Joint
 case = planted_case(("hierarchical", 4096, 5, 0.2), 8192, 0)
 started = time.process_time()
 decoded = Joint().decode(Samples(case.keep, case.values), seed=0)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import spex_mech as sm
-from spex_mech import planted
-from spex_mech.circuit.mib import node_scores
+from spex_mech.ablation.backends import planted
+from spex_mech.auditing.faithfulness import SIZES
 from spex_mech.errors import ComponentError, DesignError, ResponseError
-from spex_mech.evidence.faithfulness import SIZES
-from spex_mech.walsh.design import MaskDesign
+from spex_mech.formats.mib import node_scores
+from spex_mech.walsh.masks.design import MaskDesign
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_our_own_circuit_goes_out_as_mib_and_comes_back_to_the_same_audit(study,
 def test_the_command_line_converts_and_audits_files(foreign, tmp_path, capsys, monkeypatch):
     import sys
 
-    from spex_mech.cli import main
+    from spex_mech.cli.main import main
 
     path = tmp_path / "eap.json"
     path.write_text(foreign[0].read_text())

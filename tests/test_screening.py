@@ -7,20 +7,20 @@ import torch
 
 from spex_mech.bench.cases import planted_case
 from spex_mech.bench.functions import support_f1
-from spex_mech.walsh import screening
+from spex_mech.walsh.decoders import screening
+from spex_mech.walsh.decoders.pursuit import Pursuit
+from spex_mech.walsh.decoders.refit import prune
+from spex_mech.walsh.decoders.screening import Search, strongest_components
+from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import r_squared
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.pursuit import Pursuit
-from spex_mech.walsh.refit import prune
-from spex_mech.walsh.screening import Search, strongest_components
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis
-from spex_mech.walsh.trees import Boosting
 
 
 @pytest.mark.parametrize("keep_prob", [0.5, 0.7])
 @pytest.mark.parametrize("order", [3, 4])
 def test_wide_gains_are_those_of_every_set(keep_prob, order, monkeypatch):
-    monkeypatch.setattr("spex_mech.walsh.screening._BLOCK", 100)  # many blocks, the last one incomplete
+    monkeypatch.setattr("spex_mech.walsh.decoders.screening._BLOCK", 100)  # many blocks, the last one incomplete
     n, masks = 9, 300
     basis = Basis.orthonormal(keep_prob)
     keep = MaskDesign.bernoulli(n, masks, keep_prob, seed=1).keep()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import spex_mech as sm
-from spex_mech import planted
-from spex_mech.evidence.sensitivity import _steadier
+from spex_mech.ablation.backends import planted
+from spex_mech.auditing.sensitivity import _steadier
 from spex_mech.walsh.spectrum import Basis
 
 LAYOUT = planted.Layout(n_layers=2, n_heads=4, d_mlp=2)
@@ -127,7 +127,7 @@ def test_another_replacement_is_measured_on_the_runs_own_masks():
 
 
 def _seed(seed):
-    from spex_mech.evidence.passes import seed_of
+    from spex_mech.auditing.passes import seed_of
 
     return seed_of(seed, "replacement")
 

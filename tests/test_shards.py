@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import spex_mech as sm
-from spex_mech import cli, planted
-from spex_mech.ablation.journal import NAME
+from spex_mech.ablation.backends import planted
+from spex_mech.api.shards import Shard, merge_shards, respond_shard
+from spex_mech.cli import main as cli
 from spex_mech.errors import DesignError, FormatError, ResponseError
-from spex_mech.running.shards import Shard, merge_shards, respond_shard
+from spex_mech.measuring.journal import NAME
 
 BUDGET = 1700  # seven chunks
 OPTIONS = {"budget": BUDGET, "keep": 0.7, "decoder": "linear", "components": "a*.h*, m*.n*"}

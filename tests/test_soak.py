@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import spex_mech as sm
-from spex_mech import planted
+from spex_mech.ablation.backends import planted
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
-from spex_mech.running import measuring
-from spex_mech.running.experiment import describe_experiment
-from spex_mech.running.recovery import choose_decoder
+from spex_mech.measuring import in_folder as measuring
+from spex_mech.measuring.experiment import describe_experiment
+from spex_mech.measuring.decode import choose_decoder
 from spex_mech.walsh.decoding import Samples
 
 masks, folder, name = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import spex_mech.walsh.spectrum as module
 from spex_mech.errors import DecodeError
-from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum, merge_sets, monomials, pad_sets, subset_bits
 
 fast = settings(max_examples=40, deadline=None)

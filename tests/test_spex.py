@@ -13,15 +13,15 @@ from safetensors import safe_open
 
 from spex_mech.bench.functions import Planted, planted_function, support_f1
 from spex_mech.errors import DecodeError, ResponseError
-from spex_mech.walsh.bins import Bins
-from spex_mech.walsh.candidates import SmallSets, match
-from spex_mech.walsh.coded import Code, smallest_budget
+from spex_mech.walsh.decoders.exact import Exact
+from spex_mech.walsh.decoders.refit import fit
 from spex_mech.walsh.decoding import Decoder, Outcome, Samples, r_squared
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.exact import Exact
-from spex_mech.walsh.refit import fit
+from spex_mech.walsh.masks.coded import Code, smallest_budget
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
-from spex_mech.walsh.spex import Spex, decode_function
+from spex_mech.walsh.spex.bins import Bins
+from spex_mech.walsh.spex.candidates import SmallSets, match
+from spex_mech.walsh.spex.spex import Spex, decode_function
 
 
 def samples_of(function, n, budget, *, degree=4, noise=0.0, seed=0, dtype=torch.float32):
@@ -350,8 +350,8 @@ def test_the_same_bits_for_every_split_of_the_work(monkeypatch, elements):
     ):
         samples = samples_of(function, n, budget, noise=0.2, seed=3)
         whole = Spex().decode(samples, seed=0).spectrum
-        monkeypatch.setattr("spex_mech.walsh.candidates._ELEMENTS", elements)
-        monkeypatch.setattr("spex_mech.walsh.evidence._ELEMENTS", elements)
+        monkeypatch.setattr("spex_mech.walsh.spex.candidates._ELEMENTS", elements)
+        monkeypatch.setattr("spex_mech.walsh.spex.likelihood_ratio._ELEMENTS", elements)
         split = Spex().decode(samples, seed=0).spectrum
         monkeypatch.undo()
         assert split.sets == whole.sets
@@ -403,7 +403,7 @@ def test_a_gpu_finds_the_same(kind, n, budget):
 _MEASURED = """
 import resource, sys, torch
 from spex_mech.bench.functions import planted_function
-from spex_mech.walsh.spex import decode_function
+from spex_mech.walsh.spex.spex import decode_function
 n, budget = int(sys.argv[1]), int(sys.argv[2])
 unit = 2**20 if sys.platform == "darwin" else 2**10
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

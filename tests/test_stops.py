@@ -13,14 +13,14 @@ import time
 import pytest
 
 import spex_mech as sm
-from spex_mech.ablation.journal import NAME
+from spex_mech.measuring.journal import NAME
 
 ARGS = ["discover", "induction-2l", "--budget", "2500", "--keep", "0.7", "--decoder", "linear", "--link", "identity"]
 
 
 def begin(folder, *options):
     return subprocess.Popen(
-        [sys.executable, "-m", "spex_mech.cli", *ARGS, "--out", str(folder), *options], start_new_session=True,
+        [sys.executable, "-m", "spex_mech.cli.main", *ARGS, "--out", str(folder), *options], start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from spex_mech.walsh.gaussian import GaussianProcess
-from spex_mech.walsh.surface import Landscape, climb, score
+from spex_mech.auditing.neighbourhood import Landscape, climb, score
+from spex_mech.walsh.joint.gaussian import GaussianProcess
 
 N = 12
 

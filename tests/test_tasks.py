@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spex_mech as sm
-from spex_mech.metrics import METRICS, Scored
 from spex_mech.tasks.grids import Arrangement, Grid
+from spex_mech.tasks.metrics import METRICS, Scored
 from spex_mech.tasks.speller import Speller
 
 

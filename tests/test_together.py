@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from spex_mech.ablation.threads import threads
-from spex_mech.walsh.together import both, side_by_side
+from spex_mech.measuring.threads import threads
+from spex_mech.walsh.joint.concurrency import both, side_by_side
 
 
 def test_results_are_in_the_order_of_the_tasks():

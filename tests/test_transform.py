@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spex_mech.errors import DecodeError
-from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
 from spex_mech.walsh.transform import inverse_walsh_hadamard, walsh_hadamard, walsh_matrix
 

@@ -6,11 +6,11 @@ from legacy_hooked import from_gpt2, legacy_hooked
 from tiny_models import bridge_of, tiny, tokens_task
 
 import spex_mech as sm
-from spex_mech import planted
+from spex_mech.ablation.backends import planted
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import respond
 from spex_mech.errors import ComponentError, ModelError, TaskError
-from spex_mech.metrics import Scored, logit_diff
+from spex_mech.tasks.metrics import Scored, logit_diff
 
 EXPRESSION = "a*.h*, m0.n*, m1, a1@p-1"
 

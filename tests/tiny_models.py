@@ -55,7 +55,7 @@ def bridge_of(model: nn.Module):
 
 def tokens_task(n_prompts: int = 3, length: int = 7, seed: int = 0, ragged: bool = False, **options):
     """Random prompts over a vocabulary of 50, with answers, distractors and corrupt prompts."""
-    from spex_mech.task import Task
+    from spex_mech.tasks.task import Task
 
     generator = torch.Generator().manual_seed(seed)
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from spex_mech.ablation.nnsight import NNsightSubject, is_nnsight
+from spex_mech.ablation.backends.nnsight import NNsightSubject, is_nnsight
+from spex_mech.ablation.backends.torch import TorchSubject
+from spex_mech.ablation.backends.transformer_lens import BridgeSubject, is_transformer_lens
 from spex_mech.ablation.self_test import self_test
 from spex_mech.ablation.shortcuts import try_shortcuts
 from spex_mech.ablation.subject import Subject
-from spex_mech.ablation.torch_hooks import TorchSubject
-from spex_mech.ablation.transformer_lens import BridgeSubject, is_transformer_lens
 from spex_mech.ablation.weights import describe_hooks
 from spex_mech.errors import ModelError
 

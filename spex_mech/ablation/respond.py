@@ -15,9 +15,9 @@ from spex_mech.ablation.prefixes import Prefixes, find_prefixes
 from spex_mech.ablation.replacement import Replacement
 from spex_mech.ablation.subject import Site, Subject, common_position, shortcuts_of
 from spex_mech.components import ComponentSet
-from spex_mech.metrics import Metric, Scored, resolve
-from spex_mech.responses import refuse_non_finite
-from spex_mech.task import Task
+from spex_mech.store.responses import refuse_non_finite
+from spex_mech.tasks.metrics import Metric, Scored, resolve
+from spex_mech.tasks.task import Task
 
 PROBE = 4  # masks whose peak memory says how many fit
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spex_mech.ablation.passage import Passage
+from spex_mech.ablation.leave_out import Passage
 from spex_mech.ablation.subject import Shortcuts, Site
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spex_mech.components import ModelShape
-from spex_mech.task import Task
+from spex_mech.tasks.task import Task
 
 SiteKind = Literal["heads", "neurons", "mlp", "inputs"]
 Edit = Callable[[Float[Tensor, "row pos feature"]], Float[Tensor, "row pos feature"]]

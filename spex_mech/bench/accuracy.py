@@ -14,11 +14,11 @@ from spex_mech.bench.functions import support_f1
 from spex_mech.bench.peer_proxies import has_shapiq, shapiq_proxy
 from spex_mech.bench.queries import summarise
 from spex_mech.bench.timing import machine
+from spex_mech.walsh.decoders.linear import Linear
+from spex_mech.walsh.decoders.proxyspex import ProxySpex
 from spex_mech.walsh.decoding import Decoder, Samples, r_squared
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.joint import Joint
-from spex_mech.walsh.linear import Linear
-from spex_mech.walsh.proxy import ProxySpex
+from spex_mech.walsh.joint.joint import Joint
+from spex_mech.walsh.masks.design import MaskDesign
 
 Row = dict[str, Any]
 Measure = Callable[[Case], Row | None]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spex_mech.bench.functions import Kind, Planted, planted_function
 from spex_mech.components import ComponentSet, select
-from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.masks.design import MaskDesign
 
 Family = tuple[Kind, int, int, float]  # kind, components, sets, noise
 FAMILIES: tuple[Family, ...] = (
@@ -107,7 +107,7 @@ def studied(folder: Path) -> tuple[ComponentSet, Callable[[Tensor], Tensor]]:
     """A card's components, and its responses to masks."""
     from spex_mech.ablation.replacement import fit_replacement
     from spex_mech.ablation.respond import respond
-    from spex_mech.studies import open_study
+    from spex_mech.gallery.studies import open_study
 
     study = open_study(folder)
     task = study.task.take(torch.arange(min(PROMPTS, len(study.task))))

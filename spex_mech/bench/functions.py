@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from spex_mech.errors import DesignError
-from spex_mech.walsh.design import MaskDesign
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
 
 Kind = Literal["random", "hierarchical", "tanh"]

@@ -16,16 +16,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from spex_mech.auditing.faithfulness import SIZES, counts
 from spex_mech.bench.cases import studied
 from spex_mech.bench.timing import machine
 from spex_mech.circuit.select import choose_path
 from spex_mech.components import ComponentSet
-from spex_mech.evidence.faithfulness import SIZES, counts
 from spex_mech.gallery import open_card
-from spex_mech.running.pilot import deviation
+from spex_mech.measuring.pilot import deviation
 from spex_mech.walsh.decoding import Decoder, Samples, r_squared
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.joint import Joint
+from spex_mech.walsh.joint.joint import Joint
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
 
 Row = dict[str, Any]

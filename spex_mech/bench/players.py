@@ -16,21 +16,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spex_mech.ablation.measure import measure
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.bench.cases import MANY_NEURONS
+from spex_mech.bench.coded_players import random_blocks
 from spex_mech.bench.timing import machine
 from spex_mech.components import ComponentSet, select
-from spex_mech.studies import Study, open_study
-from spex_mech.walsh.coded import smallest_budget
+from spex_mech.gallery.studies import Study, open_study
+from spex_mech.measuring.measure import measure
+from spex_mech.walsh.decoders.linear import Linear
+from spex_mech.walsh.decoders.proxyspex import ProxySpex
 from spex_mech.walsh.decoding import Decoded, Decoder, Samples, r_squared
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.linear import Linear
-from spex_mech.walsh.players import random_blocks
-from spex_mech.walsh.proxy import ProxySpex
+from spex_mech.walsh.masks.coded import smallest_budget
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
-from spex_mech.walsh.spex import Spex
+from spex_mech.walsh.spex.spex import Spex
 
 Row = dict[str, Any]
 Respond = Callable[[MaskDesign], Tensor]

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spex_mech.ablation.backends.transformer_lens import hook_name
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.replacement import fit_replacement
-from spex_mech.ablation.transformer_lens import hook_name
 from spex_mech.components import heads, mlps
-from spex_mech.task import Task
+from spex_mech.tasks.task import Task
 
 
 def bridge_of(model: nn.Module) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from spex_mech.circuit.graph import Circuit, Interaction, Node
 from spex_mech.circuit.layout import DOT, TALL, WIDE, Band, Frame, Layout, Place, arrange, joint, shown_first
-from spex_mech.circuit.page import number, text
+from spex_mech.show.html import number, text
 
 COLOURS = {"synergy": "#009E73", "redundancy": "#CC79A7", "helps": "#0072B2", "hurts": "#D55E00"}
 DASHES = {"synergy": "", "redundancy": ' stroke-dasharray="7 5"'}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spex_mech.errors import FormatError
-from spex_mech.task import Task
 from spex_mech.tasks import GENERATORS
+from spex_mech.tasks.task import Task
 
 MODEL_KINDS = ("transformer_lens", "huggingface", "planted")
 METRICS = ("logit_diff", "log_prob", "prob", "prob_diff", "kl", "loss", "logit")

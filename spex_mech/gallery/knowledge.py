@@ -8,7 +8,7 @@ from typing import Any
 from spex_mech.components import Component
 from spex_mech.errors import ComponentError
 from spex_mech.gallery.card import RELATIONS, Published, Truth
-from spex_mech.gallery.files import CardFiles
+from spex_mech.gallery.card_files import CardFiles
 
 _MAX_INDEX = 1_000_000  # of a layer, head or neuron in a name
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from spex_mech.errors import FormatError, TaskError, all_problems
 from spex_mech.gallery.card import Card, Recipe
-from spex_mech.gallery.fields import prompt_parts, read_tables
-from spex_mech.gallery.files import CardFiles
+from spex_mech.gallery.card_fields import prompt_parts, read_tables
+from spex_mech.gallery.card_files import CardFiles
 from spex_mech.gallery.knowledge import read_published, read_truth
-from spex_mech.task import Task
+from spex_mech.tasks.task import Task
 
 _MODEL_FILES = {
     "transformer_lens": ("config.json", "model.safetensors"),

@@ -1,2 +1,1 @@
-"""The other lenses of SPEX: parts of a prompt, training examples, and heads and words at once. Same responses, same
-decoders."""
+"""The other lenses of SPEX: parts of a prompt, and training examples. Same responses, same decoders."""

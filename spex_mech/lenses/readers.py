@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spex_mech.ablation.batching import ELEMENTS, in_halves
 from spex_mech.errors import ModelError, ResponseError, TaskError
-from spex_mech.metrics import METRICS, Metric, Scored
+from spex_mech.tasks.metrics import METRICS, Metric, Scored
 
 Function = Callable[[list[str]], Any]
 MetricLike = str | Callable[..., Tensor]

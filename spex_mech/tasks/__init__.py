@@ -9,10 +9,10 @@ published of a task is cited where it is generated.
 
 from collections.abc import Callable
 
-from spex_mech.task import Task
 from spex_mech.tasks.documents import docstring, multiple_choice
 from spex_mech.tasks.sentences import gendered_pronouns, greater_than, ioi
 from spex_mech.tasks.sequences import induction, modular_arithmetic
+from spex_mech.tasks.task import Task
 
 GENERATORS: dict[str, Callable[..., Task]] = {
     "docstring": docstring,

@@ -4,10 +4,10 @@ import random
 from typing import Any
 
 from spex_mech.errors import TaskError
-from spex_mech.task import Task
 from spex_mech.tasks.drafts import TRIES, Draft, Order, choose, write_task
 from spex_mech.tasks.grids import Arrangement, Grid
 from spex_mech.tasks.speller import Speller
+from spex_mech.tasks.task import Task
 from spex_mech.tasks.words import ABOUT, ARGUMENTS, COLOURS, OBJECTS, SUBJECT
 
 _LETTERS = "ABCDE"

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from spex_mech.errors import TaskError
-from spex_mech.task import Task
 from spex_mech.tasks.drafts import TRIES, Draft, Order, choose, write_task
 from spex_mech.tasks.grids import Arrangement, Grid
 from spex_mech.tasks.speller import Speller
+from spex_mech.tasks.task import Task
 from spex_mech.tasks.words import EVENTS, KINDS, MEN, PLACES, PRAISE, THINGS, WOMEN
 
 _GIVING = (

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from spex_mech.errors import TaskError
-from spex_mech.task import Task
 from spex_mech.tasks.drafts import Order, check_count
 from spex_mech.tasks.grids import Grid
+from spex_mech.tasks.task import Task
 
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 

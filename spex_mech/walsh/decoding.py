@@ -12,8 +12,8 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from spex_mech.errors import DecodeError, ResponseError
-from spex_mech.walsh.design import MaskDesign
-from spex_mech.walsh.link import Link
+from spex_mech.walsh.link.link import Link
+from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
 
 _LEAST_FOLDS = 4  # that are not empty: of fewer different masks nothing can be told

@@ -1,0 +1,190 @@
+"""`BridgeSubject`: TransformerLens models through their own hook points.
+
+Known by their form (``cfg``, ``hook_dict``, ``hooks``), so TransformerBridge 4.x, native or wrapped, and objects
+with the
+hooks of HookedTransformer 2.x/3.x are all bound here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spex_mech.ablation.leave_out import Passage, cut_short
+from spex_mech.ablation.sites import input_features
+from spex_mech.ablation.subject import Edit, Shortcuts, Site, SiteKind
+from spex_mech.ablation.weights import describe_hooks, describe_weights, hash_weights
+from spex_mech.components import ModelShape
+from spex_mech.errors import ModelError
+
+_HOOKS: dict[SiteKind, str] = {"heads": "attn.hook_z", "neurons": "mlp.hook_post", "mlp": "hook_mlp_out"}
+
+
+def is_transformer_lens(model: Any) -> bool:
+    """Whether a model has the form of a TransformerLens model."""
+    return all(hasattr(model, name) for name in ("cfg", "hook_dict", "hooks", "run_with_hooks"))
+
+
+class BridgeSubject:
+    """A TransformerLens model; ablation edits hook_z, hook_post and hook_mlp_out, never hook_result."""
+
+    def __init__(self, model: Any, shortcuts: Shortcuts = Shortcuts()) -> None:
+        """Read the shape from ``cfg`` and the sites from the hooks that exist; raises `ModelError` if there are
+        none."""
+        self.model = model.eval()
+        self.shortcuts = shortcuts
+        sites = [site for layer in range(model.cfg.n_layers) for site in _layer_sites(model, layer)]
+        if not sites:
+            raise ModelError(
+                f"{type(model).__name__} has none of the hooks blocks.*.{', blocks.*.'.join(_HOOKS.values())}, "
+                "so no known site was found. Bind a TransformerBridge of a decoder-only language model."
+            )
+        self._sites = tuple(sites)
+        self._shape = _shape(model.cfg, self._sites)
+        self._passage = _passage(model)
+        self._options = {"use_cache": False} if hasattr(model, "enable_compatibility_mode") else {}
+        self._provenance = {
+            "backend": "transformer_lens",
+            "weight_processing": _processing(model),
+            **describe_weights(model),
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {self.shape.describe()} on {self.device}"
+
+    @property
+    def shape(self) -> ModelShape:
+        return self._shape
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return self._sites
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return {
+            **self._provenance,
+            "weights_sha256": hash_weights(self.model),
+            **describe_hooks(self.model),
+        }  # as they are now: they may have been edited
+
+    def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
+        """The weights that read a head or neuron site, as a writable view."""
+        block = self.model.blocks[site.layer]
+        part, legacy = (block.attn, "W_O") if site.kind == "heads" else (block.mlp, "W_out")
+        bridge: Any = getattr(part, "o" if site.kind == "heads" else "out", None)
+        if hasattr(bridge, "original_component"):
+            return input_features(bridge.original_component)
+        weight = getattr(part, legacy)
+        return weight.data.view(-1, weight.shape[-1])
+
+    def possible_shortcuts(self) -> Shortcuts:
+        """What might be left out in a model of this form; binding tries it.
+
+        A bridge's ``hook_z`` lies inside the output projection, so narrowing that narrows the heads as well.
+        """
+        last = len(self._passage.blocks) - 1
+        kinds = {"heads", "neurons", "mlp"} if _out_module(self._passage.blocks[-1]) else {"neurons", "mlp"}
+        narrow = {site for site in self._sites if site.layer == last and site.kind in kinds}
+        return Shortcuts(True, last > 0, bool(self._passage.mlps), frozenset(narrow), self._passage.final is not None)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        edits: Mapping[Site, Edit],
+        positions: Int[Tensor, " row"] | None,
+        growth: Mapping[int, Int[Tensor, " row"]] | None = None,
+    ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
+        """See `Growing.forward`."""
+        cuts = cut_short(self._passage, self.shortcuts, edits, positions, growth)
+        with torch.inference_mode(), self.model.hooks(fwd_hooks=self.fwd_hooks(edits)), cuts:
+            logits = self.model(tokens, **self._options)
+        if positions is None:
+            return logits
+        if self.shortcuts.last:
+            return logits[:, 0]
+        return logits[torch.arange(len(logits), device=logits.device), positions.to(logits.device)]
+
+    @contextmanager
+    def in_force(self, edits: Mapping[Site, Edit]) -> Iterator[Any]:
+        """The edits in every forward pass of the model itself, for the length of a with-block."""
+        with self.model.hooks(fwd_hooks=self.fwd_hooks(edits)):
+            yield self.model
+
+    def fwd_hooks(self, edits: Mapping[Site, Edit]) -> list[tuple[str, Callable[..., Tensor]]]:
+        """The edits as TransformerLens takes them: pairs of a hook point's name and ``fn(tensor, hook)``."""
+        return [(hook_name(site), _as_hook(edit)) for site, edit in edits.items()]
+
+
+def hook_name(site: Site) -> str:
+    """The hook point of a site, as TransformerLens names it.
+
+    >>> hook_name(Site(3, "heads", 12, 64))
+    'blocks.3.attn.hook_z'
+    """
+    return f"blocks.{site.layer}.{_HOOKS[site.kind]}"
+
+
+def _as_hook(edit: Edit) -> Callable[..., Tensor]:
+    def fn(tensor: Tensor, hook: Any) -> Tensor:
+        if tensor.ndim == 3:
+            return edit(tensor)
+        edited = edit(rearrange(tensor, "row pos head feature -> row pos (head feature)"))
+        return rearrange(edited, "row pos (head feature) -> row pos head feature", head=tensor.shape[2])
+
+    return fn
+
+
+def _passage(model: Any) -> Passage:
+    blocks = tuple(model.blocks)
+    mlps = {layer: block.mlp for layer, block in enumerate(blocks) if hasattr(block, "mlp")}
+    ends = [_out_module(blocks[-1]), mlps.get(len(blocks) - 1)]
+    return Passage(blocks, mlps, tuple(m for m in ends if m is not None), getattr(model, "unembed", None))
+
+
+def _out_module(block: Any) -> nn.Module | None:
+    """The attention's output projection, where it is a module of its own (HookedTransformer has none)."""
+    return getattr(getattr(block, "attn", None), "o", None)
+
+
+def _layer_sites(model: Any, layer: int) -> list[Site]:
+    cfg, there = model.cfg, model.hook_dict
+    found = []
+    if f"blocks.{layer}.attn.hook_z" in there:
+        found.append(Site(layer, "heads", int(cfg.n_heads), int(cfg.d_head)))
+    if f"blocks.{layer}.mlp.hook_post" in there and not getattr(cfg, "num_experts", None):
+        found.append(Site(layer, "neurons", int(cfg.d_mlp), 1))
+    if f"blocks.{layer}.hook_mlp_out" in there and not getattr(cfg, "attn_only", False):
+        found.append(Site(layer, "mlp", 1, int(cfg.d_model)))
+    return found
+
+
+def _shape(cfg: Any, sites: tuple[Site, ...]) -> ModelShape:
+    counts = {(site.kind, site.layer): site.parts for site in sites}
+    layers = range(cfg.n_layers)
+    heads = tuple(counts.get(("heads", layer), 0) for layer in layers)
+    kv_heads = int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads)
+    return ModelShape(
+        name=str(getattr(cfg, "model_name", None) or "transformer_lens model"),
+        heads=heads,
+        kv_heads=tuple(kv_heads if h else 0 for h in heads),
+        mlps=tuple(("mlp", layer) in counts for layer in layers),
+        neurons=tuple(counts.get(("neurons", layer), 0) for layer in layers),
+        d_vocab=int(cfg.d_vocab),
+        d_vocab_out=int(getattr(cfg, "d_vocab_out", 0) or 0),
+    )
+
+
+def _processing(model: Any) -> str:
+    """Whether TransformerLens folded and centred the weights: zero ablation then means something else."""
+    if not hasattr(model, "enable_compatibility_mode"):
+        return "as loaded by HookedTransformer"
+    return "compatibility mode" if getattr(model, "compatibility_mode", False) else "none"

@@ -1,0 +1,207 @@
+"""`audit`: the return journey. A run's claims, each put to fresh forward passes, within a stated budget."""
+
+import hashlib
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spex_mech.ablation.binding import bind
+from spex_mech.ablation.replacement import Replacement, fit_replacement
+from spex_mech.ablation.subject import Subject
+from spex_mech.auditing.audit_record import Audit, Known
+from spex_mech.auditing.choosing import choose_circuits, verify_found
+from spex_mech.auditing.comparisons import Desk, add_kl, try_baselines, try_replacements
+from spex_mech.auditing.confirmation import try_interactions
+from spex_mech.auditing.faithfulness import precision_recall
+from spex_mech.auditing.passes import Ledger, Passes
+from spex_mech.auditing.sensitivity import other_probs, try_contexts, try_stability
+from spex_mech.auditing.verification import (
+    RANDOM_SETS,
+    Case,
+    add_random,
+    cautions,
+    our_ranking,
+    try_completeness,
+    try_fresh,
+    try_minimality,
+)
+from spex_mech.circuit.build import plain as plain_evidence
+from spex_mech.errors import DesignError, ResponseError, all_problems
+from spex_mech.files.locks import hold
+from spex_mech.files.records import differences
+from spex_mech.measuring.experiment import describe_experiment
+from spex_mech.progress import mask_progress
+from spex_mech.store.discovery import Discovery, lens_of
+from spex_mech.tasks.task import Task
+from spex_mech.walsh.masks.design import MaskDesign
+
+LEAST = 96  # masks: the circuits at all sizes, and a few for everything else
+AUDIT = "audit.json"
+
+
+def audit(
+    found: Discovery,
+    subject: Any,
+    task: Task,
+    *,
+    fresh_seed: int = 1,
+    budget: int = 2048,
+    size: int | None = None,
+    known: Iterable[str] | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+    seconds: float = 2.0,
+) -> Audit:
+    """Put a run to the test on masks that had no part in it.
+
+    In this order: circuits at MIB's ten sizes, to preserve the metric (CMD) and to help it (CPR), and the smallest
+    faithful one, chosen on the polynomial and by a search near what it chose (a fifth of the budget); R² on fresh masks
+    (a fifth); the worst predicted knockouts (completeness, minimality); random sets (a tenth); rankings by order-1
+    regression on as many masks as our circuits took, single ablation, activation patching (where the task has corrupt
+    prompts) and pairs (a tenth); KL of the chosen circuits; other replacements on masks of the run (a tenth); with all
+    that is left but a twelfth, confirmation factorials for every interaction and every proposed group of backups; then
+    factorials among others that are kept more or less often. Stability over masks and prompts costs no masks.
+
+    Args:
+        found: a run; subject, task: the same model and prompts, which is checked by content.
+        fresh_seed: of everything drawn here.
+        budget: masks; the forward rows are masks × prompts. What it does not reach is said in ``.skipped``.
+        size: components of the audited circuit; default: the fewest whose predicted faithfulness is within .1 of 1.
+        known: names of a known circuit, to be compared with.
+        out: run folder. ``audit.json`` goes there, and a journal: the same call goes on where a killed one was.
+        progress: show a bar of masks.
+        seconds: an exact selection may take, for each size.
+
+    Raises:
+        ResponseError: another model, other prompts or another metric than the run's (what differs is named); a metric
+            that ablation does not change.
+        DesignError: a budget below 96 masks.
+
+    Source: MIB (Mueller et al. 2025) for faithfulness, CPR and CMD; Wang et al. 2022 for completeness and minimality.
+    """
+    refuse_other_lens(found)
+    bound, started = bind(subject), time.perf_counter()
+    task = task.check(bound.shape)
+    if budget < LEAST:
+        raise DesignError(f"an audit of {budget} masks was asked for; it needs at least {LEAST}. Raise the budget.")
+    reference = _replacement_of(found, bound, task)
+    record = _experiment(found, bound, task, reference, {"fresh_seed": fresh_seed, "budget": budget, "size": size})
+    with hold(out), mask_progress(budget, "auditing", shown=progress) as tick, ExitStack() as journals:
+        ledger = Ledger(budget, tick)
+        desk = Desk(found, bound, task, reference, ledger, record, out, journals)
+        case = _open_case(found, desk.passes("main"), ledger, fresh_seed)
+        result = _try_all(case, desk, size, tuple(known or ()), seconds)
+        spent = {"masks": ledger.spent, "rows": ledger.spent * len(task), "seconds": time.perf_counter() - started}
+        result = replace(result, record=plain_evidence({**_provenance(found, record), **spent}))
+        if out is not None:
+            result.save(Path(out) / AUDIT)
+        return result
+
+
+def refuse_other_lens(found: Discovery) -> None:
+    """Raises `ResponseError` for runs whose components are not a model's."""
+    lens = lens_of(found.record)
+    if lens != "components":
+        what, verb = ("parts of a prompt", "features") if lens == "features" else ("training examples", "data")
+        raise ResponseError(
+            f"this run is of {what}, and an audit ablates components of a model. Put it to the test by the held-out R² "
+            f"of the run, and by the same discover_{verb} with another seed: found.predict(other.responses.keep) "
+            "beside other.responses.values."
+        )
+
+
+def _open_case(found: Discovery, passes: Passes, ledger: Ledger, seed: int) -> Case:
+    ends = passes.means(torch.tensor([[True], [False]]).expand(2, len(found.components)))
+    case = Case(found, passes, ledger, seed, float(ends[0]), float(ends[1]))
+    case.share(case.intact)  # raises where both ends are the same
+    return case
+
+
+def _try_all(case: Case, desk: Desk, size: int | None, known: tuple[str, ...], seconds: float) -> Audit:
+    """Every trial in turn; the order decides who has the budget."""
+    share, skipped = case.ledger.share, list[str]()
+    inside = [name for name in known if name in case.found.components]
+    chosen = choose_circuits(case, size, share(0.2), seconds)
+    circuit, sizes, nodes = chosen.circuit, chosen.sizes, verify_found(case)
+    fresh = try_fresh(case, max(16, share(0.2)))
+    completeness = try_completeness(case, circuit.names, share(0.03), chosen.predict)
+    minimality = try_minimality(case, circuit.names, share(0.05), chosen.predict)
+    unverified = sum(k.measured is None for k in [*completeness, *minimality])
+    if unverified:
+        skipped.append(f"{unverified:,} knockouts are predicted only")
+    rankings = [our_ranking(case, sizes, inside, chosen.search.masks)]
+    different = len({row.count for row in sizes} - {0, len(case.names)})
+    number = min(RANDOM_SETS, share(0.1) // max(1, different))
+    if number >= 2:
+        sizes, null = add_random(case, sizes, number)
+        rankings.append(null)
+    else:
+        skipped.append("random sets of the same size")
+    rankings += try_baselines(case, desk, inside, skipped, chosen.search.masks)
+    circuit, sizes = add_kl(case, desk, circuit, sizes, skipped)
+    replacements = try_replacements(case, desk, skipped)
+    spare = share(0.08) if other_probs(case) else 0
+    interactions, backups, left = try_interactions(case, spare)
+    contexts = try_contexts(case, interactions, case.ledger.left)
+    if interactions and other_probs(case) and not contexts:
+        skipped.append("interactions where others are kept more or less often")
+    if left:
+        skipped.append(f"{left:,} weaker interactions or groups were not put to a factorial")
+    return Audit(
+        case.names, case.found.responses.unit, case.intact, case.empty, fresh, circuit, nodes, tuple(sizes),
+        rankings[0].cpr or 0.0, rankings[0].cmd or 0.0, tuple(rankings), tuple(completeness), tuple(minimality),
+        interactions, backups, _known(circuit.names, known, inside), tuple(skipped),
+        cautions(case, fresh), {}, chosen.search, try_stability(case), replacements, contexts,
+    )  # fmt: skip
+
+
+def _known(circuit: tuple[str, ...], known: tuple[str, ...], inside: list[str]) -> Known | None:
+    if not known:
+        return None
+    outside = tuple(name for name in known if name not in inside)
+    return Known(known, outside, *precision_recall(circuit, inside))
+
+
+def _replacement_of(found: Discovery, subject: Subject, task: Task) -> Replacement:
+    """The run's replacement, its values taken again."""
+    record = found.record.get("replacement", {})
+    seed = record.get("seed", found.record.get("seed", 0))
+    return fit_replacement(subject, task, found.components, record.get("kind", "mean"), record.get("per"), seed)
+
+
+def _experiment(
+    found: Discovery, subject: Subject, task: Task, reference: Replacement, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What decides the values of an audit, by content; another experiment than the run's is refused."""
+    here = describe_experiment(subject, task, reference, MaskDesign.bernoulli(len(found.components), 1))
+    there = {part: found.record.get(part, {}) for part in ("subject", "task")}
+    same = ("weights_sha256", "weight_processing")
+    other = differences(_some(there["subject"], same), _some(here["subject"], same), "model.", ("in the run", "here"))
+    other += differences(there["task"], here["task"], "task.", ("in the run", "here"))
+    if other:
+        raise ResponseError(
+            all_problems("this is not the experiment of the run, so it cannot be audited on it:", other)
+            + "\nGive the model, the prompts and the metric of the run."
+        )
+    content = hashlib.sha256(repr(list(found.spectrum.mean_output().sorted().terms())).encode()).hexdigest()
+    return {**here, "design": None, "audit": dict(asked), "spectrum_sha256": content}
+
+
+def _some(record: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: record.get(key) for key in keys}
+
+
+def _provenance(found: Discovery, record: Mapping[str, Any]) -> dict[str, Any]:
+    run = _some(found.record, ("seed", "masks", "heldout_r2", "outcome", "unit"))
+    decoder = found.record.get("decoder", {}).get("name")
+    asked = dict(record["audit"])
+    return {
+        "spex_mech": version("spex-mech"), **asked, "run": {**run, "decoder": decoder},
+        **{part: record[part] for part in ("subject", "task", "replacement")},
+    }  # fmt: skip

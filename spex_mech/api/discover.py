@@ -1,0 +1,140 @@
+"""The spine: subject, task, components → masks → responses → polynomial → circuit. Each line calls one pass."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spex_mech.ablation.binding import bind
+from spex_mech.ablation.fitted import remember
+from spex_mech.ablation.replacement import fit_replacement
+from spex_mech.ablation.respond import Engine
+from spex_mech.components import ComponentSet
+from spex_mech.files.locks import hold
+from spex_mech.measuring.decode import choose_decoder, decode_held
+from spex_mech.measuring.experiment import choose_components, describe_experiment
+from spex_mech.measuring.in_folder import measure_once
+from spex_mech.measuring.masks import Keep, choose_design, share_early
+from spex_mech.measuring.narrowing import narrow
+from spex_mech.measuring.pilot import settle_keep
+from spex_mech.measuring.scaling import choose_run
+from spex_mech.measuring.workers import Workers
+from spex_mech.progress import mask_progress, said
+from spex_mech.store.discovery import Discovery, recall
+from spex_mech.store.responses import Responses
+from spex_mech.tasks.task import Task
+from spex_mech.walsh.certainty.weigh import check_certainty
+
+
+def discover(
+    subject: Any,
+    task: Task,
+    components: ComponentSet | str | None = None,
+    budget: int = 1024,
+    keep: Keep = 0.5,
+    replacement: str = "mean",
+    decoder: str = "auto",
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = False,
+    per: str | None = None,
+    share: int = 1,
+    folds: int = 0,
+    resamples: int = 0,
+    link: str = "auto",
+    workers: Workers | None = None,
+    refine: bool = False,
+) -> Discovery:
+    """Find which components of `subject` matter together for `task`, from `budget` ablation masks.
+
+    Fits ``metric(keep) ≈ Σ_S F(S) Π_{i∈S} φ(keep_i)`` to the mean of the metric over prompts under random sets of
+    ablated components, and reads the sets S as the nodes and hyperedges of a circuit.
+
+    Args:
+        subject: a bound subject, or any model that `bind` takes.
+        task: prompts, answers and metric; per-prompt values are always kept.
+        components: a `ComponentSet`, or an expression for `select`; default: all heads and MLP layers.
+        budget: number of masks; the forward rows are ``budget × prompts``. Where all 2^n masks fit into it, they are
+            all measured (with `decoder` "auto" or "exact").
+        keep: the keep-probability of the masks, several of them (strata in equal shares), "coded" (SPEX's masks), or
+            "auto": half at 0.5 and half at 0.9, unless a pilot (at most a tenth of the budget) says clearly that other
+            masks differ more in the metric; the record's ``"pilot"`` has its figures.
+        replacement: what an ablated component is replaced by: "mean", "zero" or "resample".
+        decoder: "auto" (exact where all masks fit the budget, spex for coded masks, else joint), "joint" (several
+            proxies, stacked and read out), "proxyspex" (its trees alone, a few times faster), "spex", "linear" or
+            "exact".
+        seed: of the masks, the held-out split, and resampling.
+        out: run folder. Every finished chunk of masks is on disk before the next begins; the same call on the same
+            folder goes on where a killed run was, to the same bits, and costs nothing once complete. A folder of
+            another experiment is refused, saying what differs; so is one that another process works in.
+        progress: show a bar of masks.
+        share: masks in runs of that many agree on the components of the earlier half of the touched layers, which such
+            a run passes once: about a quarter off the cost at 2, and three eighths at 4, for slightly less knowledge a
+            mask. Worth it where the forward passes are what costs; raise the budget by as much.
+        folds: what errors and q-values are made from: 0, the decoder's held-out masks, at no cost; K ≥ 2, cross-fitting
+            over K folds, which uses every mask and costs K decodings (3 is a good number).
+        resamples: what stability is made from: 0, a hundred refits of the sets that pass, each to half of the masks; an
+            even number, so many decodings of half of the masks each.
+        link: what lies between polynomial and metric: "identity" (nothing), a saturating function by name ("logistic",
+            "softplus", "spline"), or "auto": the identity, unless masks that had no part in the fit say clearly that it
+            loses. With a link, interactions are on the latent scale; ``interactions("raw")`` are the metric's own.
+        workers: pass the masks through that many processes on this machine or a cluster (`Workers`, needs ray): the
+            same bits, sooner. None: here.
+        per: "position" or "pooled" means; default: per position where all prompts have one length.
+        refine: ablate blocks of components first and split only those that carry weight, down to single components
+            (`narrowing.narrow`); `budget` is that of all rounds. For thousands of components: far fewer masks, at the
+            price that what no block shows is not looked at again. The result is over the components that were left.
+
+    Returns:
+        a `Discovery` with ``.responses``, ``.decoded``, ``.spectrum``, ``.circuit``, ``.interactions()``,
+        ``.predict(keep)``.
+
+    Raises:
+        SpexMechError: anything about the input that cannot work, before the first forward pass where it can be known.
+
+    Source: ProxySPEX, Butler et al. 2025 (arXiv 2505.17495); SPEX, Kang et al. 2025 (arXiv 2502.13870).
+    """
+    subject = bind(subject)
+    chosen = choose_components(subject, components)
+    task = task.check(subject.shape)
+    if refine:
+        asked = partial(
+            discover, subject, task, keep=keep, replacement=replacement, decoder=decoder, seed=seed, progress=progress,
+            per=per, share=share, folds=folds, resamples=resamples, link=link, workers=workers,
+        )  # fmt: skip
+        return narrow(chosen, budget, lambda left, masks, folder: asked(left, masks, out=folder), out)
+    design = share_early(choose_design(len(chosen), budget, keep, decoder, seed), chosen, share)
+    choose_decoder(decoder, design, design.n_masks, link)  # a budget it cannot use is refused before it is spent
+    check_certainty(design, folds, resamples)
+    run = choose_run(workers, subject)
+    with hold(out):
+        reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
+        remember(subject, reference)
+        engine, started = Engine(subject, task, chosen, reference), time.perf_counter()
+        settled = settle_keep(design, keep, engine, describe_experiment(subject, task, reference, design), out)
+        record = describe_experiment(subject, task, reference, settled.design)
+        responses, resumed = recall(out, record, chosen), {"resumed_masks": settled.design.n_masks}
+        if responses is None:
+            with mask_progress(settled.design.n_masks, "ablating", shown=progress) as tick:
+                responses, resumed = measure_once(engine, settled.design, record, out, tick, settled.known, run)
+        spent = {"seconds": {"respond": time.perf_counter() - started}, **resumed, **settled.told}
+        with said("decoding", shown=progress):
+            return decode_held(responses, decoder, seed, out, spent, folds, resamples, link)
+
+
+def decode(
+    responses: Responses,
+    decoder: str = "auto",
+    seed: int = 0,
+    out: str | Path | None = None,
+    folds: int = 0,
+    resamples: int = 0,
+    link: str = "auto",
+) -> Discovery:
+    """Decode responses that were paid for before; the second half of `discover`, which needs no model.
+
+    Raises `DecodeError` where the decoder cannot use these masks, `ResponseError` where values are not finite, or `out`
+    is in use or holds other responses.
+    """
+    with hold(out):
+        return decode_held(responses, decoder, seed, out, {}, folds, resamples, link)

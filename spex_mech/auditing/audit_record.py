@@ -1,0 +1,196 @@
+"""`Audit`: what fresh forward passes said of a run; as one object, a table, and ``audit.json``."""
+
+import html
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+
+from spex_mech.auditing.factorials import BackupCheck, Confirmation
+from spex_mech.auditing.findings import ContextRow as ContextRow
+from spex_mech.auditing.findings import Fresh as Fresh
+from spex_mech.auditing.findings import Known as Known
+from spex_mech.auditing.findings import RankingRow as RankingRow
+from spex_mech.auditing.findings import ReplacementRow as ReplacementRow
+from spex_mech.auditing.findings import Search as Search
+from spex_mech.auditing.findings import SizeRow as SizeRow
+from spex_mech.auditing.findings import StabilityRow as StabilityRow
+from spex_mech.auditing.findings import Verified as Verified
+from spex_mech.auditing.knockouts import Knockout
+from spex_mech.errors import FormatError, all_problems
+from spex_mech.files.json import is_number, read_json, write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AUDIT_SCHEMA = "spex_mech.audit/1"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The evidence for a run, from masks that had no part in finding it.
+
+    Circuits are the exception: they are searched for here, on masks and prompts that also report (see `Search`).
+
+    Attributes:
+        components, unit: as the run's; intact, empty: the metric with nothing and with everything ablated.
+        fresh: held-out R² on masks drawn anew.
+        circuit: the smallest set found whose faithfulness is within a tenth of 1 (or of the size asked for).
+        found: all nodes of the run's circuit.
+        sizes, cpr, cmd: the selected sets at MIB's sizes; rankings: ours first, then the baselines and random sets.
+        completeness: knockouts with the largest predicted gaps, worst first; minimality: one for every component.
+        interactions: each of order 2 and more, confirmed by a factorial; backups: groups, likewise.
+        known: against a known circuit, where one was given.
+        skipped: what the budget did not reach, or the task does not allow;
+        cautions: what keeps figures from being read as usual; in words.
+        record: how it came to be.
+        search: for the circuits; stability: over masks and prompts; replacements: other ones than the run's; contexts:
+            the strongest interactions where others are kept more, or less, often.
+    """
+
+    components: tuple[str, ...]
+    unit: str
+    intact: float
+    empty: float
+    fresh: Fresh
+    circuit: Verified
+    found: Verified
+    sizes: tuple[SizeRow, ...]
+    cpr: float
+    cmd: float
+    rankings: tuple[RankingRow, ...]
+    completeness: tuple[Knockout, ...]
+    minimality: tuple[Knockout, ...]
+    interactions: tuple[Confirmation, ...]
+    backups: tuple[BackupCheck, ...]
+    known: Known | None
+    skipped: tuple[str, ...]
+    cautions: tuple[str, ...]
+    record: Mapping[str, Any]
+    search: Search | None = None
+    stability: tuple[StabilityRow, ...] = ()
+    replacements: tuple[ReplacementRow, ...] = ()
+    contexts: tuple[ContextRow, ...] = ()
+
+    @property
+    def confirmed(self) -> tuple[Confirmation, ...]:
+        """The interactions that are there at a false discovery rate of 5 %, with the sign that was claimed."""
+        return tuple(check for check in self.interactions if check.confirmed())
+
+    def interactions_frame(self) -> "pd.DataFrame":
+        """One row an interaction: claimed, predicted, estimate ± stderr, contexts, p, q, knockout, confirmed."""
+        import pandas as pd
+
+        names = [field.name for field in fields(Confirmation)]
+        rows = [[*(getattr(check, name) for name in names), check.confirmed()] for check in self.interactions]
+        return pd.DataFrame(rows, columns=[*names, "confirmed"])
+
+    def sizes_frame(self) -> "pd.DataFrame":
+        """One row a size: faithfulness of the sets that preserve and that help, measured, and of random sets."""
+        import pandas as pd
+
+        rows = [
+            (r.size, r.count, r.preserve.faithfulness, r.help.faithfulness, r.random_mean, r.random_std)
+            for r in self.sizes
+        ]
+        return pd.DataFrame(rows, columns=["size", "count", "preserve", "help", "random_mean", "random_std"])
+
+    def rankings_frame(self) -> "pd.DataFrame":
+        """One row a ranking."""
+        import pandas as pd
+
+        names = [field.name for field in fields(RankingRow)]
+        return pd.DataFrame([[getattr(row, name) for name in names] for row in self.rankings], columns=names)
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``audit.json``, whole or not at all; `load_audit` reads it back."""
+        record = {"schema": AUDIT_SCHEMA, **_plain(self)}
+        return write_whole(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+    def _repr_html_(self) -> str:
+        """The summary, then rankings and confirmed interactions as tables; every text is escaped."""
+        columns = ["components", "claimed", "estimate", "stderr", "q_value", "confirmed"]
+        frames = [("Circuits at MIB's ten sizes", self.rankings_frame().drop(columns="auroc_over_sizes"))]
+        if self.interactions:
+            joined = self.interactions_frame()[columns]
+            joined["components"] = [" × ".join(names) for names in joined["components"]]
+            frames.append(("Interactions, measured again", joined))
+        tables = (
+            f"<p><b>{html.escape(title)}</b></p>{frame.to_html(index=False, na_rep='', float_format='{:.4g}'.format)}"
+            for title, frame in frames
+        )
+        told = [str(self), *(f"caution: {words}" for words in self.cautions)]
+        return "".join(f"<p>{html.escape(words)}</p>" for words in told) + "".join(tables)
+
+    def __str__(self) -> str:
+        r2 = "" if self.fresh.r2 is None else f"R² {self.fresh.r2:.3f} on {self.fresh.masks} fresh masks; "
+        return (
+            f"Audit: {r2}{len(self.circuit.names)} of {len(self.components)} components give "
+            f"{self.circuit.faithfulness:.2f} of the behaviour; {len(self.confirmed)} of {len(self.interactions)} "
+            f"interactions confirmed; CPR {self.cpr:.3f}, CMD {self.cmd:.3f}; {self.record['masks']:,} masks"
+        )
+
+    __repr__ = __str__
+
+
+def load_audit(path: str | Path) -> Audit:
+    """Read ``audit.json``; raises one `FormatError`, all problems in it, on anything that is not a whole audit."""
+    record = read_json(path, AUDIT_SCHEMA)
+    problems = list[str]()
+    found = _build(Audit, {key: value for key, value in record.items() if key != "schema"}, "", problems)
+    if problems:
+        raise FormatError(all_problems(f"{path} is not a sound audit:", problems))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it; a number that is none becomes null."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _build(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """A value of a declared type from JSON; what is wrong is noted, and None comes back."""
+    if get_origin(kind) is UnionType:
+        inner = next(arg for arg in get_args(kind) if arg is not NoneType)
+        return None if value is None else _build(inner, value, where, problems)
+    if is_dataclass(kind):
+        return _build_object(kind, value, where, problems)
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        if isinstance(value, list):
+            return tuple(_build(inner, item, f"{where}[{i}]", problems) for i, item in enumerate(value))
+    elif kind is float and is_number(value):
+        return float(value)
+    elif kind is int and is_number(value) and value == int(value):
+        return int(value)
+    elif (kind is str and isinstance(value, str)) or (get_origin(kind) is not None and isinstance(value, dict)):
+        return value
+    problems.append(f"{where} is {str(value)[:40]!r}, which is no {getattr(kind, '__name__', kind)}")
+    return None
+
+
+def _build_object(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(value, dict):
+        problems.append(f"{where or 'the file'} must be an object")
+        return None
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    needed = [field.name for field in fields(kind) if field.default is MISSING]  # others came to the schema later
+    missing, unknown = [n for n in needed if n not in value], [n for n in value if n not in names]
+    dot = f"{where}." if where else ""
+    problems += [f"{dot}{name} is missing" for name in missing]
+    problems += [f"{dot}{str(name)[:40]} is not a field of this schema" for name in unknown]
+    if missing or unknown:
+        return None
+    return kind(**{name: _build(hints[name], value[name], f"{dot}{name}", problems) for name in names if name in value})

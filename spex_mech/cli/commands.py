@@ -1,0 +1,243 @@
+"""What a command does between parsing and printing: `discover` of the command line, benches, and answers as JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from spex_mech.api.discover import discover
+from spex_mech.api.plan import Plan, plan_run
+from spex_mech.api.report import write_report
+from spex_mech.cli.costs import Cost, crowding, estimate
+from spex_mech.cli.options import BENCHES, HERE
+from spex_mech.errors import SpexMechError
+from spex_mech.files.json import write_whole
+from spex_mech.gallery.studies import STUDY, Study, open_study, save_source
+from spex_mech.measuring.scaling import source_of
+from spex_mech.measuring.workers import Workers
+from spex_mech.store.discovery import RESPONSES, Discovery
+
+SLOW = 4_000  # forward rows from which on it is told how long they will take
+
+
+def run_discover(
+    what: str,
+    out: Path,
+    *,
+    show: Any = None,
+    prompts: Path | None = None,
+    model: str | None = None,
+    components: str | None = None,
+    device: str | None = None,
+    replacement: str | None = None,
+    keep: str = "0.5",
+    budget: int = 1024,
+    workers: int | None = None,
+    ray: str | None = None,
+    gpus_each: float = 0.0,
+    **options: Any,
+) -> Discovery:
+    """Open a study, tell what it will cost, run it into a folder, and write its report.
+
+    Args:
+        show: called with the study and its `Cost` before anything is spent; None: nobody asks.
+    """
+    study = open_study(what, prompts=prompts, model=model, components=components, device=device)
+    kind = replacement or study.replacement
+    per = study.per if kind == study.replacement else None
+    crew = hire(study, what, model, workers, ray, gpus_each)
+    if show is not None:
+        cost = _cost(study, out, budget, probabilities(keep), kind, per)
+        show(study, replace(cost, note=crowding(crew, study.subject.device)))
+    found = discover(
+        study.subject, study.task, study.components, budget=budget, keep=probabilities(keep), replacement=kind,
+        per=per, out=out, progress=show is not None, workers=crew, **options,
+    )  # fmt: skip
+    save_source(out, what, prompts, model)
+    write_report(out)
+    return found
+
+
+def run_plan(
+    what: str,
+    *,
+    prompts: Path | None,
+    model: str | None,
+    components: str | None,
+    replacement: str | None,
+    device: str | None,
+    keep: str,
+    **options: Any,
+) -> Plan:
+    """Open a study and plan a run of it."""
+    study = open_study(what, prompts=prompts, model=model, components=components, device=device)
+    kind = replacement or study.replacement
+    return plan_run(
+        study.subject, study.task, study.components, keep=probabilities(keep), replacement=kind,
+        per=study.per if kind == study.replacement else None, **options,
+    )  # fmt: skip
+
+
+def run_respond(
+    what: str,
+    out: Path,
+    *,
+    shard: str,
+    quiet: bool,
+    prompts: Path | None,
+    model: str | None,
+    components: str | None,
+    replacement: str | None,
+    device: str | None,
+    keep: str,
+    workers: int | None,
+    ray: str | None,
+    gpus_each: float,
+    **options: Any,
+) -> dict[str, Any]:
+    """Open a study and measure one shard of it; what was measured, and where."""
+    from spex_mech.api.shards import Shard, respond_shard
+
+    part = Shard.parse(shard)
+    study = open_study(what, prompts=prompts, model=model, components=components, device=device)
+    kind = replacement or study.replacement
+    told = respond_shard(
+        study.subject, study.task, study.components, keep=probabilities(keep), replacement=kind,
+        per=study.per if kind == study.replacement else None, out=out, shard=part, progress=not quiet,
+        workers=hire(study, what, model, workers, ray, gpus_each), **options,
+    )  # fmt: skip
+    save_source(out, what, prompts, model)
+    return {"folder": str(out), "shard": str(part), **told}
+
+
+def run_merge(folders: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Merge shards; the merged folder knows what they were opened from."""
+    from spex_mech.api.shards import merge_shards, shard_folders
+
+    responses = merge_shards(folders, out)
+    source = next((path / STUDY for path in shard_folders(folders) if (path / STUDY).is_file()), None)
+    if source is not None and source.resolve() != (out / STUDY).resolve():
+        write_whole(out / STUDY, source.read_text(encoding="utf-8"))
+    return {"folder": str(out), "masks": len(responses), "prompts": responses.values.shape[1], "unit": responses.unit}
+
+
+def hire(
+    study: Study, what: str, model: str | None, workers: int | None, ray: str | None, gpus_each: float
+) -> Workers | None:
+    """The workers that a command line asks for; none: this process measures."""
+    if workers is None and ray is None:
+        return None
+    source = source_of(what, model=model, device=study.subject.device.type)
+    address = None if ray == HERE else ray
+    return Workers(source, 2 if workers is None else workers, gpus_each=gpus_each, address=address)
+
+
+def _cost(
+    study: Study, out: Path, budget: int, keep: float | Sequence[float] | str, replacement: str, per: str | None
+) -> Cost:
+    """What the run will cost; its speed is measured only where it will take a while, and nothing is there yet."""
+    n = len(study.components)
+    cost = Cost(min(budget, 1 << n) if n < 40 else budget, len(study.task))
+    if cost.rows < SLOW or (out / RESPONSES).exists():
+        return cost
+    known = [keep] if isinstance(keep, float) else [] if isinstance(keep, str) else list(keep)
+    share = sum(known) / len(known) if known else 0.5
+    return estimate(
+        study.subject, study.task, study.components, cost.masks, keep_prob=share, replacement=replacement, per=per
+    )
+
+
+def probabilities(text: str) -> float | list[float] | str:
+    """A keep-probability, several, or the word that was given.
+
+    >>> probabilities("0.9"), probabilities("0.5,0.9"), probabilities("coded")
+    (0.9, [0.5, 0.9], 'coded')
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        return text
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def run_bench(
+    what: str,
+    *,
+    device: str = "cpu",
+    quick: bool = False,
+    peer_python: Path | None = None,
+    cards: Path | None = None,
+    search: bool = False,
+    budgets: str | None = None,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """One of the benches by name; raises `SpexMechError` where there is none of it."""
+    peer = None if peer_python is None else str(peer_python)
+    if what == "ablation":
+        from spex_mech.bench.ablation_cost import run as run_ablation
+
+        return run_ablation(device, quick)
+    if what == "decode":
+        from spex_mech.bench.decoding_cost import run as run_decode
+
+        return run_decode(device, quick, peer)
+    if what == "accuracy":
+        from spex_mech.bench.accuracy import run as run_accuracy
+
+        return run_accuracy(quick, cards, peer, search, numbers(budgets), out)
+    if what == "players":
+        from spex_mech.bench.players import run as run_players
+
+        return run_players(quick, cards)
+    if what == "keep":
+        from spex_mech.bench.keeps import run as run_keeps
+
+        return run_keeps(quick, cards, numbers(budgets))
+    if what == "workers":
+        from spex_mech.bench.ray_throughput import run as run_workers
+
+        return run_workers(quick)
+    known = f"{', '.join(BENCHES[:-1])} and {BENCHES[-1]}"
+    raise SpexMechError(f"there is no bench {what!r}; the benches are {known}.")
+
+
+def numbers(text: str | None) -> tuple[int, ...]:
+    """Numbers of masks, ascending; none: the bench's own."""
+    parts = [] if text is None else text.split(",")
+    if not all(part.strip().isdecimal() and int(part) >= 16 for part in parts):
+        raise SpexMechError(f"--budgets {text!r} was given; it is numbers of at least 16 masks, such as 64,256,1024.")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def answer(found: Discovery, out: Path) -> str:
+    """A run as one JSON object: where it is, how well it predicts, its interactions, strongest first."""
+    rows = found.interactions().astype(object)
+    table = rows.where(rows.notna(), None).to_dict("records")
+    record = found.record
+    return as_json(
+        {
+            "folder": str(out),
+            "masks": record["masks"],
+            "rows": record["rows"],
+            "heldout_r2": found.heldout_r2,
+            "outcome": found.decoded.outcome.name,
+            "link": found.link.name,
+            "unit": found.circuit.unit,
+            "seconds": record["seconds"],
+            "interactions": [{**row, "components": list(row["components"])} for row in table],
+        }
+    )
+
+
+def as_json(value: Any) -> str:
+    """Plain JSON; what JSON has no word for becomes text, and numbers that are none become null."""
+    return json.dumps(_finite(value), indent=1, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value

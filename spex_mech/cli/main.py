@@ -1,0 +1,351 @@
+"""`spex-mech`: parses, calls the spine, prints. No logic of its own."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from spex_mech import __version__
+from spex_mech.cli import options as o
+from spex_mech.errors import SpexMechError
+
+app = typer.Typer(
+    name="spex-mech",
+    help="Find which attention heads and MLP neurons of a transformer matter together.",
+    epilog=o.TEACH_APP,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main() -> None:
+    """Entry point: 0 on success, 2 for a user's mistake (one message, no traceback), 1 for ours."""
+    try:
+        app(args=o.fill_in(sys.argv[1:]))
+    except SpexMechError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == o.STOPPED:  # by Ctrl-C, of which typer says nothing
+            Console(stderr=True).print("stopped; the same command goes on from what its run folder holds.")
+        raise
+
+
+@app.command()
+def demo(
+    out: o.Out = Path("runs/demo"),
+    budget: o.Budget = 512,
+    seed: o.Seed = 0,
+    quiet: o.Quiet = False,
+    as_json: o.Json = False,
+) -> None:
+    """The main job on the model that ships with the project: which heads make induction happen together?"""
+    found = _discover("induction-2l", out, quiet=quiet, as_json=as_json, budget=budget, seed=seed)
+    if not quiet and not as_json:
+        from spex_mech.cli.printing import print_truth
+
+        print_truth(found, "induction-2l", _console())
+
+
+@app.command(epilog=o.TEACH_DISCOVER)
+def discover(
+    what: o.What,
+    out: o.Out,
+    prompts: o.Prompts = None,
+    model: o.Model = None,
+    components: o.Components = None,
+    replacement: o.ReplacementName = None,
+    budget: o.Budget = 1024,
+    keep: o.KeepText = "0.5",
+    share: o.Share = 1,
+    refine: o.Refine = False,
+    device: o.Device = None,
+    decoder: o.DecoderName = "auto",
+    link: o.LinkName = "auto",
+    folds: o.Folds = 0,
+    resamples: o.Resamples = 0,
+    seed: o.Seed = 0,
+    workers: o.WorkerCount = None,
+    ray: o.RayAddress = None,
+    gpus_per_worker: o.GpusEach = 0.0,
+    quiet: o.Quiet = False,
+    as_json: o.Json = False,
+) -> None:
+    """Ablate sets of components, recover their interactions, write the circuit."""
+    _discover(
+        what, out, quiet=quiet, as_json=as_json, prompts=prompts, model=model, components=components, budget=budget,
+        keep=keep, decoder=decoder, link=link, replacement=replacement, share=share, refine=refine, folds=folds,
+        resamples=resamples, seed=seed, device=device, workers=workers, ray=ray, gpus_each=gpus_per_worker,
+    )  # fmt: skip
+
+
+@app.command(epilog=o.TEACH_PLAN)
+def plan(
+    what: o.What,
+    prompts: o.Prompts = None,
+    model: o.Model = None,
+    components: o.Components = None,
+    replacement: o.ReplacementName = None,
+    budget: o.Budget = 1024,
+    keep: o.KeepText = "0.5",
+    share: o.Share = 1,
+    device: o.Device = None,
+    decoder: o.DecoderName = "auto",
+    seed: o.Seed = 0,
+    gpu: o.Gpu = None,
+    price: o.Price = None,
+    simulate: Annotated[bool, typer.Option(help="Plant a polynomial and decode it under as many masks.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Tell what a run will take, and which way of asking fits it; runs one chunk of its masks."""
+    from dataclasses import asdict
+
+    from spex_mech.cli.commands import run_plan
+    from spex_mech.cli.printing import print_plan
+
+    told = run_plan(
+        what, prompts=prompts, model=model, components=components, replacement=replacement, budget=budget, keep=keep,
+        share=share, device=device, decoder=decoder, seed=seed, gpu=gpu, price_per_hour=price, simulate=simulate,
+    )  # fmt: skip
+    if as_json:
+        _echo(asdict(told))
+    else:
+        print_plan(told, _console())
+
+
+@app.command(epilog=o.TEACH_RESPOND)
+def respond(
+    what: o.What,
+    out: o.Out,
+    shard: Annotated[str, typer.Option(help="Which of how many equal shares to measure, such as 2/8.")] = "1/1",
+    prompts: o.Prompts = None,
+    model: o.Model = None,
+    components: o.Components = None,
+    replacement: o.ReplacementName = None,
+    budget: o.Budget = 1024,
+    keep: o.KeepText = "0.5",
+    share: o.Share = 1,
+    device: o.Device = None,
+    decoder: o.DecoderName = "auto",
+    seed: o.Seed = 0,
+    workers: o.WorkerCount = None,
+    ray: o.RayAddress = None,
+    gpus_per_worker: o.GpusEach = 0.0,
+    quiet: o.Quiet = False,
+    as_json: o.Json = False,
+) -> None:
+    """Measure masks and decode nothing: one share of a run, for machines that know nothing of each other."""
+    from spex_mech.cli.commands import run_respond
+
+    told = run_respond(
+        what, out, shard=shard, quiet=quiet or as_json, prompts=prompts, model=model, components=components,
+        replacement=replacement, budget=budget, keep=keep, share=share, device=device, decoder=decoder, seed=seed,
+        workers=workers, ray=ray, gpus_each=gpus_per_worker,
+    )  # fmt: skip
+    if as_json:
+        _echo(told)
+    elif not quiet:
+        known = f", {told['resumed_masks']:,} of them before" if told["resumed_masks"] else ""
+        _console().print(f"shard {told['shard']}: {told['masks']:,} masks measured{known}; in {out}", soft_wrap=True)
+
+
+@app.command(epilog=o.TEACH_RESPOND)
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of shards, or one that holds them.")],
+    out: o.Out,
+    quiet: o.Quiet = False,
+    as_json: o.Json = False,
+) -> None:
+    """Put the shards of a run together; says what is missing. Needs no model."""
+    from spex_mech.cli.commands import run_merge
+
+    told = run_merge(folders, out)
+    if as_json:
+        _echo(told)
+    elif not quiet:
+        _console().print(f"{told['masks']:,} masks × {told['prompts']:,} prompts; in {out}", soft_wrap=True)
+
+
+@app.command(epilog=o.TEACH_DECODE)
+def decode(
+    responses: Annotated[Path, typer.Argument(help="responses.safetensors of a run.")],
+    out: o.Out,
+    decoder: o.DecoderName = "auto",
+    link: o.LinkName = "auto",
+    folds: o.Folds = 0,
+    resamples: o.Resamples = 0,
+    seed: o.Seed = 0,
+    quiet: o.Quiet = False,
+    as_json: o.Json = False,
+) -> None:
+    """Decode responses that were measured before; needs no model."""
+    from spex_mech.api.discover import decode as run
+    from spex_mech.api.report import write_report
+    from spex_mech.store.responses import Responses
+
+    found = run(Responses.load(responses), decoder, seed, out, folds, resamples, link)
+    write_report(out)
+    _tell(found, out, quiet, as_json)
+
+
+@app.command(epilog=o.TEACH_AUDIT)
+def audit(
+    run: o.RunOrCircuit,
+    budget: o.AuditBudget = 2048,
+    seed: o.AuditSeed = 1,
+    size: o.AuditSize = None,
+    known: o.Known = None,
+    model: o.OtherModel = None,
+    prompts: o.OtherPrompts = None,
+    device: o.Device = None,
+    quiet: o.Quiet = False,
+    as_json: o.Json = False,
+) -> None:
+    """Put a run to the test on fresh masks, within a budget; writes audit.json and the report beside it."""
+    from dataclasses import asdict
+
+    from spex_mech.cli.audit_commands import audit_file, audit_run, print_trial
+
+    names = None if known is None else known.split(",")
+    asked: dict[str, Any] = {"prompts": prompts, "device": device, "known": names, "budget": budget, "seed": seed}
+    if run.is_file():
+        told: Any = audit_file(run, model, **asked)
+    else:
+        told = audit_run(run, model, size=size, progress=not quiet and not as_json, **asked)
+    if as_json:
+        _echo(asdict(told))
+    elif not quiet:
+        print_trial(told, run, _console())
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder of discover, audited or not.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write; default: report.html in the folder.")
+    ] = None,
+) -> None:
+    """Write a run as one self-contained HTML page, for a person who did not run it."""
+    from spex_mech.api.report import write_report
+
+    _console().print(f"wrote {write_report(run, out)}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog=o.TEACH_EXPORT)
+def export(
+    circuit: Annotated[Path, typer.Argument(help="circuit.json of a run; or a circuit in HIF, of EAP-IG or MIB.")],
+    to: o.Format,
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    model: Annotated[str | None, typer.Option(help="mib: card or model, where neither file nor run says.")] = None,
+    device: o.Device = None,
+) -> None:
+    """Write a circuit for other tools; says what the format loses."""
+    from spex_mech.cli.exchange import convert
+
+    note = convert(circuit, out, to, model, device)
+    _console().print(f"wrote {out}. {note}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog=o.TEACH_DOCTOR)
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A card, model folder or hub id to bind and self-test.", autocompletion=o.complete_card),
+    ] = None,
+    device: o.Device = None,
+    as_json: o.Json = False,
+) -> None:
+    """Check the installation; with a model, bind it, run its self-test and list its sites."""
+    from spex_mech.cli.environment import describe_environment, print_environment
+
+    found = describe_environment()
+    if not as_json:
+        print_environment(_console())
+    if model is not None:
+        from spex_mech.cli.printing import describe_subject, print_subject
+        from spex_mech.gallery.studies import open_subject
+
+        subject = open_subject(model, device=device)
+        found["model"] = describe_subject(subject)
+        if not as_json:
+            print_subject(subject, _console())
+    if as_json:
+        _echo(found)
+    if found["problems"]:
+        raise SpexMechError(f"{len(found['problems'])} packages do not fit: {'; '.join(found['problems'])}.")
+
+
+@app.command()
+def bench(
+    what: o.Bench,
+    device: o.BenchDevice = "cpu",
+    json_file: o.BenchJson = None,
+    quick: o.Quick = False,
+    peer_python: o.PeerPython = None,
+    cards: o.BenchCards = None,
+    search: o.Search = False,
+    budgets: o.Budgets = None,
+    out: o.BenchOut = None,
+) -> None:
+    """Measure the engine or the decoders against floors, neighbours and each other, all in one run."""
+    from spex_mech.cli.commands import run_bench
+    from spex_mech.cli.printing import print_bench
+
+    result = run_bench(
+        what, device=device, quick=quick, peer_python=peer_python, cards=cards, search=search, budgets=budgets, out=out
+    )
+    print_bench(result, json_file, _console())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _discover(what: str, out: Path, *, quiet: bool, as_json: bool, **asked: Any) -> Any:
+    from spex_mech.cli.commands import run_discover
+    from spex_mech.cli.printing import print_question
+
+    def show(study: Any, cost: Any) -> None:
+        print_question(study, cost, out, _console())
+
+    found = run_discover(what, out, show=None if quiet or as_json else show, **asked)
+    _tell(found, out, quiet, as_json)
+    return found
+
+
+def _tell(found: Any, out: Path, quiet: bool, as_json: bool) -> None:
+    """The answer: for machines, for people, or not at all."""
+    if as_json:
+        from spex_mech.cli.commands import answer
+
+        typer.echo(answer(found, out))
+    elif not quiet:
+        from spex_mech.cli.printing import print_discovery
+
+        print_discovery(found, out, _console())
+
+
+def _echo(value: Any) -> None:
+    from spex_mech.cli.commands import as_json
+
+    typer.echo(as_json(value))
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

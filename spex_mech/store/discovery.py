@@ -1,0 +1,257 @@
+"""`Discovery`: what a run measured, decoded and found; and the run folder it is kept in.
+
+A run folder holds ``run.json`` (how it came to be), ``responses.safetensors`` (what the forward passes cost),
+``journal.sqlite`` (the same, chunk by chunk, as it was measured), ``spectrum.json``, ``circuit.json`` and
+``interactions.csv``; where there is a link, the last three also with ``_raw`` in their names, on the metric's own
+scale. It is read back without a model.
+"""
+
+import hashlib
+import html
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from spex_mech.circuit.codec import load_circuit
+from spex_mech.circuit.graph import Circuit
+from spex_mech.components import ComponentSet
+from spex_mech.errors import DecodeError, FormatError, SpexMechError
+from spex_mech.files.json import read_json, write_whole
+from spex_mech.files.records import finite, plain, refuse_other
+from spex_mech.store.responses import Responses, pack_bits
+from spex_mech.walsh.decoding import Decoded, Outcome
+from spex_mech.walsh.link.link import Link
+from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
+
+Lens = Literal["components", "features", "data"]
+RUN_SCHEMA = "spex_mech.run/1"
+SPECTRUM_SCHEMA = "spex_mech.spectrum/1"
+RESPONSES = "responses.safetensors"
+_TOLD = 5  # interactions in a plain shell
+_RAW = "_raw"  # ends the names of the files on the metric's own scale, where there is a link
+
+
+def lens_of(record: Mapping[str, Any]) -> Lens:
+    """What a run ablated: components of a model, parts of a prompt, or training examples.
+
+    >>> lens_of({"task": {"metric": "logit", "data": {}}})
+    'data'
+    """
+    task = record.get("task")
+    known: tuple[Lens, ...] = ("features", "data")
+    return next((lens for lens in known if isinstance(task, Mapping) and lens in task), "components")
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """The result of `discover`: responses, polynomial and circuit, with the record of how they came to be."""
+
+    responses: Responses
+    decoded: Decoded
+    circuit: Circuit
+    record: Mapping[str, Any]
+    raw_circuit: Circuit | None = None
+
+    @property
+    def components(self) -> ComponentSet:
+        return self.responses.components
+
+    @property
+    def spectrum(self) -> Spectrum:
+        return self.decoded.spectrum
+
+    @property
+    def link(self) -> Link:
+        """What leads from the polynomial to the metric: the identity, or an increasing function."""
+        return self.decoded.link
+
+    @property
+    def heldout_r2(self) -> float | None:
+        """R² on masks that nothing was fitted to or chosen by; None where every mask was measured."""
+        return self.decoded.stats["heldout_r2"]
+
+    def predict(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
+        """The surrogate's value of the metric (mean over prompts) under each mask, link applied, in its unit."""
+        return self.decoded.predict(keep)
+
+    def interactions(self, scale: Literal["latent", "raw"] = "latent") -> pd.DataFrame:
+        """One row an interaction, strongest first: components, order, coefficient, stderr, q_value, …
+
+        Where there is a link, "latent" are the interactions before it, in latent units, and "raw" those of the metric
+        itself, of which some are the link's doing. Without a link the two are the same.
+        """
+        if scale not in ("latent", "raw"):
+            raise DecodeError(f"there is no scale {scale!r}; interactions are on the 'latent' or the 'raw' scale.")
+        return (self.circuit if scale == "latent" or self.raw_circuit is None else self.raw_circuit).frame()
+
+    def __str__(self) -> str:
+        """The circuit in a line, what it rests on in another, then its strongest interactions."""
+        outcome, (masks, prompts) = self.decoded.outcome, self.responses.values.shape
+        link = "" if self.link.is_identity else f"; behind a link: {self.link.describe()}"
+        told = [str(self.circuit), f"  {masks:,} masks × {prompts:,} prompts; {outcome.meaning}{link}"]
+        shown = self.circuit.interactions[:_TOLD]
+        width = max((len(interaction.label) for interaction in shown), default=0)
+        told += [f"  {i.label:<{width}}  {i.coefficient:+.3g}  {i.kind}" for i in shown]
+        left = len(self.circuit.interactions) - len(shown)
+        return "\n".join([*told, *([f"  … and {left:,} more in .interactions()"] if left > 0 else [])])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """How it ended, then the circuit: drawn, and its strongest interactions as a table."""
+        outcome, (masks, prompts) = self.decoded.outcome, self.responses.values.shape
+        told = f"{masks:,} masks × {prompts:,} prompts; {outcome.name.lower()}: {outcome.meaning}."
+        link = "" if self.link.is_identity else f" Behind a link: {self.link.describe()}."
+        return f"<p>{html.escape(told + link)}</p>{self.circuit._repr_html_()}"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the run folder; every file is written whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        store(self.responses, folder)
+        _save_scale(folder, "", self.decoded, self.circuit)
+        for name in () if self.raw_circuit else _scale_files(_RAW):
+            (folder / name).unlink(missing_ok=True)  # of a decoding before this one
+        if self.decoded.raw is not None and self.raw_circuit is not None:
+            _save_scale(folder, _RAW, self.decoded.raw, self.raw_circuit)
+        write_whole(folder / "run.json", json.dumps(finite(self.record), indent=2, sort_keys=True, default=str) + "\n")
+        return folder
+
+
+def load_run(folder: str | Path) -> Discovery:
+    """The `Discovery` that was saved in a run folder; needs no model. Raises `FormatError` naming what is missing."""
+    folder = Path(folder)
+    names = ("run.json", RESPONSES, "spectrum.json", "circuit.json")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FormatError(f"{folder} is not a finished run folder: {', '.join(missing)} missing. Run discover again.")
+    record = read_json(folder / "run.json", RUN_SCHEMA)
+    responses = Responses.load(folder / RESPONSES)
+    spectrum, link = load_spectrum(folder / "spectrum.json", responses.components)
+    circuit, raw, raw_circuit = load_circuit(folder / "circuit.json"), None, None
+    try:
+        stats = record["decoder"]["stats"]
+        if stats["heldout_r2"] is None and stats.get("masks_heldout"):  # they do not differ, so R² is no number
+            stats["heldout_r2"] = record["heldout_r2"] = float("nan")
+        if not link.is_identity:
+            without, raw_circuit = stats["without_link"], load_circuit(folder / f"circuit{_RAW}.json")
+            raw_spectrum, _ = load_spectrum(folder / f"spectrum{_RAW}.json", responses.components)
+            raw = Decoded(raw_spectrum, Outcome[without["outcome"]], without)
+        decoded = Decoded(spectrum, Outcome[record["outcome"]], stats, link, raw)
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"{folder / 'run.json'} lacks {error}; it is not a run record of this version.") from error
+    return Discovery(responses, decoded, circuit, record, raw_circuit)
+
+
+def _scale_files(suffix: str) -> tuple[str, str, str]:
+    return f"spectrum{suffix}.json", f"circuit{suffix}.json", f"interactions{suffix}.csv"
+
+
+def _save_scale(folder: Path, suffix: str, decoded: Decoded, circuit: Circuit) -> None:
+    """The polynomial, circuit and table of one scale."""
+    spectrum, graph, table = (folder / name for name in _scale_files(suffix))
+    save_spectrum(decoded.spectrum, circuit.components, circuit.unit, spectrum, decoded.link)
+    circuit.save(graph)
+    frame = circuit.frame()
+    frame = frame.assign(components=[" ".join(names) for names in frame["components"]])
+    write_whole(table, frame.to_csv(index=False))
+
+
+def save_spectrum(
+    spectrum: Spectrum, components: ComponentSet, unit: str, path: str | Path, link: Link = Link()
+) -> None:
+    """Write a polynomial of the headline mean as JSON, component names instead of indices, strongest term first.
+
+    ``"link"`` is "identity", or an object: `Link.to_dict`.
+    """
+    mean = spectrum.mean_output().sorted()
+    errors = [None] * len(mean) if mean.stderr is None else [e if e == e else None for e in mean.stderr.tolist()]
+    terms = [
+        {"set": [components.names[i] for i in s], "coefficient": c, "stderr": e}
+        for (s, c), e in zip(mean.terms(), errors, strict=True)
+    ]
+    record = {
+        "schema": SPECTRUM_SCHEMA,
+        "components": list(components.names),
+        "basis": mean.basis.kind,
+        "keep_prob": mean.basis.keep_prob,
+        "link": "identity" if link.is_identity else link.to_dict(),
+        "unit": unit,
+        "terms": terms,
+    }
+    write_whole(Path(path), json.dumps(record, indent=1) + "\n")
+
+
+def load_spectrum(path: str | Path, components: ComponentSet) -> tuple[Spectrum, Link]:
+    """Read a polynomial and its link back, onto the bits of `components`; raises `FormatError` on anything else."""
+    record = read_json(Path(path), SPECTRUM_SCHEMA)
+    try:
+        link = Link() if record["link"] == "identity" else Link.from_dict(record["link"])
+        basis = Basis(record["basis"], record["keep_prob"])
+        coefficients = {tuple(sorted(components.indices(t["set"]))): float(t["coefficient"]) for t in record["terms"]}
+        errors = [t["stderr"] for t in record["terms"]]
+        numbers = [float("nan") if e is None else float(e) for e in errors]  # no error at all, or none of some sets
+    except SpexMechError as error:
+        raise FormatError(f"{path} is not a sound spectrum: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise FormatError(f"{path} is not a spectrum file of this version: {error!r}.") from error
+    known = any(e is not None for e in errors)
+    stderr = torch.tensor(numbers, dtype=torch.float64) if known else None
+    values = torch.tensor(list(coefficients.values()), dtype=torch.float64)
+    return Spectrum(len(components), pad_sets(coefficients), values, basis, stderr), link
+
+
+def recall(out: str | Path | None, record: Mapping[str, Any], components: ComponentSet) -> Responses | None:
+    """The responses of the same experiment in the run folder, or None; a folder of another one is refused."""
+    path = None if out is None else Path(out) / RESPONSES
+    if path is None or not path.exists():
+        return None
+    try:
+        known = Responses.load(path)
+    except FormatError as error:
+        raise FormatError(
+            f"{error} Remove it and run again: what the journal beside it has is not measured again."
+        ) from error
+    refuse_other(path, whole_key(known.provenance, known.components), whole_key(record, components))
+    return known
+
+
+def whole_key(record: Mapping[str, Any], components: ComponentSet) -> dict[str, Any]:
+    """What the values of a run are known by: the record of the experiment, and which component each bit is."""
+    return plain({**record, "components": components.names})
+
+
+def store(responses: Responses, out: Path) -> None:
+    """Put the responses into the run folder, unless they are there already; other ones there are refused by name."""
+    path = out / RESPONSES
+    if path.exists():
+        refuse_other(path, _content(Responses.load(path)), _content(responses))
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    responses.save(path)
+
+
+def _content(responses: Responses) -> dict[str, Any]:
+    """Everything that a responses file says, large parts as hashes."""
+    keep, values = pack_bits(responses.keep.cpu()), responses.values.cpu().float().contiguous()
+    sums = {name: hashlib.sha256(x.numpy().tobytes()).hexdigest() for name, x in (("keep", keep), ("values", values))}
+    return whole_key(responses.provenance, responses.components) | {"unit": responses.unit, "sha256": sums}
+
+
+def keep_of(components: ComponentSet, ablated: list[list[str]]) -> Bool[Tensor, "mask component"]:
+    """Masks from lists of ablated names: one row a list.
+
+    >>> keep_of(ComponentSet.of(["a0.h0", "a0.h1"]), [[], ["a0.h1"]]).tolist()
+    [[True, True], [True, False]]
+    """
+    keep = torch.ones(len(ablated), len(components), dtype=torch.bool)
+    for row, names in enumerate(ablated):
+        keep[row, components.indices(names)] = False
+    return keep

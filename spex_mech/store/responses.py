@@ -1,0 +1,204 @@
+"""`Responses`: what the forward passes cost and gave. Saved before anything is decoded."""
+
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from spex_mech.components import ComponentSet
+from spex_mech.errors import FormatError, ResponseError, SpexMechError, all_problems
+from spex_mech.files.records import differences
+
+SCHEMA = "spex_mech.responses/1"
+MAX_HEADER = 1 << 26  # bytes of metadata; 36,864 names are under one MiB
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Row m of `values` is the metric of every prompt under row m of `keep` (True: untouched).
+
+    The file is plain safetensors; without this package it is read by:
+
+    ```python
+    with safetensors.safe_open(path, "np") as f:
+        meta, packed, values = f.metadata(), f.get_tensor("keep"), f.get_tensor("values")
+    names = json.loads(meta["components"])
+    keep = np.unpackbits(packed, axis=1, bitorder="little")[:, : len(names)].astype(bool)
+    ```
+    """
+
+    components: ComponentSet
+    keep: Bool[Tensor, "mask component"]
+    values: Float[Tensor, "mask prompt"]
+    unit: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        masks, n = (self.keep.shape[0], len(self.components)) if self.keep.ndim == 2 else (-1, 0)
+        if self.keep.shape != (masks, n) or self.values.ndim != 2 or self.values.shape[0] != masks or not masks:
+            raise ResponseError(
+                f"keep {tuple(self.keep.shape)} and values {tuple(self.values.shape)} do not fit {n:,} components: "
+                "they must be [mask, component] and [mask, prompt] with as many masks, at least one."
+            )
+        if self.keep.dtype != torch.bool:
+            raise ResponseError(f"keep must be Boolean (True: untouched), not {self.keep.dtype}.")
+        refuse_non_finite(self.components, self.keep, self.values)
+
+    @property
+    def mean(self) -> Float[Tensor, " mask"]:
+        """The headline: the mean over prompts, float64."""
+        return self.values.double().mean(1)
+
+    def __len__(self) -> int:
+        return self.keep.shape[0]
+
+    def __str__(self) -> str:
+        """One line: masks, prompts, components, and what the headline ran over."""
+        (masks, prompts), mean = self.values.shape, self.mean
+        return (
+            f"Responses: {masks:,} masks × {prompts:,} prompts of {len(self.components):,} components, "
+            f"{float(self.keep.double().mean()):.0%} kept; mean over prompts {float(mean.min()):+.3g} to "
+            f"{float(mean.max()):+.3g} {self.unit}"
+        )
+
+    __repr__ = __str__
+
+    def take(self, rows: Int[Tensor, " row"]) -> "Responses":
+        """Some of the masks."""
+        return Responses(self.components, self.keep[rows], self.values[rows], self.unit, self.provenance)
+
+    def frame(self) -> pd.DataFrame:
+        """One row a mask: the ablated components, their number, the mean and the spread over prompts."""
+        ablated = [tuple(self.components.names[i] for i in (~row).nonzero()[:, 0].tolist()) for row in self.keep]
+        spread = self.values.double().std(1, correction=0)
+        return pd.DataFrame({"ablated": ablated, "count": [len(a) for a in ablated], "mean": self.mean, "std": spread})
+
+    def save(self, path: str | Path) -> None:
+        """Write the file whole or not at all (temporary file, flushed to disk, renamed)."""
+        from safetensors.torch import save
+
+        metadata = {
+            "schema": SCHEMA,
+            "components": json.dumps(list(self.components.names)),
+            "unit": self.unit,
+            "provenance": json.dumps(self.provenance, sort_keys=True, default=str),
+        }
+        tensors = {"keep": pack_bits(self.keep.cpu()), "values": self.values.cpu().float().contiguous()}
+        write_bytes(Path(path), _in_order(save(tensors, metadata)))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Responses":
+        """Read responses; raises one `FormatError` on anything that is not whole and of this schema."""
+        metadata, tensors = _read(Path(path))
+        try:
+            names = json.loads(metadata["components"])
+            provenance = json.loads(metadata["provenance"])
+            packed, values = tensors["keep"], tensors["values"]
+            if packed.dtype != torch.uint8 or packed.ndim != 2 or packed.shape[1] != -(-len(names) // 8):
+                raise FormatError(f"{path}: keep {packed.dtype} {tuple(packed.shape)} does not fit {len(names)} names.")
+            components = ComponentSet.of(names)
+            return cls(components, unpack_bits(packed, len(names)), values.float(), metadata["unit"], provenance)
+        except SpexMechError as error:
+            raise FormatError(f"{path} is damaged: {error}") from error
+        except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
+            raise FormatError(f"{path} is not a responses file: {error!r}.") from error
+
+
+_SAME = ("subject", "task", "replacement")  # what parts must agree on; their masks may differ
+
+
+def concat(parts: Sequence[Responses]) -> Responses:
+    """Several responses as one; refuses parts that differ in components, unit, or what was measured."""
+    first, problems = parts[0], []
+    for number, part in enumerate(parts[1:], 2):
+        if part.components.names != first.components.names:
+            problems.append(f"part {number}: other components")
+        if part.unit != first.unit:
+            problems.append(f"part {number}: unit {part.unit!r} instead of {first.unit!r}")
+        one, other = ({k: p.provenance.get(k) for k in _SAME} for p in (first, part))
+        problems += [f"part {number}: another {what}" for what in differences(one, other, sides=("before", "here"))]
+    if problems:
+        raise ResponseError(all_problems("these responses do not belong together:", problems))
+    provenance = {key: value for key, value in first.provenance.items() if key != "design"}
+    keep, values = torch.cat([p.keep for p in parts]), torch.cat([p.values for p in parts])
+    return Responses(first.components, keep, values, first.unit, provenance)
+
+
+def refuse_non_finite(components: ComponentSet, keep: Tensor, values: Tensor, offset: int = 0) -> None:
+    """Raise `ResponseError` naming the first mask with a value that is NaN or infinite; row 0 is mask `offset`."""
+    bad = (~values.isfinite()).any(1).nonzero()[:, 0]
+    if not len(bad):
+        return
+    first = int(bad[0])
+    ablated = (~keep[first]).nonzero()[:, 0].tolist()
+    named = ", ".join(components.names[i] for i in ablated[:5]) or "none"
+    raise ResponseError(
+        f"the metric is not finite for {len(bad):,} of {len(values):,} masks, first mask {offset + first:,} "
+        f"({len(ablated):,} components ablated, among them {named}). Use another metric or replacement."
+    )
+
+
+def pack_bits(keep: Bool[Tensor, "mask component"]) -> UInt8[Tensor, "mask byte"]:
+    """Bits packed along the component axis, little-endian: bit i of the row is bit i % 8 of byte i // 8.
+
+    >>> pack_bits(torch.tensor([[True, False, True]])).tolist()
+    [[5]]
+    """
+    padded = torch.nn.functional.pad(keep, (0, -keep.shape[1] % 8)).reshape(len(keep), -1, 8)
+    return (padded.to(torch.uint8) << torch.arange(8, dtype=torch.uint8)).sum(2, dtype=torch.uint8)
+
+
+def unpack_bits(packed: UInt8[Tensor, "mask byte"], n: int) -> Bool[Tensor, "mask component"]:
+    """The inverse of `pack_bits` for n components."""
+    bits = (packed[:, :, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+    return bits.bool().flatten(1)[:, :n]
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its header in alphabetical order; the library's order differs from call to call."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = header.encode()
+    text += b" " * (-len(text) % 8)  # what follows stays aligned
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half; it is on disk when this returns."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise FormatError(
+            f"{path} cannot be written: {error}. Make room or choose another folder, then run again."
+        ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with path.open("rb") as file:
+            (header,) = struct.unpack("<Q", file.read(8))
+        if header > MAX_HEADER:
+            raise FormatError(f"{path} claims {header:,} bytes of metadata; it is not a responses file.")
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            if metadata.get("schema") != SCHEMA:
+                raise FormatError(f"{path} has schema {metadata.get('schema')!r}; this version reads {SCHEMA!r}.")
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, struct.error, UnicodeDecodeError) as error:
+        raise FormatError(f"{path} cannot be read as responses: {error}.") from error

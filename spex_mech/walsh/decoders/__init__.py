@@ -1,0 +1,1 @@
+"""Decoders that stand alone (exact, linear, ProxySPEX), and the fits that several decoders share."""

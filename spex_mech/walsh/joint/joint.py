@@ -1,0 +1,223 @@
+"""The joint decoder: several proxies, each judged where it was not fitted, stacked, and read out as one polynomial.
+
+1. **Parts.** A Lasso line, boosted trees (on the values, on what the line leaves, and with large leaves), the refit of
+   their strongest sets, matching pursuit, and Gaussian processes over all outputs are fitted without each fold of the
+   masks in turn, so every mask has a prediction of every part that has not seen it.
+2. **Stack.** Non-negative weights by least squares on those predictions (Wolpert 1992; Breiman 1996). A part that is a
+   sparse polynomial already wins alone where it is as good as the stack within a standard error and polynomials have
+   most of the weight.
+3. **Reading out** (`readout`). The stack is a function that costs nothing to ask, and under fair coins its spectrum has
+   a closed form. It is written as a polynomial with as many sets as it takes to lose less than a hundredth of what the
+   stack does not know.
+4. **Correction.** ``ĉ_S = c_S + mean_m (f(m) - g₋(m)) φ_S(m)``, where g₋ is the stack that has not seen mask m, is
+   unbiased whatever the stack is, since the basis is orthonormal under the masks; its spread over the masks is the
+   standard error. The polynomial is moved by the part of a correction that is beyond what chance alone would give.
+
+The held-out masks take part in none of this: R² is reported on them. Then, with sets, weights and covariances left as
+they are, the parts are solved for once more with all masks: few masks are too dear to leave any out.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spex_mech.errors import DecodeError
+from spex_mech.walsh.decoders.proxyspex import ProxySpex
+from spex_mech.walsh.decoders.pursuit import Pursuit
+from spex_mech.walsh.decoders.trees import Boosting
+from spex_mech.walsh.decoding import Decoded, Samples, folds_of, judge, r_squared, split_masks
+from spex_mech.walsh.joint.concurrency import both
+from spex_mech.walsh.joint.gaussian import GaussianProcess
+from spex_mech.walsh.joint.members import (
+    FINE,
+    MANY,
+    Fitted,
+    GaussianPart,
+    Given,
+    GrownPart,
+    NeuralPart,
+    Part,
+    ProxyPart,
+    PursuitPart,
+    TreesPart,
+    coarse,
+    fit_parts,
+)
+from spex_mech.walsh.joint.neural import Network
+from spex_mech.walsh.joint.shortlist import Looks, race
+from spex_mech.walsh.joint.stack import Stack
+from spex_mech.walsh.joint.stack_polynomial import corrected, on_sets, read_out
+from spex_mech.walsh.spectrum import Basis, Spectrum
+from spex_mech.walsh.spex.spex import Spex
+
+BLUNT = Boosting(trees=100, depth=-1, least_leaf=20, most_share=0.5)
+PROCESSES = {
+    "process, dense": GaussianProcess(scales=(1.0,), penalty=0.3),
+    "process, sparse": GaussianProcess(scales=(1.0, 0.3, 3.0), penalty=3.0),
+}
+_NOTHING = 1e-4  # of the variance: less is not worth another part
+_TIE = 0.005  # in R²: SPEX, whose sets are the sparser, wins up to it
+
+
+@dataclass(frozen=True)
+class Joint:
+    """The joint decoder; any masks, of any keep-probability, will do.
+
+    Attributes:
+        heldout: share of the masks that nothing is fitted to or chosen by until R² has been told on them.
+        again: whether the answer is then solved for again with these masks as well, everything chosen left as it is.
+            R² is that of the polynomial before, `Decoded.before`.
+        boosting: settings of the trees; of few masks they learn much noise.
+        blunt: settings of trees with large leaves, which tell of few masks only what many of them say.
+        processes: settings of the Gaussian processes, by name.
+        network: settings of the neural ensemble; None: no neural proxy.
+        most_sets: no polynomial has more.
+    """
+
+    heldout: float = 0.2
+    again: bool = True
+    boosting: Boosting = Boosting()
+    blunt: Boosting = BLUNT
+    processes: Mapping[str, GaussianProcess] = field(default_factory=lambda: dict(PROCESSES))
+    network: Network | None = None
+    most_sets: int = 1600
+
+    @property
+    def name(self) -> str:
+        return "joint"
+
+    @property
+    def least_masks(self) -> int:
+        """Fewer masks than this cannot be split into held-out masks and folds."""
+        return 16
+
+    def decode(self, samples: Samples, *, seed: int) -> Decoded:
+        """See `Decoder`. `stats["parts"]` has each part's cross-fitted R², its weight in the stack, and its seconds.
+
+        Raises `DecodeError` below `least_masks` masks, or where fewer than five differ.
+        """
+        started = time.perf_counter()
+        if len(samples.keep) < self.least_masks:
+            raise DecodeError(
+                f"joint was given {len(samples.keep)} masks; it needs at least {self.least_masks} to hold some out and "
+                "cross-fit on the rest. Raise the budget, or use 'exact' on few components."
+            )
+        if not 0 < samples.keep_prob < 1:
+            raise DecodeError("every mask keeps the same components, so no effect can be told from the mean.")
+        if samples.design is not None and samples.design.code is not None:
+            return self._coded(samples, seed)
+        basis = Basis.orthonormal(samples.keep_prob)
+        fitting, held = split_masks(samples.groups, self.heldout, seed)
+        known, fold = samples.take(fitting), folds_of(samples, fitting, FINE, seed, self.name)
+        given = self._given(known, fold, basis, seed)
+        parts, looks = self._fitted(given)
+        stack = Stack.of(parts, known.mean_values)
+        polynomial, solved = both(
+            lambda: self._polynomial(stack, known, basis, seed),
+            lambda: self._solved(stack, samples, basis, seed),
+            given.at_once,
+        )
+        r2 = r_squared(samples.mean_values[held], polynomial.evaluate(samples.keep[held]))
+        says = stack.predict(samples.keep[held])
+        stats: dict[str, Any] = {
+            "heldout_r2": r2,
+            "masks_fitted": len(fitting),
+            "masks_heldout": len(held),
+            "winner": stack.winner,
+            "stack_r2": stack.r2,
+            "stack_heldout_r2": r_squared(samples.mean_values[held], says),
+            "parts": looks | stack.table(looks),
+            "fitted_again": self.again,
+        }
+        before = polynomial
+        if self.again:
+            unseen = torch.zeros(len(samples.keep), dtype=torch.float64)
+            unseen[fitting], unseen[held] = stack.unseen, says
+            polynomial = self._again(polynomial, solved, samples, unseen, basis, seed)
+        stats |= {"terms": len(polynomial), "seconds": time.perf_counter() - started}
+        return Decoded(polynomial, judge(before, r2), stats, before=before)
+
+    def _solved(self, stack: Stack, samples: Samples, basis: Basis, seed: int) -> Stack:
+        """The stack, its parts solved for with all masks."""
+        if not self.again or stack.r2 <= 0:
+            return stack
+        return stack.again(self._given(samples, torch.zeros(len(samples.keep), dtype=torch.long), basis, seed))
+
+    def _again(
+        self,
+        before: Spectrum,
+        stack: Stack,
+        samples: Samples,
+        unseen: Float[Tensor, " mask"],
+        basis: Basis,
+        seed: int,
+    ) -> Spectrum:
+        """The same sets, from parts that have all masks."""
+        if not before.orders.any():
+            return Spectrum.from_terms(samples.n, {(): float(samples.mean_values.mean())}, basis)
+        if stack.polynomial is not None:
+            return _on_sets_of(before, stack.polynomial)
+        read = on_sets(stack, samples, before.members, basis, seed)
+        return corrected(read, samples.keep, samples.mean_values.cpu() - unseen)
+
+    def _coded(self, samples: Samples, seed: int) -> Decoded:
+        """SPEX and this decoder side by side: SPEX unless it predicts worse. It needs the whole code, so there are no
+        folds to stack it by; R² is each one's own, by fair coins behind the code or by a second look without a share.
+        """
+        spex = Spex().decode(samples, seed=seed)
+        joint = self.decode(Samples(samples.keep, samples.values), seed=seed)
+        scores = {"spex": spex.stats["heldout_r2"], "joint": joint.stats["heldout_r2"]}
+        better = not scores["spex"] >= scores["joint"] - _TIE  # also where SPEX has none
+        won = joint if better else spex
+        seconds = spex.stats["seconds"] + joint.stats["seconds"]
+        stats = {**won.stats, "winner": joint.stats["winner"] if better else "spex", "r2": scores, "seconds": seconds}
+        return replace(won, stats=stats)
+
+    def _given(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Given:
+        grown = ProxySpex(boosting=self.boosting).grow(samples, coarse(fold), basis, seed)
+        return Given(samples, fold, basis, seed, grown)
+
+    def _fitted(self, given: Given) -> tuple[list[Fitted], Looks]:
+        """The parts; of many masks those that a stack needs, and what was seen of the others; and of any masks only the
+        first, the sparsest, where it leaves next to nothing of what it has not seen."""
+        parts = self._kinds(len(given.samples.keep))
+        if given.many:
+            found = race(parts, given, 1 - _NOTHING)
+            return fit_parts(found.needed, given), found.looks
+        sparse = fit_parts(parts[:1], given)
+        return (sparse if sparse[0].r2 >= 1 - _NOTHING else sparse + fit_parts(parts[1:], given)), {}
+
+    def _kinds(self, masks: int) -> list[Part]:
+        """Polynomials first, the sparsest at the head."""
+        proxy = ProxyPart("proxyspex", ProxySpex(boosting=self.boosting))
+        polynomials: list[Part] = [PursuitPart("pursuit", Pursuit()), proxy, GrownPart("line")]
+        processes = [GaussianPart(name, process) for name, process in self.processes.items()]
+        nets = [] if self.network is None else [NeuralPart("neural", self.network)]
+        blunt = [TreesPart("trees, large leaves", self.blunt)] if masks <= MANY else []
+        return [*polynomials, GrownPart("trees"), GrownPart("line+trees"), *blunt, *processes, *nets]
+
+    def _polynomial(self, stack: Stack, known: Samples, basis: Basis, seed: int) -> Spectrum:
+        if stack.r2 <= 0:  # no better than the mean
+            return Spectrum.from_terms(known.n, {(): float(known.mean_values.mean())}, basis)
+        if stack.polynomial is not None:
+            return stack.polynomial
+        read = read_out(stack, known, basis, self.most_sets, seed)
+        return corrected(read, known.keep, known.mean_values.cpu() - stack.unseen)
+
+
+def _on_sets_of(before: Spectrum, after: Spectrum) -> Spectrum:
+    """The coefficients and errors of `after` for the sets of `before`; what it lacks stays as it was."""
+    row = {s: i for i, s in enumerate(after.sets)}
+    found = [row.get(s) for s in before.sets]
+    known = torch.tensor([i is not None for i in found])
+    rows = torch.tensor([i or 0 for i in found])
+    coefficients = torch.where(known, after.coefficients[rows], before.coefficients)
+    stderr = None
+    if before.stderr is not None and after.stderr is not None:
+        stderr = torch.where(known, after.stderr[rows], before.stderr)
+    return replace(before, coefficients=coefficients, stderr=stderr)

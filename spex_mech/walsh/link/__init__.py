@@ -1,0 +1,1 @@
+"""Links: an increasing function between the polynomial and what was measured, fitted and chosen."""

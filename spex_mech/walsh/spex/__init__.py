@@ -1,0 +1,1 @@
+"""SPEX: coded masks → bins → candidate sets → peeling → refit."""
