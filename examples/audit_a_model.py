@@ -15,7 +15,7 @@ study = sm.open_study("induction-2l")
 found = sm.discover(
     study.subject, study.task, components=study.components, budget=300, decoder="proxyspex", seed=0, out=folder
 )
-audit = sm.audit(found, study.subject, study.task, fresh_seed=1, budget=1024, known=study.card.published.nodes)
+audit = sm.audit(found, study.subject, study.task, seed=1, budget=1024, known=study.card.published.nodes)
 
 # %% [markdown]
 # What is left of the behaviour with the circuit alone, all other heads ablated, and what was predicted of it:

@@ -17,7 +17,7 @@ import torch
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
 
-LAYOUT = planted.Layout(n_layers=4, n_heads=4, d_mlp=1024)
+LAYOUT = planted.PlantedLayout(n_layers=4, n_heads=4, d_mlp=1024)
 NEURONS = [component.name for component in LAYOUT.atoms if component.kind == "neuron"]
 LADDERS = {
     "refined": (300, 400, 500, 600, 800),
@@ -46,7 +46,7 @@ def need(way: str, seed: int) -> tuple[int | None, int, float]:
     model, truth = plant(seed)
     task, started, tried = planted.task(model, 2), time.perf_counter(), 0
     options: dict[str, dict[str, object]] = {
-        "refined": {"refine": True}, "flat, random masks": {}, "flat, coded masks": {"keep": "coded"}
+        "refined": {"refine": True}, "flat, random masks": {}, "flat, coded masks": {"keep_prob": "coded"}
     }  # fmt: skip
     for budget in LADDERS[way]:
         found = sm.discover(model, task, "m*.n*", budget=budget, seed=seed, **options[way])  # type: ignore[arg-type]

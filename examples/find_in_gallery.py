@@ -43,7 +43,15 @@ def found_record(name: str, found: sm.Discovery, budget: int, keep: float) -> di
 def find(name: str) -> None:
     study, budget, keep = sm.open_study(name, device="cpu"), BUDGETS.get(name, 512), KEEPS.get(name, 0.5)
     found = sm.discover(
-        study.subject, study.task, study.components, budget, keep, study.replacement, DECODER, SEED, per=study.per
+        study.subject,
+        study.task,
+        study.components,
+        budget=budget,
+        keep_prob=keep,
+        replacement=study.replacement,
+        decoder=DECODER,
+        seed=SEED,
+        per=study.per,
     )
     found.responses.save(GALLERY / name / "responses.safetensors")
     text = json.dumps(found_record(name, found, budget, keep), indent=1) + "\n"

@@ -27,7 +27,7 @@ def datum() -> Figure:
     """The life of a datum: what each pass takes and gives."""
     steps = (
         ("model\nprompts, metric", "bind, Task", "ablation, task"),
-        ("masks", "keep [mask, component]", "walsh.design"),
+        ("masks", "keep [mask, component]", "walsh.masks.design"),
         ("ablated passes", "values [mask, prompt]", "ablation"),
         ("responses", "saved to disk", "responses"),
         ("polynomial", "sets, coefficients ± s.e.", "walsh"),

@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 
 from spex_mech.ablation.backends import planted
-from spex_mech.ablation.backends.planted import Layout, PlantedSubject
+from spex_mech.ablation.backends.planted import PlantedLayout, PlantedSubject
 from spex_mech.components import select
 
-LAYOUT = Layout(n_layers=2, n_heads=4, d_mlp=3)
+LAYOUT = PlantedLayout(n_layers=2, n_heads=4, d_mlp=3)
 COMPONENTS = "a*.h*, m*.n*"  # 8 heads and 6 neurons
 PROMPTS, SEED = 8, 0
 
@@ -35,7 +35,7 @@ CARDS: dict[str, tuple[PlantedSubject, str, str, dict[str, str], list[tuple[list
         [(["a0.h0", "a1.h1", "m0.n2"], "redundancy")],
     ),
     "planted-xor": (
-        planted.parity(["a0.h3", "a1.h0", "m0.n0", "m1.n1"], strength=2.0, layout=LAYOUT, spread=0.5),
+        planted.parity_subject(["a0.h3", "a1.h0", "m0.n0", "m1.n1"], strength=2.0, layout=LAYOUT, spread=0.5),
         "A planted XOR",
         "The parity of two heads and two neurons: one Walsh term of order 4, with no trace in any lower order.",
         dict.fromkeys(["a0.h3", "a1.h0", "m0.n0", "m1.n1"], "flips the sign"),

@@ -11,7 +11,7 @@ import torch
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
 from spex_mech.ablation.replacement import fit_replacement
-from spex_mech.api.audit import LEAST
+from spex_mech.api.audit import LEAST_AUDIT_BUDGET
 from spex_mech.api.discover import decode
 from spex_mech.auditing.faithfulness import counts, faithfulness, model_distance, performance_ratio
 from spex_mech.auditing.passes import seed_of
@@ -21,8 +21,8 @@ from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoding import Samples, r_squared
 
 CARDS = Path(__file__).resolve().parents[2] / "shared" / "cards"
-LAYOUT = planted.Layout(n_layers=2, n_heads=4, d_mlp=2)
-SMALL = planted.Layout(n_layers=2, n_heads=3, d_mlp=1)  # 8 components: all masks fit every budget
+LAYOUT = planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2)
+SMALL = planted.PlantedLayout(n_layers=2, n_heads=3, d_mlp=1)  # 8 components: all masks fit every budget
 OR = ("a0.h1", "a1.h0", "m0.n1")
 AND = ("a0.h1", "a1.h0", "m0.n0")
 
@@ -191,7 +191,7 @@ def test_random_sets_are_the_null(backup):
     assert audit.cmd < null.cmd
 
 
-@pytest.mark.parametrize("budget", [LEAST, 150, 1500])
+@pytest.mark.parametrize("budget", [LEAST_AUDIT_BUDGET, 150, 1500])
 def test_the_budget_is_never_exceeded_and_what_is_missing_is_said(backup, budget, monkeypatch):
     subject, task, found, _ = backup
     from spex_mech.ablation.respond import Engine
@@ -206,18 +206,18 @@ def test_the_budget_is_never_exceeded_and_what_is_missing_is_said(backup, budget
 
 def test_same_seed_same_figures_other_seed_other_masks(backup):
     subject, task, found, _ = backup
-    one, two, other = (sm.audit(found, subject, task, budget=160, fresh_seed=s) for s in (1, 1, 2))
+    one, two, other = (sm.audit(found, subject, task, budget=160, seed=s) for s in (1, 1, 2))
     assert dataclasses.replace(one, record={}) == dataclasses.replace(two, record={})
     assert one.fresh != other.fresh
 
 
 def test_fresh_masks_are_the_runs_kind_of_masks():
     subject = planted.conjunction(AND, layout=SMALL, spread=0.2)
-    found, task = found_of(subject, keep=[0.5, 0.9], decoder="linear")
+    found, task = found_of(subject, keep_prob=[0.5, 0.9], decoder="linear")
     audit = sm.audit(found, subject, task, budget=300)
     assert audit.fresh.keep_probs == (0.5, 0.9)
     assert any("explains 0." in caution for caution in audit.cautions)  # a line cannot tell an AND
-    found, task = found_of(subject, keep=0.9, decoder="linear")
+    found, task = found_of(subject, keep_prob=0.9, decoder="linear")
     audit = sm.audit(found, subject, task, budget=300)
     assert audit.fresh.keep_probs == (0.9,)
     assert any("extrapolates" in caution for caution in audit.cautions)
@@ -401,7 +401,7 @@ def test_every_figure_on_trained_cards(name):
 
 def discovered(study, budget):
     return sm.discover(
-        study.subject, study.task, study.components, budget, replacement=study.replacement, per=study.per
+        study.subject, study.task, study.components, budget=budget, replacement=study.replacement, per=study.per
     )
 
 

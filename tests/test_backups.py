@@ -14,7 +14,7 @@ from spex_mech.errors import ComponentError, DecodeError
 from spex_mech.store.responses import Responses
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
-LAYOUT = planted.Layout(n_layers=2, n_heads=4, d_mlp=3)
+LAYOUT = planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=3)
 NAMES = LAYOUT.atoms.names
 
 

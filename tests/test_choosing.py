@@ -10,12 +10,12 @@ from spex_mech.ablation.backends import planted
 from spex_mech.ablation.respond import Engine
 from spex_mech.api.audit import _replacement_of
 from spex_mech.auditing.choosing import choose_circuits
-from spex_mech.auditing.circuit_search import Goal, best_row, search
+from spex_mech.auditing.circuit_search import Goal, best_row, search_circuits
 from spex_mech.auditing.faithfulness import counts
 from spex_mech.auditing.passes import Ledger, Passes
 from spex_mech.auditing.verification import Case
 
-LAYOUT = planted.Layout(n_layers=2, n_heads=5, d_mlp=5)  # 20 components
+LAYOUT = planted.PlantedLayout(n_layers=2, n_heads=5, d_mlp=5)  # 20 components
 NEEDED = ("a0.h0", "a1.h2", "m0.n1")
 
 
@@ -26,7 +26,7 @@ def opened(subject, n_prompts=4, **options):
         subject,
         task,
         sm.heads(subject) + sm.neurons(subject),
-        **{"budget": 150, "keep": 0.9, "decoder": "linear", "link": "identity"} | options,
+        **{"budget": 150, "keep_prob": 0.9, "decoder": "linear", "link": "identity"} | options,
     )
     bound = sm.bind(subject)
     task = task.check(bound.shape)
@@ -87,7 +87,7 @@ def test_same_seed_same_circuits(wide):
 def test_a_search_ends_where_nothing_more_is_gained(wide):
     case = opened(wide)
     goals = [Goal(k, 1) for k in (2, 4)]
-    pool = search(case, goals, [[NEEDED]], 3000, shrink=False)
+    pool = search_circuits(case, goals, [[NEEDED]], 3000, shrink=False)
     assert pool.spent < 200
     assert pool.keep[pool.best(goals[1])].nonzero()[:, 0].tolist() == sorted(
         case.found.components.indices([*NEEDED, "a0.h1"])
@@ -95,8 +95,8 @@ def test_a_search_ends_where_nothing_more_is_gained(wide):
 
 
 def test_where_the_run_measured_everything_nothing_is_searched():
-    subject = planted.conjunction(NEEDED[:2], layout=planted.Layout(n_layers=2, n_heads=3, d_mlp=1), spread=0.2)
-    case = opened(subject, budget=300, keep=0.5, decoder="auto")
+    subject = planted.conjunction(NEEDED[:2], layout=planted.PlantedLayout(n_layers=2, n_heads=3, d_mlp=1), spread=0.2)
+    case = opened(subject, budget=300, keep_prob=0.5, decoder="auto")
     chosen = choose_circuits(case, None, 400, 1.0)
     assert chosen.search.masks <= 12
     assert set(chosen.circuit.names) == set(NEEDED[:2])

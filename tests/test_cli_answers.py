@@ -111,11 +111,11 @@ def test_the_cost_is_told_before_it_is_spent(cli_run, tmp_path, monkeypatch):
 
 def test_an_estimate_is_of_the_engine_that_will_run():
     study = open_study("induction-2l")
-    told = costs.estimate(study.subject, study.task, study.components, 256)
+    told = costs.estimate_cost(study.subject, study.task, study.components, 256)
     assert told.rows == 4096
     assert 0.01 < told.seconds < 300
     with pytest.raises(sm.SpexMechError, match="magic"):
-        costs.estimate(study.subject, study.task, study.components, 256, replacement="magic")
+        costs.estimate_cost(study.subject, study.task, study.components, 256, replacement="magic")
 
 
 def test_workers_that_crowd_each_other_are_told_what_to_do(monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spex_mech.errors import DesignError
 from spex_mech.walsh.masks import gf2
-from spex_mech.walsh.masks.coded import Code, parity_rows, plan, smallest_budget
+from spex_mech.walsh.masks.coded import Code, parity_rows, plan_code, smallest_budget
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
 from spex_mech.walsh.spex.bins import Bins
@@ -121,7 +121,7 @@ def test_smallest_budget(n, degree, least):
 def test_a_plan_uses_its_budget(n, degree, spare):
     degree = min(degree, n)
     budget = smallest_budget(n, degree) + spare
-    code = plan(n, degree, budget, 0)
+    code = plan_code(n, degree, budget, 0)
     assert code.size <= budget
     assert 3 * (1 + parity_rows(n, degree)) << (code.bits + 1) > budget or code.bits == n
     if code.delays > 1 + code.parity_rows:

@@ -12,7 +12,7 @@ from spex_mech.api.discover import decode
 from spex_mech.errors import ComponentError, DecodeError, DesignError, FormatError, ResponseError
 from spex_mech.walsh.decoding import r_squared
 
-SHAPE = {"layout": planted.Layout(n_layers=2, n_heads=4, d_mlp=2)}
+SHAPE = {"layout": planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2)}
 AND = ("a0.h1", "a1.h0", "m0.n1")
 
 
@@ -76,7 +76,7 @@ def test_a_sample_predicts_masks_it_has_not_seen(conjunction):
 
 
 def test_coded_masks_are_decoded_by_spex(conjunction):
-    found = run(conjunction, keep="coded", budget=2000)
+    found = run(conjunction, keep_prob="coded", budget=2000)
     assert found.record["decoder"]["name"] == "spex"
     truth = planted.truth(conjunction, found.components)
     assert {s for s, _ in found.spectrum.terms() if s} == {s for s, c in truth.terms() if s and abs(c) > 1e-9}
@@ -93,10 +93,10 @@ def test_same_seed_same_bits_other_seed_other_masks(conjunction):
     ("option", "value"),
     [
         ("budget", 200),
-        ("keep", 0.8),
-        ("keep", [0.5, 0.9]),
+        ("keep_prob", 0.8),
+        ("keep_prob", [0.5, 0.9]),
         ("decoder", "linear"),
-        ("keep", "coded"),
+        ("keep_prob", "coded"),
         ("seed", 3),
         ("replacement", "zero"),
     ],
@@ -173,13 +173,13 @@ def test_mistakes_are_told_before_anything_is_spent(conjunction, monkeypatch):
     with pytest.raises(DecodeError, match="no decoder 'magic'"):
         run(conjunction, decoder="magic")
     with pytest.raises(DesignError, match="between 0 and 1"):
-        run(conjunction, keep=1.5, budget=100)
+        run(conjunction, keep_prob=1.5, budget=100)
     with pytest.raises(DesignError, match="not a keep-probability"):
-        run(conjunction, keep="often", budget=100)
+        run(conjunction, keep_prob="often", budget=100)
     with pytest.raises(DecodeError, match="4 masks"):
         run(conjunction, budget=4)
     with pytest.raises(DesignError, match="fair coins"):
-        run(conjunction, decoder="spex", keep=0.9)
+        run(conjunction, decoder="spex", keep_prob=0.9)
     with pytest.raises(DesignError):
         run(conjunction, decoder="spex", budget=50)
 

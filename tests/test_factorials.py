@@ -9,7 +9,7 @@ from spex_mech.auditing.factorials import (
     Table,
     adjust,
     check_backup,
-    confirm,
+    confirm_table,
     contexts_for,
     expected_values,
     factorial_masks,
@@ -47,7 +47,8 @@ def test_unbiased_for_the_true_coefficient_and_the_error_is_what_it_says(keep, c
     truth, belief = random_spectrum(0, keep), random_spectrum(1, keep)  # the belief is wrong
     group = next(s for s, _ in truth.terms() if len(s) == 3)
     checks = [
-        confirm(run(truth, belief, group, 30, seed, control), ("x",) * 3, 1.0, truth.basis, 0.0) for seed in range(300)
+        confirm_table(run(truth, belief, group, 30, seed, control), ("x",) * 3, 1.0, truth.basis, 0.0)
+        for seed in range(300)
     ]
     estimates, errors = np.array([c.estimate for c in checks]), np.array([c.stderr for c in checks])
     spread = estimates.std()
@@ -58,8 +59,8 @@ def test_unbiased_for_the_true_coefficient_and_the_error_is_what_it_says(keep, c
 def test_a_good_polynomial_makes_the_error_small():
     truth = random_spectrum(0)
     group = next(s for s, _ in truth.terms() if len(s) == 2)
-    blind = confirm(run(truth, truth, group, 12, 0, control=False), ("x",) * 2, 1.0, truth.basis, 0.0)
-    seeing = confirm(run(truth, truth, group, 12, 0), ("x",) * 2, 1.0, truth.basis, 1e-9)
+    blind = confirm_table(run(truth, truth, group, 12, 0, control=False), ("x",) * 2, 1.0, truth.basis, 0.0)
+    seeing = confirm_table(run(truth, truth, group, 12, 0), ("x",) * 2, 1.0, truth.basis, 1e-9)
     assert seeing.stderr < 1e-9 < 1e-2 < blind.stderr
     assert seeing.estimate == pytest.approx(truth[group])
     assert seeing.predicted == pytest.approx(blind.estimate)  # the same contexts, the same function
@@ -69,7 +70,7 @@ def test_the_knockout_is_that_of_the_intact_model():
     truth = random_spectrum(2)
     mobius = truth.rewrite(Basis("knockout"))
     for group in [(0,), (1, 4), (0, 2, 5)]:
-        check = confirm(run(truth, truth, group, 12, 0), ("x",) * len(group), 1.0, truth.basis, 0.0)
+        check = confirm_table(run(truth, truth, group, 12, 0), ("x",) * len(group), 1.0, truth.basis, 0.0)
         assert check.knockout == pytest.approx(mobius.get(group) or 0.0, abs=1e-9)
         assert check.knockout_stderr is None  # one prompt
 
@@ -79,7 +80,7 @@ def test_without_an_interaction_the_rate_is_kept():
     truth = Spectrum.from_terms(N, {(i,): 1.0 for i in range(N)})
     belief = Spectrum.from_terms(N, {(0, 1): 0.5, (2,): 1.0})
     checks = [
-        confirm(run(truth, belief, (0, 1), 16, seed, noise=0.5), ("x", "y"), 0.5, truth.basis, 0.0)
+        confirm_table(run(truth, belief, (0, 1), 16, seed, noise=0.5), ("x", "y"), 0.5, truth.basis, 0.0)
         for seed in range(400)
     ]
     rejected = sum(c.p_value < 0.05 for c in checks)
@@ -90,13 +91,13 @@ def test_without_an_interaction_the_rate_is_kept():
 
 def test_an_exactly_additive_function_confirms_no_pair():
     truth = Spectrum.from_terms(N, {(i,): 1.0 for i in range(N)})
-    check = confirm(run(truth, truth, (0, 1), 12, 0), ("x", "y"), 0.1, truth.basis, 1e-6)
+    check = confirm_table(run(truth, truth, (0, 1), 12, 0), ("x", "y"), 0.1, truth.basis, 1e-6)
     assert (check.p_value, check.confirmed()) == (1.0, False)
 
 
 def test_claims_of_the_wrong_sign_are_not_confirmed():
     truth = Spectrum.from_terms(N, {(0, 1): 1.0})
-    check = confirm(run(truth, truth, (0, 1), 12, 0), ("x", "y"), -1.0, truth.basis, 1e-6)
+    check = confirm_table(run(truth, truth, (0, 1), 12, 0), ("x", "y"), -1.0, truth.basis, 1e-6)
     assert check.q_value < 0.05
     assert not check.confirmed()
 

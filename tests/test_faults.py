@@ -43,7 +43,7 @@ def process(tmp_path_factory):
 
 @pytest.fixture
 def question():
-    subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2))
+    subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2))
     return subject, planted.task(subject, n_prompts=4, seed=0)
 
 

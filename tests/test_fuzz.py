@@ -19,7 +19,7 @@ from spex_mech.errors import FormatError, ModelError, SpexMechError
 from spex_mech.formats.interchange import export
 from spex_mech.gallery import open_card
 from spex_mech.gallery.studies import reopen
-from spex_mech.measuring.journal import NAME, open_journal
+from spex_mech.measuring.journal import JOURNAL, open_journal
 from spex_mech.store.discovery import load_spectrum, whole_key
 from spex_mech.store.responses import pack_bits
 
@@ -103,7 +103,7 @@ class Desk:
 
     def __init__(self, folder):
         self.folder = folder
-        subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.Layout(n_layers=2, n_heads=2))
+        subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.PlantedLayout(n_layers=2, n_heads=2))
         task = planted.task(subject, n_prompts=2, seed=0)
         run = folder / "run"
         self.found = sm.discover(subject, task, budget=12, decoder="linear", link="identity", out=run)
@@ -185,7 +185,7 @@ class Desk:
         with open_journal(folder, {"a": 1}) as journal:
             journal.write(0, keep, torch.ones(3, 2))
             journal.settle("batch_rows", lambda: {"3": 8})
-        with sqlite3.connect(folder / NAME) as connection:
+        with sqlite3.connect(folder / JOURNAL) as connection:
             column = dice.choice(("first", "prompts", "keep", "numbers", "sha256"))
             value = dice.choice((None, 0, -1, 7, 2**62, 0.5, "", "x", b"", b"\x00" * 24, b"\xff" * 7, "\ufffd"))
             try:

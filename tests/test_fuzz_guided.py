@@ -85,7 +85,7 @@ def sound(tmp_path_factory):
     from spex_mech.ablation.backends import planted
 
     folder = tmp_path_factory.mktemp("sound")
-    subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.Layout(n_layers=2, n_heads=2))
+    subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.PlantedLayout(n_layers=2, n_heads=2))
     task = planted.task(subject, n_prompts=2, seed=0)
     found = sm.discover(subject, task, budget=40, decoder="linear", link="identity", out=folder / "run")
     sm.audit(found, subject, task, budget=96).save(folder / "audit")

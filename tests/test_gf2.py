@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from spex_mech.errors import DesignError
 from spex_mech.walsh.masks import gf2
 from spex_mech.walsh.masks.galois_field import MAX_DEGREE, field
-from spex_mech.walsh.masks.roots import roots, search
+from spex_mech.walsh.masks.roots import roots
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -22,8 +22,8 @@ from spex_mech.circuit.build import q_values
 from spex_mech.cli.main import app
 from spex_mech.errors import DecodeError
 from spex_mech.store.discovery import load_spectrum, save_spectrum
-from spex_mech.walsh.certainty.estimates import Seen, estimate, mixture_gram, moderate
-from spex_mech.walsh.certainty.inference import confirm, infer
+from spex_mech.walsh.certainty.estimates import Seen, mixture_gram, moderate, one_step_estimates
+from spex_mech.walsh.certainty.inference import confirm_sets, infer
 from spex_mech.walsh.certainty.stability import Stability, stability
 from spex_mech.walsh.certainty.weigh import agreement, check_certainty, heldout_samples, weigh
 from spex_mech.walsh.decoders.exact import Exact
@@ -107,7 +107,7 @@ def test_over_all_masks_the_estimate_is_the_coefficient_whatever_the_polynomial(
     coefficients = torch.tensor([[wrong.get(s) or 0.0 for s in exact.sets]], dtype=torch.float64)
     zero = torch.zeros(1 << n, dtype=torch.long)
     seen = Seen(Samples(keep, values), missed, coefficients, coefficients == coefficients, zero, torch.arange(1 << n))
-    found = estimate(seen, exact.members, Basis())
+    found = one_step_estimates(seen, exact.members, Basis())
     assert torch.allclose(found.value, exact.coefficients, atol=1e-9)
     assert torch.allclose(found.by_output.mean(1), found.value, atol=1e-9)
 
@@ -141,7 +141,7 @@ def test_moderation_recovers_the_common_variance_and_its_freedom():
 def test_a_polynomial_without_noise_is_confirmed_to_the_last_set():
     samples, truth = drawn(0, noise=0.0)
     spectrum = Spectrum.from_terms(16, {(): 0.0, **truth, (0, 1, 2): 1e-12})
-    found = confirm(samples, spectrum)
+    found = confirm_sets(samples, spectrum)
     assert all(found.q_values()[s] < 1e-12 for s in truth)
     assert found.q_values()[0, 1, 2] > 0.05
     assert agreement(found, spectrum) == 1.0
@@ -151,7 +151,7 @@ def test_nothing_given_is_changed():
     samples, _ = drawn(1)
     before = samples.values.clone()
     infer(samples, Greedy(), folds=2)
-    confirm(samples, Spectrum.from_terms(16, {(0,): 1.0}))
+    confirm_sets(samples, Spectrum.from_terms(16, {(0,): 1.0}))
     stability(samples, [(0,)], resamples=2)
     assert torch.equal(samples.values, before)
 
@@ -195,7 +195,7 @@ def test_intervals_on_held_out_masks_cover_whatever_was_chosen():
         samples, truth = drawn(seed, masks=400, noise=1.0)
         chosen = Greedy(5.0).decode(samples.take(torch.arange(200)), seed=0).spectrum
         rest = Samples(samples.keep[200:], samples.values[200:])
-        found = confirm(rest, chosen)
+        found = confirm_sets(rest, chosen)
         low, high = found.interval()
         flags += covered(found, {s: truth.get(s, 0.0) for s in found.sets if s}, low, high)
         wrong += [s not in truth for s in found.sets if s]
@@ -299,7 +299,7 @@ def test_with_boosted_trees_intervals_cover_and_discoveries_are_true():
         samples, truth = drawn(seed, masks=400, noise=0.5)
         decoded = decoder.decode(samples, seed=seed)
         held = heldout_samples(samples, decoder, decoded, seed)
-        for found in (infer(samples, decoder, folds=3, seed=seed), confirm(held, decoded.spectrum)):
+        for found in (infer(samples, decoder, folds=3, seed=seed), confirm_sets(held, decoded.spectrum)):
             flags += covered(found, {s: truth.get(s, 0.0) for s in found.sets if s}, *found.interval())
             reported = {s for s, q in found.q_values().items() if q <= 0.05}
             false.append(len(reported - truth.keys()) / max(1, len(reported)))
@@ -477,7 +477,7 @@ def test_what_cannot_be_inferred_is_refused_with_all_its_reasons():
     with pytest.raises(DecodeError, match="decode with 'exact'"):
         infer(Samples(whole.keep(), torch.randn(16, 1), whole), Greedy(), folds=2)
     with pytest.raises(DecodeError) as caught:
-        confirm(Samples(torch.ones(5, 3, dtype=torch.bool), torch.ones(5, 1)), Spectrum.from_terms(4, {(0,): 1.0}))
+        confirm_sets(Samples(torch.ones(5, 3, dtype=torch.bool), torch.ones(5, 1)), Spectrum.from_terms(4, {(0,): 1.0}))
     assert all(text in str(caught.value) for text in ("keeps the same", "5 masks", "over 4 components"))
     shared = MaskDesign.bernoulli(6, 80).sharing([0, 1], 2)
     part = Samples(shared.keep(), torch.randn(80, 1), shared).take(torch.arange(60))
@@ -515,7 +515,9 @@ def _two_point(masks):
 
 @pytest.fixture(scope="module")
 def subject():
-    return planted.conjunction(("a0.h1", "a1.h0", "m0.n1"), layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2))
+    return planted.conjunction(
+        ("a0.h1", "a1.h0", "m0.n1"), layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2)
+    )
 
 
 def run(subject, **options):
@@ -545,7 +547,7 @@ def test_both_options_act(subject, option, value):
 def test_what_cannot_be_had_is_refused_before_the_first_forward_pass(subject, monkeypatch):
     monkeypatch.setattr("spex_mech.api.discover.measure_once", lambda *_: pytest.fail("masks were measured"))
     with pytest.raises(DecodeError, match="coded masks can neither"):
-        run(subject, keep="coded", budget=2000, folds=3)
+        run(subject, keep_prob="coded", budget=2000, folds=3)
     with pytest.raises(DecodeError, match="folds are 0"):
         run(subject, folds=1)
 

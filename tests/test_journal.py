@@ -19,9 +19,9 @@ from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.api.discover import decode
 from spex_mech.errors import FormatError, ResponseError
-from spex_mech.files.locks import NAME as LOCK
+from spex_mech.files.locks import LOCK as LOCK
 from spex_mech.files.locks import hold
-from spex_mech.measuring.journal import NAME, open_journal
+from spex_mech.measuring.journal import JOURNAL, open_journal
 from spex_mech.measuring.measure import measure
 from spex_mech.measuring.threads import threads
 from spex_mech.store.responses import pack_bits
@@ -168,7 +168,7 @@ def runs(process, tmp_path):
 
 @pytest.fixture(scope="module")
 def experiment():
-    subject = planted.additive(WEIGHTS, layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
+    subject = planted.additive(WEIGHTS, layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
     components = sm.heads(subject) + sm.neurons(subject)
     task = planted.task(subject, n_prompts=4, seed=0)
     engine = Engine(subject, task, components, fit_replacement(subject, task, components))
@@ -210,9 +210,9 @@ def test_killed_while_the_last_file_is_written_nothing_is_measured_again(runs, u
     assert runs("run") == (0, "")
     assert torch.equal(runs.responses().values, uninterrupted)
     assert runs.masks_run() == distinct
-    log = {f"{NAME}-wal"} if point == "after" else set()  # nobody opened the journal again
+    log = {f"{JOURNAL}-wal"} if point == "after" else set()  # nobody opened the journal again
     assert {path.name for path in runs.folder.iterdir()} - log == {
-        "run.json", "responses.safetensors", NAME, "spectrum.json", "circuit.json", "interactions.csv"
+        "run.json", "responses.safetensors", JOURNAL, "spectrum.json", "circuit.json", "interactions.csv"
     }  # fmt: skip
 
 
@@ -252,7 +252,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(runs, uninterrupted, d
         status, said = runs("limit", limit)
         assert status == 2
         assert said.startswith("ResponseError")
-        assert NAME in said
+        assert JOURNAL in said
     assert "Make room" in said
     assert CHUNK < runs.masks_run() < distinct
     assert runs("run") == (0, "")
@@ -356,7 +356,7 @@ def test_weights_edited_between_two_runs_are_noticed_and_put_back_give_the_same_
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("what", ["components", "metric"])
 def test_what_has_the_same_name_or_number_but_is_not_the_same_is_refused(tmp_path, monkeypatch, finished, what):
-    subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2))
+    subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2))
     task = planted.task(subject, n_prompts=4, seed=0)
 
     def experiment(changed):
@@ -379,7 +379,7 @@ def test_what_has_the_same_name_or_number_but_is_not_the_same_is_refused(tmp_pat
 
 
 def test_the_journal_gives_back_responses_that_were_lost(tmp_path, monkeypatch):
-    subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2))
+    subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2))
     task, options = planted.task(subject, n_prompts=4, seed=0), {"budget": 600, "out": tmp_path, "decoder": "linear"}
     first = sm.discover(subject, task, **options)
     file = tmp_path / "responses.safetensors"
@@ -463,7 +463,7 @@ def test_a_damaged_chunk_is_measured_again(experiment, uninterrupted, tmp_path):
     engine, design = experiment
     with open_journal(tmp_path, {"a": 1}) as journal:
         measure(engine, design.chunks(CHUNK), journal)
-    with sqlite3.connect(tmp_path / NAME) as connection:
+    with sqlite3.connect(tmp_path / JOURNAL) as connection:
         connection.execute("UPDATE chunks SET numbers = zeroblob(length(numbers)) WHERE first = 512")
     connection.close()
     with open_journal(tmp_path, {"a": 1}) as journal:
@@ -485,7 +485,7 @@ def test_flipped_bits_never_give_other_values(experiment, uninterrupted, written
         places = places // 4096 * 4096 + places % 100
     for place in places.tolist():
         data[place] ^= 1 << (place % 8)
-    (tmp_path / NAME).write_bytes(data[: len(data) // 2] if seed == 39 else data)
+    (tmp_path / JOURNAL).write_bytes(data[: len(data) // 2] if seed == 39 else data)
     with contextlib.suppress(ResponseError), open_journal(tmp_path, {"a": 1}) as journal:
         assert torch.equal(measure(engine, design.chunks(CHUNK), journal), uninterrupted)
 
@@ -497,7 +497,7 @@ def written(experiment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     with open_journal(folder, {"a": 1}) as journal:
         measure(engine, design.chunks(CHUNK), journal)
-    return (folder / NAME).read_bytes()
+    return (folder / JOURNAL).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -507,9 +507,9 @@ def killed(experiment, tmp_path_factory):
     folder, left = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("left")
     with open_journal(folder, {"a": 1}) as journal:
         measure(engine, design.chunks(CHUNK), journal)
-        for name in (NAME, f"{NAME}-wal"):
+        for name in (JOURNAL, f"{JOURNAL}-wal"):
             shutil.copy(folder / name, left / name)
-    assert (left / f"{NAME}-wal").stat().st_size > (left / NAME).stat().st_size
+    assert (left / f"{JOURNAL}-wal").stat().st_size > (left / JOURNAL).stat().st_size
     return left
 
 
@@ -517,11 +517,11 @@ def killed(experiment, tmp_path_factory):
 @pytest.mark.parametrize("seed", range(16))
 def test_flipped_bits_of_a_log_never_give_other_values(experiment, uninterrupted, killed, tmp_path, seed):
     engine, design = experiment
-    shutil.copy(killed / NAME, tmp_path / NAME)
-    data, generator = bytearray((killed / f"{NAME}-wal").read_bytes()), torch.Generator().manual_seed(seed)
+    shutil.copy(killed / JOURNAL, tmp_path / JOURNAL)
+    data, generator = bytearray((killed / f"{JOURNAL}-wal").read_bytes()), torch.Generator().manual_seed(seed)
     for place in torch.randint(0, len(data), ((0, 1, 4, 40)[seed % 4],), generator=generator).tolist():
         data[place] ^= 1 << (place % 8)
-    (tmp_path / f"{NAME}-wal").write_bytes(data[: len(data) // 3] if seed == 8 else data)
+    (tmp_path / f"{JOURNAL}-wal").write_bytes(data[: len(data) // 3] if seed == 8 else data)
     with open_journal(tmp_path, {"a": 1}) as journal:
         assert torch.equal(measure(engine, design.chunks(CHUNK), journal), uninterrupted)
         if seed % 4 == 0 and seed != 8:
@@ -533,7 +533,7 @@ def test_of_a_damaged_file_the_whole_chunks_are_kept(experiment, uninterrupted, 
     data = bytearray(written)
     record = written.index(b'{"a": 1}')  # whose journal this is can no longer be read
     data[record] ^= 1
-    (tmp_path / NAME).write_bytes(data)
+    (tmp_path / JOURNAL).write_bytes(data)
     damaged = pytest.warns(UserWarning, match="record of the experiment does not match.*begun anew")
     with damaged, open_journal(tmp_path, {"a": 1}) as journal:
         values = measure(engine, design.chunks(CHUNK), journal)
@@ -546,17 +546,17 @@ def test_whole_chunks_of_another_experiment_are_not_kept(experiment, written, tm
     engine, design = experiment
     data = bytearray(written)
     data[written.index(b'{"a": 1}')] ^= 1
-    (tmp_path / NAME).write_bytes(data)
+    (tmp_path / JOURNAL).write_bytes(data)
     with pytest.warns(UserWarning, match="begun anew"), open_journal(tmp_path, {"a": 2}) as journal:
         measure(engine, design.chunks(CHUNK), journal)
     assert journal.resumed == 0
 
 
 def test_a_file_that_is_no_journal_is_put_aside(tmp_path):
-    (tmp_path / NAME).write_bytes(b"something else entirely" * 100)
+    (tmp_path / JOURNAL).write_bytes(b"something else entirely" * 100)
     with pytest.warns(UserWarning, match="begun anew"), open_journal(tmp_path, {"a": 1}) as journal:
         journal.write(0, pack_bits(torch.ones(2, 3, dtype=torch.bool)), torch.ones(2, 4))
-    assert (tmp_path / f"{NAME}.damaged").read_bytes().startswith(b"something else")
+    assert (tmp_path / f"{JOURNAL}.damaged").read_bytes().startswith(b"something else")
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

@@ -14,8 +14,8 @@ import spex_mech as sm
 from spex_mech.circuit.layout import NARROW, WIDE
 from spex_mech.cli.main import main
 from spex_mech.errors import ResponseError
-from spex_mech.lenses.segments import split
-from spex_mech.show.dossier import Passage
+from spex_mech.lenses.segments import split_prompt
+from spex_mech.show.dossier import PromptText
 from spex_mech.show.prompt_text import draw_passage, flow, width_of
 from spex_mech.store.discovery import lens_of
 
@@ -28,13 +28,13 @@ def sentiment(texts):
 
 
 def passage(parts):
-    return Passage(parts.texts, parts.gaps, parts.components.names)
+    return PromptText(parts.texts, parts.gaps, parts.components.names)
 
 
 @settings(max_examples=150, deadline=None)
 @given(WORDS, st.integers(2, 40))
 def test_text_is_laid_out_whole_in_order_and_nothing_overlaps(prompt, columns):
-    pieces = list(flow(passage(split(prompt)), columns))
+    pieces = list(flow(passage(split_prompt(prompt)), columns))
     assert "".join("".join(p.words for p in pieces).split()) == "".join(prompt.split())
     places = [(p.line, p.column) for p in pieces]
     assert places == sorted(places)
@@ -52,7 +52,7 @@ def test_the_report_of_a_prompt_shows_its_words_and_joins_those_that_act_togethe
     assert 'id="text"' in html
     assert "Review:" in html
     for frame in (WIDE, NARROW):
-        tree = ET.fromstring(draw_passage(passage(split(REVIEW)), found.circuit, frame))
+        tree = ET.fromstring(draw_passage(passage(split_prompt(REVIEW)), found.circuit, frame))
         arcs = [g for g in tree.iter("g") if g.get("class", "").startswith("arc")]
         assert [g.find("title").text for g in arcs] == ["s3 × s4: −0.500, synergy"]
         parts = {g.find("text").text: g.find("title").text for g in tree.iter("g") if g.get("class") == "part"}
@@ -80,14 +80,14 @@ def test_hostile_prompts_stay_text(words):
     counts = Counter(tag for tag, _ in tags)
     assert (counts["script"], counts["style"], counts["img"], counts["b"]) == (2, 1, 0, 0)
     assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
-    drawn = draw_passage(Passage((words,), ("", ""), ("s0",)), found.circuit)
+    drawn = draw_passage(PromptText((words,), ("", ""), ("s0",)), found.circuit)
     ET.fromstring(drawn)
 
 
 def test_long_texts_are_cut_and_say_so():
     prompt = "word\n" * 700
     found = sm.discover_features(sentiment, REVIEW, budget=1024)
-    drawn = draw_passage(passage(split(prompt)), found.circuit)
+    drawn = draw_passage(passage(split_prompt(prompt)), found.circuit)
     assert "… and more" in drawn
     assert drawn.count("<text") == 401
 

@@ -354,7 +354,7 @@ def test_linearised_values_have_the_latent_as_their_mean(seed):
 
 # --- through discover and the run folder --------------------------------------------------------------------------
 
-LAYOUT = planted.Layout(n_layers=2, n_heads=7)
+LAYOUT = planted.PlantedLayout(n_layers=2, n_heads=7)
 WEIGHTS = dict(zip(LAYOUT.atoms.names, itertools.cycle([1.6, -1.2, 0.8, 2.0, -0.9]), strict=False))
 
 

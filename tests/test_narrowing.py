@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
-from spex_mech.ablation.backends.planted import Layout
+from spex_mech.ablation.backends.planted import PlantedLayout
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import DesignError
 from spex_mech.measuring.narrowing import as_one, chunks, deal, is_more, lost_parents, narrow, singles, split
@@ -67,7 +67,7 @@ def strongest(found, count=8):
 
 def test_neurons_are_found_among_a_thousand(tmp_path):
     """Two that act only together and two that act by themselves; the same call again takes no forward pass."""
-    layout = Layout(2, 4, 512)
+    layout = PlantedLayout(2, 4, 512)
     names = ["m0.n77", "m1.n300", "m0.n400", "m1.n5"]
     terms = {tuple(names[:2]): 1.0, (names[2],): 0.7, (names[3],): 0.7}
     model, neurons = planted.polynomial(terms, basis="walsh", layout=layout), set(names)
@@ -92,14 +92,14 @@ def test_neurons_are_found_among_a_thousand(tmp_path):
 
 
 def test_few_components_are_run_at_once():
-    model = planted.conjunction(["a0.h1", "m0.n3"], layout=Layout(1, 4, 8))
+    model = planted.conjunction(["a0.h1", "m0.n3"], layout=PlantedLayout(1, 4, 8))
     found = sm.discover(model, planted.task(model, 2), "a*.h*, m*.n*", budget=128, refine=True)
     assert found.record["refined"] == {"components": 12, "left": 12, "masks": 128, "rounds": []}
     assert found.components.names[:2] == ("a0.h0", "a0.h1")
 
 
 def test_where_nothing_matters_the_first_round_says_so():
-    model = planted.polynomial({(): 1.0}, layout=Layout(2, 2, 256))
+    model = planted.polynomial({(): 1.0}, layout=PlantedLayout(2, 2, 256))
     found = sm.discover(model, planted.task(model, 2), "m*.n*", budget=120, refine=True)
     assert len(found.record["refined"]["rounds"]) == 1
     assert found.record["refined"]["masks"] == 30
@@ -115,7 +115,7 @@ def test_too_small_a_budget_is_refused():
 def test_a_fifth_of_the_masks_finds_what_a_flat_run_does_not():
     """Two triples of 4,096 neurons in which no neuron, and no pair, shows anything: blocks are few enough for every
     triple to be looked at, the neurons are not."""
-    layout = Layout(4, 4, 1024)
+    layout = PlantedLayout(4, 4, 1024)
     names = [c.name for c in layout.atoms if c.kind == "neuron"]
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()
     a, b, c, d, e, f, g, h = (names[i] for i in order[:8])

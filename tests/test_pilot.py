@@ -1,4 +1,4 @@
-"""keep="auto": a pilot that costs what it says, decides by spread, is part of the run it decides, and is paid once."""
+"""keep_prob="auto": a pilot that costs what it says, decides by spread, is part of its run, and is paid once."""
 
 import json
 
@@ -18,14 +18,14 @@ from spex_mech.measuring.masks import AROUND, DEFAULT_KEEP
 from spex_mech.measuring.pilot import CANDIDATES, FEWEST, SHARE, Pilot, choose_keep, deviation, plan_pilot
 from spex_mech.walsh.masks.design import MaskDesign
 
-LAYOUT = planted.Layout(n_layers=2, n_heads=8, d_mlp=6)  # 28 components: too many for all masks
+LAYOUT = planted.PlantedLayout(n_layers=2, n_heads=8, d_mlp=6)  # 28 components: too many for all masks
 ALL = [f"a{layer}.h{head}" for layer in range(2) for head in range(8)] + [
     f"m{layer}.n{neuron}" for layer in range(2) for neuron in range(6)
 ]
 
 
 def run(subject, **options):
-    options = {"budget": 600, "keep": "auto", "decoder": "linear", "link": "identity", "seed": 0} | options
+    options = {"budget": 600, "keep_prob": "auto", "decoder": "linear", "link": "identity", "seed": 0} | options
     components = sm.heads(subject) + sm.neurons(subject)
     return sm.discover(subject, planted.task(subject, n_prompts=3, seed=0), components, **options)
 
@@ -124,8 +124,10 @@ def test_what_breaks_easily_is_studied_near_the_intact_model(fragile):
 
 @pytest.mark.parametrize("share", [1, 2])
 def test_the_run_is_that_of_the_chosen_keep_probabilities(fragile, share):
-    found = run(fragile, share=share)
-    plain = run(fragile, keep=found.record["pilot"]["keep_probs"], budget=len(found.responses), share=share)
+    found = run(fragile, shared_layers=share)
+    plain = run(
+        fragile, keep_prob=found.record["pilot"]["keep_probs"], budget=len(found.responses), shared_layers=share
+    )
     assert torch.equal(found.responses.keep, plain.responses.keep)
     torch.testing.assert_close(found.responses.values, plain.responses.values, atol=1e-5, rtol=0)
     assert found.record["design"] == plain.record["design"]
@@ -164,14 +166,14 @@ def test_few_masks_take_the_default_without_a_pilot(fragile, measured):
 
 
 def test_all_masks_need_no_pilot():
-    subject = planted.additive({"a0.h0": 1.0}, layout=planted.Layout(n_layers=1, n_heads=3, d_mlp=2))
+    subject = planted.additive({"a0.h0": 1.0}, layout=planted.PlantedLayout(n_layers=1, n_heads=3, d_mlp=2))
     found = run(subject, budget=64, decoder="auto")
     assert found.record["design"]["kind"] == "complete"
     assert "pilot" not in found.record
 
 
 def test_a_folder_without_a_pilot_and_a_decoder_of_coded_masks_are_refused(fragile, tmp_path, measured):
-    run(fragile, keep=0.8, budget=64, out=tmp_path)
+    run(fragile, keep_prob=0.8, budget=64, out=tmp_path)
     measured.clear()
     with pytest.raises(ResponseError, match="without a pilot"):
         run(fragile, out=tmp_path)

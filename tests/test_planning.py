@@ -41,7 +41,7 @@ def test_a_plan_is_what_the_run_then_takes(study, keep):
     options = {"replacement": study.replacement, "per": study.per, "clock": time.process_time}
     ratios = []
     for _ in range(3):  # the middle of three; a busy machine is slow at times
-        plan = plan_run(study.subject, study.task, study.components, budget=1000, keep=keep, **options)
+        plan = plan_run(study.subject, study.task, study.components, budget=1000, keep_prob=keep, **options)
         seconds, rows = seconds_of_a_run(study, 1000, keep)
         assert plan.rows == rows < 1000 * len(study.task)
         ratios.append(plan.seconds / seconds)
@@ -82,7 +82,9 @@ def test_plans_of_every_length_of_prompt():
 def test_advice(n, budget, first):
     told = advise(n, budget)
     assert told[0].startswith(first)
-    assert any(line.startswith("coded SPEX (keep='coded')") for line in told) == (n in (8, 30) and first != "exact")
+    assert any(line.startswith("coded SPEX (keep_prob='coded')") for line in told) == (
+        n in (8, 30) and first != "exact"
+    )
 
 
 def test_a_simulation_finds_what_a_budget_can(study):

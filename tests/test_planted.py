@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spex_mech.ablation.backends import planted
-from spex_mech.ablation.backends.planted import Layout
+from spex_mech.ablation.backends.planted import PlantedLayout
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import respond
@@ -18,7 +18,7 @@ from spex_mech.components import ComponentSet, select
 from spex_mech.errors import ComponentError, FormatError
 from spex_mech.walsh.spectrum import Basis
 
-MIXED = Layout(n_layers=2, n_heads=2, d_mlp=2)
+MIXED = PlantedLayout(n_layers=2, n_heads=2, d_mlp=2)
 
 
 def all_keep(n):
@@ -42,7 +42,7 @@ SUBJECTS = {
     "additive": planted.additive({"a0.h0": 1.0, "m1.n1": -0.5}, layout=MIXED, spread=0.5),
     "and": planted.conjunction(["a0.h1", "a1.h0", "m1.n0"], strength=2.0, layout=MIXED, spread=0.5),
     "or": planted.backup(["a0.h0", "m0.n1", "a1.h1"], layout=MIXED),
-    "xor": planted.parity(["a0.h0", "a1.h1", "m0.n0"], layout=MIXED, spread=1.0),
+    "xor": planted.parity_subject(["a0.h0", "a1.h1", "m0.n0"], layout=MIXED, spread=1.0),
     "random": planted.random(6, 3, seed=5, layout=MIXED),
     "constant": planted.polynomial({(): 3.0}, layout=MIXED),
 }
@@ -64,7 +64,7 @@ def test_every_replacement_means_the_same(kind):
 @given(seed=st.integers(0, 10**6), order=st.integers(1, 4), hierarchical=st.booleans(), prompts=st.integers(1, 5))
 @settings(max_examples=15, deadline=None)
 def test_any_random_subject_is_its_truth(seed, order, hierarchical, prompts):
-    subject = planted.random(4, order, seed, hierarchical=hierarchical, layout=Layout(2, 2, 1), spread=0.7)
+    subject = planted.random(4, order, seed, hierarchical=hierarchical, layout=PlantedLayout(2, 2, 1), spread=0.7)
     agree(subject, "a*.h*, m*.n*", prompts=prompts)
 
 
@@ -87,7 +87,7 @@ def test_the_two_component_table_of_the_conventions():
     assert [backup[s] for s in ((), 0, 1, (0, 1))] == [0.75, 0.25, 0.25, -0.25]
     assert planted.truth(planted.conjunction(names), both, Basis("knockout"))[0, 1] == 1.0
     assert planted.truth(planted.backup(names), both, Basis("knockout"))[0, 1] == -1.0
-    assert list(planted.truth(planted.parity(names), both).terms()) == [((0, 1), 1.0)]
+    assert list(planted.truth(planted.parity_subject(names), both).terms()) == [((0, 1), 1.0)]
 
 
 def test_a_neuron_needs_its_mlp_and_uncovered_components_act():
@@ -132,7 +132,7 @@ def test_it_is_a_subject_with_logits_at_every_position():
 
 def test_random_subjects_come_from_their_seed_and_may_lack_parents():
     one, same, other = (planted.random(5, 3, seed, layout=MIXED) for seed in (1, 1, 2))
-    assert planted.dumps(one) == planted.dumps(same) != planted.dumps(other)
+    assert planted.planted_json(one) == planted.planted_json(same) != planted.planted_json(other)
     sets = set(one.polynomial.sets)
     assert all(s[:i] + s[i + 1 :] in sets for s in sets for i in range(len(s)) if len(s) > 1)
     loose = set(planted.random(5, 4, 3, hierarchical=False, layout=MIXED).polynomial.sets)
@@ -144,12 +144,12 @@ def test_a_file_gives_the_same_subject(tmp_path):
     subject = replace(SUBJECTS["random"], link="tanh", spread=0.25)
     assert planted.save_planted(subject, tmp_path) == tmp_path / "planted.json"
     again = planted.load_planted(tmp_path, device="cpu")
-    assert planted.dumps(again) == planted.dumps(subject)
+    assert planted.planted_json(again) == planted.planted_json(subject)
     assert again.provenance["weights_sha256"] == subject.provenance["weights_sha256"]
 
 
 def record(**changes):
-    return {**json.loads(planted.dumps(SUBJECTS["and"])), **changes}
+    return {**json.loads(planted.planted_json(SUBJECTS["and"])), **changes}
 
 
 TERM = {"set": ["a0.h0"], "coefficient": 1.0}
@@ -204,7 +204,7 @@ def test_errors_of_the_constructors():
     with pytest.raises(FormatError, match=r"a7\.h0"):
         planted.conjunction(["a7.h0", "a0.h0"])
     with pytest.raises(FormatError, match="order"):
-        planted.random(3, 9, 0, layout=Layout(1, 2))
+        planted.random(3, 9, 0, layout=PlantedLayout(1, 2))
     with pytest.raises(FormatError, match="at least one prompt"):
         planted.task(SUBJECTS["and"], 0)
     with pytest.raises(FormatError, match="cannot be read"):

@@ -154,14 +154,14 @@ def test_runs_stay_on_one_side_of_every_split(share):
 
 def test_discover_shares_the_earlier_layers(subject, monkeypatch):
     task = tokens_task(n_prompts=2)
-    found = sm.discover(subject, task, "a*.h*", budget=128, share=4, decoder="linear")
+    found = sm.discover(subject, task, "a*.h*", budget=128, shared_layers=4, decoder="linear")
     design = found.record["design"]
     assert design["repeats"] == 4
     assert [found.components.names[i] for i in design["shared"]] == [f"a0.h{i}" for i in range(4)]
     with pytest.raises(DesignError, match="several layers"):
-        sm.discover(subject, task, "a1.h*", budget=12, share=2, decoder="linear")
+        sm.discover(subject, task, "a1.h*", budget=12, shared_layers=2, decoder="linear")
     with pytest.raises(DesignError, match="only bernoulli"):
-        sm.discover(subject, task, "a*.h*", budget=256, share=2)
+        sm.discover(subject, task, "a*.h*", budget=256, shared_layers=2)
 
 
 def test_all_neurons_of_a_large_model_fit_into_bounded_memory():
@@ -198,6 +198,6 @@ def test_batches_are_as_large_as_measured_memory_allows(subject, monkeypatch):
     monkeypatch.setattr(batching, "CPU_BYTES", batching.CPU_BYTES // 256)
     smaller = Engine(subject, task, components, engine.replacement)
     (fewer,) = smaller._rows_that_fit.values()
-    assert 1 <= fewer < rows <= batching.MAX_ROWS
+    assert 1 <= fewer < rows <= batching.MAX_BATCH_ROWS
     keep = sm.MaskDesign.complete(8).keep()[::3]
     assert (engine.values(keep) - smaller.values(keep)).abs().max() <= 1e-5

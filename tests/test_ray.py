@@ -27,7 +27,7 @@ from spex_mech.measuring.workers import Workers
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'spex-mech[ray]'")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see this folder
 WEIGHTS = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281, "m1.n0": 0.0123457}
-LAYOUT = planted.Layout(n_layers=2, n_heads=4, d_mlp=2)
+LAYOUT = planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2)
 MASKS, CHUNK = 900, 100
 
 

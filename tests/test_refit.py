@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spex_mech.errors import DecodeError, ResponseError
-from spex_mech.walsh.decoders.refit import fit, nested_pair, noise_floor, prune, significance
+from spex_mech.walsh.decoders.refit import nested_pair, noise_floor, prune, refit, significance
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
 
@@ -29,7 +29,7 @@ def normal(*shape, seed=0):
 def test_planted_coefficients_come_back(basis):
     truth = Spectrum(5, SETS, normal(len(SETS)), basis)
     keep = masks(5, 200, 0.7)
-    found = fit(keep, truth.evaluate(keep), SETS, basis, ridge=0.0)
+    found = refit(keep, truth.evaluate(keep), SETS, basis, ridge=0.0)
     assert found.sets == truth.sets
     assert torch.allclose(found.coefficients, truth.coefficients, atol=1e-9)
 
@@ -47,7 +47,7 @@ def test_fit_is_the_normal_equations(seed, basis, ridge, count):
     if ridge == 0 and torch.linalg.cond(system) > 1e8:
         return
     expected = torch.linalg.solve(system, phi.T @ y / count)
-    found = fit(keep, y, SETS, basis, ridge=ridge, scale=scale)
+    found = refit(keep, y, SETS, basis, ridge=ridge, scale=scale)
     assert torch.allclose(found.coefficients, expected, atol=1e-7)
     inverse = torch.linalg.inv(system)
     freedom = torch.trace(inverse @ phi.T @ phi / count)
@@ -63,7 +63,7 @@ def test_dual_form_is_the_normal_equations_too(basis):
     penalty = torch.full((len(sets),), 0.2, dtype=torch.float64)
     penalty[0] = 0
     system = phi.T @ phi / 20 + penalty.diag()
-    found = fit(keep, y, sets, basis, ridge=0.2)
+    found = refit(keep, y, sets, basis, ridge=0.2)
     assert len(sets) > len(keep)
     assert torch.allclose(found.coefficients, torch.linalg.solve(system, phi.T @ y / 20), atol=1e-8)
     inverse = torch.linalg.inv(system)
@@ -78,7 +78,7 @@ def test_gcv_is_near_the_best_ridge_on_fresh_masks():
     keep, fresh = masks(12, 120), masks(12, 2000, seed=1)
     y = truth.evaluate(keep) + normal(120, seed=2)
     risk = {
-        ridge: float(((fit(keep, y, sets, ridge=ridge).evaluate(fresh) - truth.evaluate(fresh)) ** 2).mean())
+        ridge: float(((refit(keep, y, sets, ridge=ridge).evaluate(fresh) - truth.evaluate(fresh)) ** 2).mean())
         for ridge in ("gcv", 1e-8, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 30.0)
     }
     assert risk["gcv"] < 1.1 * min(risk.values())
@@ -87,9 +87,9 @@ def test_gcv_is_near_the_best_ridge_on_fresh_masks():
 
 def test_many_outputs_are_fitted_as_one_by_one():
     keep, y = masks(5, 40), normal(40, 3)
-    joint = fit(keep, y, SETS, ridge=0.1)
+    joint = refit(keep, y, SETS, ridge=0.1)
     for output in range(3):
-        alone = fit(keep, y[:, output], SETS, ridge=0.1)
+        alone = refit(keep, y[:, output], SETS, ridge=0.1)
         assert torch.allclose(joint.coefficients[:, output], alone.coefficients)
         assert torch.allclose(joint.stderr[:, output], alone.stderr)
 
@@ -97,7 +97,7 @@ def test_many_outputs_are_fitted_as_one_by_one():
 def test_standard_errors_are_the_spread_over_repeated_noise():
     truth = Spectrum(5, SETS, normal(len(SETS)))
     keep = masks(5, 100, 0.6)
-    repeats = [fit(keep, truth.evaluate(keep) + 0.5 * normal(100, seed=s), SETS, ridge=0.0) for s in range(400)]
+    repeats = [refit(keep, truth.evaluate(keep) + 0.5 * normal(100, seed=s), SETS, ridge=0.0) for s in range(400)]
     spread = torch.stack([r.coefficients for r in repeats]).std(0)
     stated = torch.stack([r.stderr for r in repeats]).mean(0)
     assert torch.allclose(stated, spread, rtol=0.15)
@@ -105,7 +105,7 @@ def test_standard_errors_are_the_spread_over_repeated_noise():
 
 def test_empty_set_is_added_first_and_never_shrunk():
     keep = masks(4, 50)
-    found = fit(keep, torch.full((50,), 7.0), pad_sets([(1,), (0, 2)]), ridge=100.0)
+    found = refit(keep, torch.full((50,), 7.0), pad_sets([(1,), (0, 2)]), ridge=100.0)
     assert found.sets == ((), (1,), (0, 2))
     assert found[()] == pytest.approx(7.0, abs=1e-12)
 
@@ -113,11 +113,11 @@ def test_empty_set_is_added_first_and_never_shrunk():
 def test_least_squares_without_one_answer_is_refused_and_says_how_to_go_on():
     keep = masks(5, 7)
     with pytest.raises(DecodeError, match=r"7 sets, but the 7 masks .* Give a ridge above 0"):
-        fit(keep, normal(7), SETS, ridge=0.0)
+        refit(keep, normal(7), SETS, ridge=0.0)
     twin = torch.cat([keep[:, :1], keep[:, :1]], 1).repeat(9, 1)  # two components that are always ablated together
     with pytest.raises(DecodeError, match="tell only 2 apart"):
-        fit(twin, normal(63), pad_sets([(0,), (1,)]), ridge=0.0)
-    shared = fit(twin, twin[:, 0].double(), pad_sets([(0,), (1,)]), ridge=1e-9)
+        refit(twin, normal(63), pad_sets([(0,), (1,)]), ridge=0.0)
+    shared = refit(twin, twin[:, 0].double(), pad_sets([(0,), (1,)]), ridge=1e-9)
     assert shared[0] == pytest.approx(0.25, abs=1e-6)
     assert shared[1] == pytest.approx(0.25, abs=1e-6)
 
@@ -125,11 +125,11 @@ def test_least_squares_without_one_answer_is_refused_and_says_how_to_go_on():
 def test_bad_input_is_refused():
     keep = masks(5, 40)
     with pytest.raises(ResponseError, match="1 of 40 values"):
-        fit(keep, normal(40).index_fill(0, torch.tensor([3]), math.nan), SETS)
+        refit(keep, normal(40).index_fill(0, torch.tensor([3]), math.nan), SETS)
     with pytest.raises(DecodeError, match=r"keep \(40, 5\) and values \(39,\)"):
-        fit(keep, normal(39), SETS)
+        refit(keep, normal(39), SETS)
     with pytest.raises(DecodeError, match="the scales above 0"):
-        fit(keep, normal(40), SETS, scale=torch.zeros(len(SETS)))
+        refit(keep, normal(40), SETS, scale=torch.zeros(len(SETS)))
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -142,7 +142,7 @@ def test_nested_errors_are_those_of_separate_fits(basis, scaled):
     for a, ridge in enumerate([1e-3, 0.5]):
         for size in range(len(SETS)):
             part = None if scale is None else scale[: size + 1]
-            alone = fit(keep, y, SETS[: size + 1], basis, ridge=ridge, scale=part)
+            alone = refit(keep, y, SETS[: size + 1], basis, ridge=ridge, scale=part)
             assert torch.allclose(errors[a, size], alone.evaluate(fresh) - fresh_y, atol=1e-9)
 
 
@@ -157,7 +157,7 @@ def test_a_prior_is_what_the_fit_is_shrunk_towards():
     assert torch.equal(plain, nested_pair(given, unseen, SETS, basis, [0.3], scale)[0][:, sizes])
     for k, size in enumerate(sizes):
         part = prior.select(torch.arange(size + 1))
-        left = fit(keep, y - part.evaluate(keep), part.members, basis, ridge=0.3, scale=scale[: size + 1])
+        left = refit(keep, y - part.evaluate(keep), part.members, basis, ridge=0.3, scale=scale[: size + 1])
         assert torch.allclose(near[0, k], part.evaluate(fresh) + left.evaluate(fresh) - fresh_y, atol=1e-9)
 
 

@@ -20,7 +20,7 @@ from spex_mech.ablation.backends import planted
 from spex_mech.auditing.audit_record import ContextRow, ReplacementRow, Search, StabilityRow
 from spex_mech.circuit.drawing import draw
 from spex_mech.circuit.graph import Circuit
-from spex_mech.circuit.layout import NARROW, NOTEBOOK, WIDE, arrange, joint, shown_first
+from spex_mech.circuit.layout import NARROW, NOTEBOOK, WIDE, arrange, shown_first, strongest_joint
 from spex_mech.cli import main as cli
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
@@ -29,8 +29,8 @@ from spex_mech.show.dossier import Dossier, Points, SizePoint
 from spex_mech.show.html import number, percent, text
 from spex_mech.show.origins import expression
 from spex_mech.show.report_page import render
-from spex_mech.show.tables import MAX_ROWS
-from spex_mech.show.wording import answer, limits, warnings
+from spex_mech.show.tables import MAX_TABLE_ROWS
+from spex_mech.show.wording import answer_sentences, limits, warnings
 
 VOID = {"meta", "link", "input", "img", "br", "hr"}
 
@@ -174,7 +174,7 @@ def test_a_drawing_holds_everything_and_nothing_overlaps(frame, n, pairs, triple
     assert all(abs(a[0] - b[0]) >= layout.box + 4 or abs(a[1] - b[1]) >= 44 for a, b in apart)
     svg = Reader(draw(found, frame))
     edges = [a for a in svg.all("g") if a.get("class", "").startswith("edge ")]
-    drawn = joint(found)
+    drawn = strongest_joint(found)
     assert len(edges) == (len(drawn) if frame.spare else min(len(drawn), shown_first(drawn, frame) if drawn else 0))
     assert len([a for a in svg.all("g") if "node" in a.get("class", "").split()]) == n
     assert {a["class"].split()[1] for a in edges} <= {"synergy", "redundancy"}
@@ -194,16 +194,16 @@ def test_layers_run_upwards_and_the_strongest_bear_names():
 
 def test_weak_sets_are_not_shown_at_first():
     found = circuit(40, 60, 0)
-    sizes = {joint(found)[0].components: 1.0}
+    sizes = {strongest_joint(found)[0].components: 1.0}
     weak = tuple(replace(i, coefficient=sizes.get(i.components, 0.001)) for i in found.interactions if i.order > 1)
-    assert shown_first(joint(replace(found, interactions=weak))) == 6
-    assert shown_first(joint(found)) == 24
+    assert shown_first(strongest_joint(replace(found, interactions=weak))) == 6
+    assert shown_first(strongest_joint(found)) == 24
 
 
 def test_very_many_interactions_are_cut_and_said():
     found = circuit(80, 700, 0)
     said = told(render(dossier(found)))
-    assert f"{len(found.interactions) - MAX_ROWS:,} weaker ones are in interactions.csv" in said
+    assert f"{len(found.interactions) - MAX_TABLE_ROWS:,} weaker ones are in interactions.csv" in said
 
 
 def test_charts_survive_flat_and_wild_values():
@@ -308,7 +308,7 @@ def test_a_failed_run_says_what_to_do(audited):
 
     found = sm.load_run(audited)
     failed = replace(found, decoded=replace(found.decoded, outcome=Outcome.NOTHING_FOUND))
-    assert answer(failed, None) == (
+    assert answer_sentences(failed, None) == (
         "No set of components was found that explains the responses better than their mean.",
     )
     assert any("raise the budget" in words for words in warnings(failed, None))
@@ -326,7 +326,7 @@ def test_a_failed_run_says_what_to_do(audited):
     ],
 )
 def test_expressions_select_what_they_fold(asked, folded):
-    subject = planted.additive({"a0.h0": 1.0}, layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=4))
+    subject = planted.additive({"a0.h0": 1.0}, layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=4))
     components = sm.select(subject, asked)
     assert expression(components) == folded
     assert sm.select(subject, folded).names == components.names

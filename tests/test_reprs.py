@@ -13,7 +13,7 @@ from spex_mech.walsh.spectrum import Spectrum
 
 @pytest.fixture(scope="module")
 def found():
-    layout = planted.Layout(2, 4, 8)
+    layout = planted.PlantedLayout(2, 4, 8)
     model = planted.polynomial({("a0.h1", "a1.h2"): 2.0, ("m1.n3",): -1.0, (): 3.0}, basis="walsh", layout=layout)
     return sm.discover(model, planted.task(model, 2), "a*.h*, m*.n*", budget=256, decoder="proxyspex")
 
@@ -37,7 +37,9 @@ def test_a_run_says_how_good_it_is_and_its_strongest_interactions(found):
 
 
 def test_what_does_not_fit_is_counted(found):
-    many = planted.polynomial({(f"a{i // 4}.h{i % 4}",): 1.0 + i for i in range(8)}, layout=planted.Layout(2, 4, 0))
+    many = planted.polynomial(
+        {(f"a{i // 4}.h{i % 4}",): 1.0 + i for i in range(8)}, layout=planted.PlantedLayout(2, 4, 0)
+    )
     run = sm.discover(many, planted.task(many, 2), "a*.h*", budget=256)
     assert shown(run).splitlines()[-1] == f"  … and {len(run.circuit.interactions) - 5} more in .interactions()"
     assert "… and" not in shown(found)
@@ -56,7 +58,7 @@ def test_a_decoding_and_its_polynomial(found):
 
 def test_a_link_is_told(found):
     saturating = planted.polynomial(
-        {(f"a0.h{i}",): 1.5 for i in range(8)}, basis="walsh", layout=planted.Layout(1, 8, 0), link="sigmoid"
+        {(f"a0.h{i}",): 1.5 for i in range(8)}, basis="walsh", layout=planted.PlantedLayout(1, 8, 0), link="sigmoid"
     )
     run = sm.discover(saturating, planted.task(saturating, 2), "a*.h*", budget=200, decoder="linear", link="logistic")
     assert not run.link.is_identity

@@ -61,7 +61,7 @@ def test_a_circuit_of_eap_ig_is_audited_and_every_figure_is_the_enumerated_one(s
     known = ["a0.h0", *best[:2]]
     audit = sm.audit_circuit(
         circuit, study.subject, study.task, replacement=study.replacement, per=study.per, known=known,
-        budget=400, out=tmp_path / "audit.json",
+        budget=400, path=tmp_path / "audit.json",
     )  # fmt: skip
     close = lambda value: pytest.approx(value, abs=2e-4)  # noqa: E731
     share = lambda kept: (table(kept) - table(())) / (table(names) - table(()))  # noqa: E731
@@ -157,7 +157,7 @@ def test_a_circuit_without_scores_has_no_areas_and_a_small_budget_says_what_it_l
     empty = sm.audit_circuit(sm.Circuit(components, (), (), "logit"), subject, task, scores=scores)
     assert (empty.faithfulness, empty.idle) == (None, {})
     names = [f"a{i}.h{j}" for i in range(8) for j in range(8)]
-    many = planted.additive(dict.fromkeys(names, 1.0), layout=planted.Layout(8, 8, 0))
+    many = planted.additive(dict.fromkeys(names, 1.0), layout=planted.PlantedLayout(8, 8, 0))
     wide = sm.Circuit(sm.heads(many), tuple(map(sm.Node, sm.heads(many))), (), "logit")
     small = sm.audit_circuit(wide, many, planted.task(many), scores=dict.fromkeys(names, 1.0), budget=32)
     assert small.record["masks"] <= 32

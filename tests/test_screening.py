@@ -10,7 +10,7 @@ from spex_mech.bench.functions import support_f1
 from spex_mech.walsh.decoders import screening
 from spex_mech.walsh.decoders.pursuit import Pursuit
 from spex_mech.walsh.decoders.refit import prune
-from spex_mech.walsh.decoders.screening import Search, strongest_components
+from spex_mech.walsh.decoders.screening import SetSearch, strongest_components
 from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import r_squared
 from spex_mech.walsh.masks.design import MaskDesign
@@ -27,7 +27,7 @@ def test_wide_gains_are_those_of_every_set(keep_prob, order, monkeypatch):
     offset, slope = basis.affine
     z, left = offset + slope * keep.float(), torch.randn(masks, generator=torch.Generator().manual_seed(2))
     in_hand = [(0, 1, 2), (1, 2, 3, 4)]
-    found = Search(z, 6).wide_gains(left, in_hand, order, 10_000)
+    found = SetSearch(z, 6).wide_gains(left, in_hand, order, 10_000)
     truth = {}
     for members in combinations(range(n), order):
         column = z[:, members].prod(1)
@@ -38,13 +38,13 @@ def test_wide_gains_are_those_of_every_set(keep_prob, order, monkeypatch):
 
 def test_a_look_that_costs_too_much_sees_fewer_masks_or_none(monkeypatch):
     keep = MaskDesign.bernoulli(20, 1000, seed=1).keep()
-    search, pairs = Search(2.0 * keep.float() - 1, 6), 190
+    search, pairs = SetSearch(2.0 * keep.float() - 1, 6), 190
     assert search.seen(3) == search.seen(4) == 1000
     monkeypatch.setitem(screening._WIDE, "cpu", 600 * pairs * pairs)
     assert (search.seen(3), search.seen(4)) == (1000, 600)
     monkeypatch.setitem(screening._WIDE, "cpu", 400 * pairs * pairs)
     assert search.seen(4) == 0
-    assert Search(torch.ones(1000, 3), 6).seen(4) == 0
+    assert SetSearch(torch.ones(1000, 3), 6).seen(4) == 0
 
 
 def test_sets_without_strong_subsets_are_found_from_independent_masks():

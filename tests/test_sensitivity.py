@@ -12,7 +12,7 @@ from spex_mech.ablation.backends import planted
 from spex_mech.auditing.sensitivity import _steadier
 from spex_mech.walsh.spectrum import Basis
 
-LAYOUT = planted.Layout(n_layers=2, n_heads=4, d_mlp=2)
+LAYOUT = planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2)
 TURNING = {("a0.h1", "a1.h0"): 1.0, ("a0.h1", "a1.h0", "m0.n0"): -1.5, ("a1.h2",): 0.5, ("a0.h3", "a1.h3"): 1.0}
 
 
@@ -22,7 +22,7 @@ def turned():
     subject = planted.polynomial(TURNING, layout=LAYOUT, spread=0.2)
     task = planted.task(subject, 6)
     found = sm.discover(
-        subject, task, sm.heads(subject) + sm.neurons(subject), budget=400, keep=0.5, decoder="proxyspex"
+        subject, task, sm.heads(subject) + sm.neurons(subject), budget=400, keep_prob=0.5, decoder="proxyspex"
     )
     return subject, task, found, sm.audit(found, subject, task, budget=2400)
 
@@ -67,7 +67,7 @@ def test_contexts_that_all_miss_what_is_rare_do_not_make_the_error_vanish():
 def test_where_the_run_is_sure_of_no_interaction_its_strongest_are_tested():
     subject = planted.conjunction(("a0.h1", "a1.h0"), layout=LAYOUT, spread=0.2)
     task = planted.task(subject, 4)
-    found = sm.discover(subject, task, sm.heads(subject), budget=120, keep=0.6, decoder="proxyspex")
+    found = sm.discover(subject, task, sm.heads(subject), budget=120, keep_prob=0.6, decoder="proxyspex")
     mains = tuple(i for i in found.circuit.interactions if i.order == 1)
     unsure = dataclasses.replace(found, circuit=dataclasses.replace(found.circuit, interactions=mains))
     audit = sm.audit(unsure, subject, task, budget=400)
@@ -89,7 +89,7 @@ def test_stability_of_a_clear_circuit_reaches_the_bar_and_of_noise_does_not(turn
 def test_one_prompt_has_no_halves():
     subject = planted.conjunction(("a0.h1", "a1.h0"), layout=LAYOUT)
     task = planted.task(subject, 1)
-    found = sm.discover(subject, task, sm.heads(subject), budget=100, keep=0.6, decoder="proxyspex")
+    found = sm.discover(subject, task, sm.heads(subject), budget=100, keep_prob=0.6, decoder="proxyspex")
     audit = sm.audit(found, subject, task, budget=200)
     assert [row.over for row in audit.stability] == ["masks"]
 
@@ -113,7 +113,9 @@ def test_another_replacement_is_measured_on_the_runs_own_masks():
     from spex_mech.ablation.respond import respond
 
     study = sm.open_study("induction-2l")
-    found = sm.discover(study.subject, study.task, study.components, 100, decoder="linear", keep=0.6, per=study.per)
+    found = sm.discover(
+        study.subject, study.task, study.components, budget=100, decoder="linear", keep_prob=0.6, per=study.per
+    )
     audit = sm.audit(found, study.subject, study.task, budget=400)
     row = next(row for row in audit.replacements if row.kind == "zero")
     generator = torch.Generator().manual_seed(_seed(1))
@@ -134,7 +136,7 @@ def _seed(seed):
 
 def noise(seed):
     """A metric without any effect of order below 7: to everything that is looked for it is noise."""
-    layout = planted.Layout(n_layers=2, n_heads=4, d_mlp=3)
+    layout = planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=3)
     generator = torch.Generator().manual_seed(seed)
     names = layout.atoms.names
     terms = {}
@@ -152,9 +154,15 @@ def false_reports(seeds):
         subject = noise(seed)
         task = planted.task(subject, 2)
         found = sm.discover(
-            subject, task, sm.heads(subject) + sm.neurons(subject), 160, seed=seed, decoder="proxyspex", link="identity"
+            subject,
+            task,
+            sm.heads(subject) + sm.neurons(subject),
+            budget=160,
+            seed=seed,
+            decoder="proxyspex",
+            link="identity",
         )
-        audit = sm.audit(found, subject, task, budget=400, fresh_seed=seed)
+        audit = sm.audit(found, subject, task, budget=400, seed=seed)
         false = [c for c in audit.confirmed if c.order < 7] + [g for g in audit.backups if g.confirmed()]
         reported += bool(false)
     return reported
@@ -174,7 +182,7 @@ def test_audits_of_a_hundred_noises_keep_the_stated_rate():
 def test_the_whole_audit_names_backups_that_single_ablation_is_blind_to(names):
     subject = planted.backup(names, strength=2.0, layout=LAYOUT, spread=0.2)
     task = planted.task(subject, 4)
-    found = sm.discover(subject, task, sm.heads(subject) + sm.neurons(subject), budget=300, keep=0.6)
+    found = sm.discover(subject, task, sm.heads(subject) + sm.neurons(subject), budget=300, keep_prob=0.6)
     audit = sm.audit(found, subject, task, budget=700, known=names)
     (group,) = [g for g in audit.backups if g.confirmed()]
     assert set(group.components) == set(names)

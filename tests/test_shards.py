@@ -12,16 +12,16 @@ from spex_mech.ablation.backends import planted
 from spex_mech.api.shards import Shard, merge_shards, respond_shard
 from spex_mech.cli import main as cli
 from spex_mech.errors import DesignError, FormatError, ResponseError
-from spex_mech.measuring.journal import NAME
+from spex_mech.measuring.journal import JOURNAL
 
 BUDGET = 1700  # seven chunks
-OPTIONS = {"budget": BUDGET, "keep": 0.7, "decoder": "linear", "components": "a*.h*, m*.n*"}
+OPTIONS = {"budget": BUDGET, "keep_prob": 0.7, "decoder": "linear", "components": "a*.h*, m*.n*"}
 
 
 @pytest.fixture(scope="module")
 def question():
     weights = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281}
-    subject = planted.additive(weights, layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
+    subject = planted.additive(weights, layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
     return subject, planted.task(subject, n_prompts=4, seed=0)
 
 
@@ -52,7 +52,7 @@ def test_a_share_goes_on_where_it_was(question, shares, tmp_path, monkeypatch):
     with pytest.raises(ResponseError, match="has shard 2/3, not 1/3"):
         respond_shard(*question, **OPTIONS, out=shares / "2", shard=Shard(1, 3))
     with pytest.raises(DesignError, match="pilot"):
-        respond_shard(*question, **{**OPTIONS, "keep": "auto"}, out=tmp_path, shard=Shard(1, 3))
+        respond_shard(*question, **{**OPTIONS, "keep_prob": "auto"}, out=tmp_path, shard=Shard(1, 3))
 
 
 def test_what_is_missing_is_named_and_the_rest_is_kept(question, shares, tmp_path):
@@ -67,8 +67,8 @@ def test_what_is_missing_is_named_and_the_rest_is_kept(question, shares, tmp_pat
 
 def test_what_is_damaged_counts_as_missing(shares, tmp_path):
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / NAME).write_bytes((shares / "2" / NAME).read_bytes())
-    with sqlite3.connect(tmp_path / "b" / NAME) as connection:
+    (tmp_path / "b" / JOURNAL).write_bytes((shares / "2" / JOURNAL).read_bytes())
+    with sqlite3.connect(tmp_path / "b" / JOURNAL) as connection:
         connection.execute("UPDATE chunks SET numbers = zeroblob(length(numbers)) WHERE first = 256")
     connection.close()
     given = [shares / "1", tmp_path / "b", shares / "3"]
@@ -87,7 +87,7 @@ def test_what_does_not_belong_together_is_refused_by_name(question, shares, tmp_
         merge_shards([shares / "1", tmp_path / "nothing"], tmp_path / "run")
     with pytest.raises(FormatError, match="no folder given"):
         merge_shards([], tmp_path / "run")
-    (tmp_path / "other" / NAME).write_text("no journal at all, though of this name")
+    (tmp_path / "other" / JOURNAL).write_text("no journal at all, though of this name")
     with pytest.warns(UserWarning, match="begun anew"), pytest.raises(FormatError, match="does not say"):
         merge_shards([tmp_path / "other"], tmp_path / "run")
 

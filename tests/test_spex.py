@@ -14,7 +14,7 @@ from safetensors import safe_open
 from spex_mech.bench.functions import Planted, planted_function, support_f1
 from spex_mech.errors import DecodeError, ResponseError
 from spex_mech.walsh.decoders.exact import Exact
-from spex_mech.walsh.decoders.refit import fit
+from spex_mech.walsh.decoders.refit import refit
 from spex_mech.walsh.decoding import Decoder, Outcome, Samples, r_squared
 from spex_mech.walsh.masks.coded import Code, smallest_budget
 from spex_mech.walsh.masks.design import MaskDesign
@@ -316,7 +316,7 @@ def test_coded_responses_of_real_models(card):
     rows = ((~keep).long() << torch.arange(n)).sum(1)
     decoded = Spex().decode(Samples(keep, values[rows], design), seed=0)
     largest = exact.coefficients.abs().argsort(descending=True)[: len(decoded.spectrum)]
-    best = fit(keep, mean[rows], exact.members[largest], Basis())
+    best = refit(keep, mean[rows], exact.members[largest], Basis())
     found, possible = (r_squared(mean, s.evaluate(every.keep())) for s in (decoded.spectrum, best))
     assert found >= possible - 0.02
     assert decoded.outcome is Outcome.RECOVERED

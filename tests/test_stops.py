@@ -13,7 +13,7 @@ import time
 import pytest
 
 import spex_mech as sm
-from spex_mech.measuring.journal import NAME
+from spex_mech.measuring.journal import JOURNAL
 
 ARGS = ["discover", "induction-2l", "--budget", "2500", "--keep", "0.7", "--decoder", "linear", "--link", "identity"]
 
@@ -27,7 +27,7 @@ def begin(folder, *options):
 
 def wait_for_chunks(process, folder, seconds):
     """Until some chunks are in the journal."""
-    log, until = folder / f"{NAME}-wal", time.monotonic() + seconds
+    log, until = folder / f"{JOURNAL}-wal", time.monotonic() + seconds
     while not (log.exists() and log.stat().st_size > 60_000):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < until

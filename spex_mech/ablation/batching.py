@@ -9,7 +9,7 @@ from spex_mech.ablation.subject import Subject
 from spex_mech.errors import ResponseError
 
 ELEMENTS = 1 << 27  # largest single activation of a batch that is not measured: 512 MB of float32
-MAX_ROWS = 4096
+MAX_BATCH_ROWS = 4096
 CPU_BYTES = 1 << 27  # more rows than this holds are no faster on a CPU
 GPU_SHARE = 4  # a quarter of the memory there is; the weights and what others hold have the rest
 
@@ -22,7 +22,7 @@ def rows_that_fit(row_bytes: int, device: torch.device) -> int:
     """
     gpu = device.type == "cuda"
     total = torch.cuda.get_device_properties(device).total_memory // GPU_SHARE if gpu else CPU_BYTES
-    fit = max(1, min(MAX_ROWS, total // max(1, row_bytes)))
+    fit = max(1, min(MAX_BATCH_ROWS, total // max(1, row_bytes)))
     return 1 << (int(fit).bit_length() - 1)
 
 
@@ -30,7 +30,7 @@ def default_rows(subject: Subject, length: int) -> int:
     """Rows a batch so that its largest activation stays under half a gigabyte, whatever is read from it."""
     width = max([site.parts * site.width for site in subject.sites] + [1])
     per_row = length * max(subject.shape.d_vocab_out, 8 * width)
-    return max(1, min(MAX_ROWS, ELEMENTS // per_row))
+    return max(1, min(MAX_BATCH_ROWS, ELEMENTS // per_row))
 
 
 def in_halves(run: Callable[[int, int], Tensor], total: int, rows: int) -> Tensor:

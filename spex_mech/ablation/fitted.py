@@ -16,7 +16,7 @@ KEPT = 4  # replacements a model
 _FITTED: WeakKeyDictionary[Any, OrderedDict[str, Replacement]] = WeakKeyDictionary()
 
 
-def remember(subject: Subject, replacement: Replacement) -> None:
+def remember_replacement(subject: Subject, replacement: Replacement) -> None:
     """Keep the values of a run, the last few of each model; those of zero ablation need no keeping."""
     sha256 = replacement.describe()["sha256"]
     if sha256 is None:
@@ -29,7 +29,7 @@ def remember(subject: Subject, replacement: Replacement) -> None:
             known.popitem(last=False)
 
 
-def recall(subject: Subject, sha256: str | None) -> Replacement | None:
+def recall_replacement(subject: Subject, sha256: str | None) -> Replacement | None:
     """The values with this hash, if a run on this model has used them."""
     with suppress(TypeError):
         return _FITTED.get(_model(subject), OrderedDict[str, Replacement]()).get(sha256 or "")

@@ -14,7 +14,7 @@ from spex_mech.ablation.subject import Edit, Shortcuts, Site, common_position
 
 
 @dataclass(frozen=True)
-class Passage:
+class LeaveOut:
     """The modules at which a forward pass can be cut short.
 
     Attributes:
@@ -32,7 +32,7 @@ class Passage:
 
 @contextmanager
 def cut_short(
-    passage: Passage,
+    passage: LeaveOut,
     shortcuts: Shortcuts,
     edits: Mapping[Site, Edit],
     positions: Int[Tensor, " row"] | None,

@@ -22,7 +22,7 @@ ASSUMPTIONS = {
     "zero": "zero is an uninformative value; under value biases it is not, and weight processing changes it",
     "resample": "what the component gives on another prompt is a fair contrast",
 }
-ROWS = 64  # reference prompts a forward pass
+REFERENCE_ROWS = 64  # reference prompts a forward pass
 
 
 @dataclass(frozen=True)
@@ -259,4 +259,4 @@ def collect(subject: Subject, prompts: Prompts, rows: Tensor, sites: tuple[Site,
 
 def _batches(subject: Subject, prompts: Prompts) -> list[Tensor]:
     groups = prompts.by_length().items()
-    return [part for length, rows in groups for part in rows.split(min(ROWS, default_rows(subject, length)))]
+    return [part for length, rows in groups for part in rows.split(min(REFERENCE_ROWS, default_rows(subject, length)))]

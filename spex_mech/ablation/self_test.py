@@ -9,8 +9,8 @@ from torch import Tensor
 from spex_mech.ablation.subject import Edit, Site, Subject
 from spex_mech.errors import ModelError, all_problems
 
-TOLERANCE = 1e-4  # relative, float32; a wrong site is off by orders of magnitude more
-LENGTH = 6
+SELF_TEST_TOLERANCE = 1e-4  # relative, float32; a wrong site is off by orders of magnitude more
+TEST_LENGTH = 6
 
 
 class WeightedSubject(Subject, Protocol):
@@ -38,7 +38,7 @@ def self_test(subject: WeightedSubject, n_ctx: int | None = None) -> None:
 
 def made_up_tokens(subject: Subject, n_ctx: int | None = None) -> Int[Tensor, "row pos"]:
     """Two short rows of token ids inside the vocabulary and the context."""
-    length = min(LENGTH, n_ctx or LENGTH)
+    length = min(TEST_LENGTH, n_ctx or TEST_LENGTH)
     return (torch.arange(2 * length, device=subject.device) * 7 + 3).reshape(2, length) % subject.shape.d_vocab
 
 
@@ -85,7 +85,7 @@ def _oracle(subject: WeightedSubject, tokens: Tensor, clean: Tensor) -> list[str
         features = slice(part * site.width, (part + 1) * site.width)
         by_edit = subject.forward(tokens, {site: _zero(features)}, None)
         gap = float((by_edit - _with_zeroed_weights(subject, site, features, tokens)).float().abs().max()) / scale
-        tolerance = TOLERANCE if clean.dtype == torch.float32 else 0.05
+        tolerance = SELF_TEST_TOLERANCE if clean.dtype == torch.float32 else 0.05
         if not gap <= tolerance:
             problems.append(
                 f"{site.name}: zeroing part {part} by hook and by weights differ by {gap:.2g} of the logits"

@@ -12,8 +12,8 @@ from spex_mech.ablation.row_edit import RowEdit
 from spex_mech.ablation.self_test import made_up_tokens
 from spex_mech.ablation.subject import Edit, Growing, Shortcuts, Site
 
-ROWS = 4  # masks 0 and 1 differ in the last layer only, so that their earlier layers can be shared
-TOLERANCE = 1e-5  # relative to the largest logit, float32
+SHORTCUT_ROWS = 4  # masks 0 and 1 differ in the last layer only, so that their earlier layers can be shared
+SHORTCUT_TOLERANCE = 1e-5  # relative to the largest logit, float32
 COARSE = 0.02  # of half precision, whose own rounding is of that size
 
 
@@ -51,7 +51,7 @@ class _Trial:
         self.last = max(site.layer for site in subject.sites)
         self.kept: dict[Site, Tensor] = {}
         for site in subject.sites:
-            kept = torch.rand(ROWS, 1, site.parts, generator=generator) < 0.6
+            kept = torch.rand(SHORTCUT_ROWS, 1, site.parts, generator=generator) < 0.6
             if site.kind == "mlp":  # some rows, and in every third layer none
                 kept = torch.tensor([True, True, False, True])[:, None, None] & (site.layer % 3 != 1)
             self.kept[site] = kept if site.layer == self.last else kept[[0, 0, 2, 3]]
@@ -67,7 +67,7 @@ class _Trial:
         except (RuntimeError, ValueError, IndexError, TypeError):  # the model's code does not broadcast: no shortcut
             return False
         scale = float(plain.float().abs().max()) or 1.0
-        tolerance = TOLERANCE if plain.dtype in (torch.float32, torch.float64) else COARSE
+        tolerance = SHORTCUT_TOLERANCE if plain.dtype in (torch.float32, torch.float64) else COARSE
         return fast.shape == plain.shape and float((fast - plain).float().abs().max()) <= tolerance * scale
 
     def _run(self, trial: Shortcuts, only: str) -> Tensor:
@@ -75,15 +75,17 @@ class _Trial:
         sites = [site for site in self.subject.sites if only in ("all", site.kind)]
         layers = sorted({site.layer for site in sites})
         grow = trial.grow and len(layers) > 1 and layers[-1] == self.last
-        early = torch.tensor([0, 2, 3]) if grow else torch.arange(ROWS)
+        early = torch.tensor([0, 2, 3]) if grow else torch.arange(SHORTCUT_ROWS)
         edits = {
-            site: self._edit(site, site in trial.narrow, torch.arange(ROWS) if site.layer == self.last else early)
+            site: self._edit(
+                site, site in trial.narrow, torch.arange(SHORTCUT_ROWS) if site.layer == self.last else early
+            )
             for site in sites
         }
         growth: Mapping[int, Tensor] | None = {self.last: torch.tensor([0, 0, 1, 2])} if grow else None
-        rows = self.tokens if trial.one_row and sites else self.tokens.expand(ROWS, -1)
+        rows = self.tokens if trial.one_row and sites else self.tokens.expand(SHORTCUT_ROWS, -1)
         logits = self.subject.forward(rows, edits, torch.full((len(rows),), self.position), growth)
-        return logits.expand(ROWS, -1) if not sites else logits
+        return logits.expand(SHORTCUT_ROWS, -1) if not sites else logits
 
     def _edit(self, site: Site, narrow: bool, rows: Tensor) -> Edit:
         """Replacements differ by position, so that a site that sees a wrong position is found out."""

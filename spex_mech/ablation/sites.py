@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spex_mech.ablation.leave_out import Passage
+from spex_mech.ablation.leave_out import LeaveOut
 from spex_mech.ablation.subject import Shortcuts, Site
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
@@ -37,7 +37,7 @@ class Architecture:
 
     shape: ModelShape
     places: tuple[Place, ...]
-    passage: Passage
+    passage: LeaveOut
 
 
 def possible_shortcuts(architecture: Architecture) -> Shortcuts:
@@ -88,12 +88,12 @@ def find_architecture(model: nn.Module) -> Architecture:
     return Architecture(shape, tuple(places), _passage(blocks, places))
 
 
-def _passage(blocks: list[nn.Module], places: list[Place]) -> Passage:
+def _passage(blocks: list[nn.Module], places: list[Place]) -> LeaveOut:
     found = {layer: _child(block, _MLP) for layer, block in enumerate(blocks)}
     mlps = {layer: mlp for layer, mlp in found.items() if mlp is not None}
     heads = [p.module for p in places if p.site.layer == len(blocks) - 1 and p.site.kind == "heads"]
     ends = [*heads, *([mlps[len(blocks) - 1]] if len(blocks) - 1 in mlps else [])]
-    return Passage(tuple(blocks), mlps, tuple(ends))
+    return LeaveOut(tuple(blocks), mlps, tuple(ends))
 
 
 def input_features(projection: nn.Module) -> Float[Tensor, "feature out"]:

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from spex_mech.ablation.binding import bind
-from spex_mech.ablation.fitted import recall
+from spex_mech.ablation.fitted import recall_replacement
 from spex_mech.ablation.recipe import compile_recipe
 from spex_mech.ablation.replacement import Replacement, fit_replacement, input_references
 from spex_mech.ablation.subject import Edit, Site, Subject
@@ -22,13 +22,13 @@ from spex_mech.formats.transformer_lens_hooks import transformer_lens_of
 from spex_mech.tasks.task import Task
 
 Names = str | Iterable[str] | ComponentSet
-Keep = Circuit | Names | Bool[Tensor, " component"]
+KeepWhat = Circuit | Names | Bool[Tensor, " component"]
 
 
 @contextmanager
 def ablated(
     subject: Any,
-    keep: Keep | None = None,
+    keep: KeepWhat | None = None,
     task: Task | None = None,
     *,
     ablate: Names | None = None,
@@ -83,7 +83,7 @@ def ablated(
 
 def hooks(
     subject: Any,
-    keep: Keep | None = None,
+    keep: KeepWhat | None = None,
     task: Task | None = None,
     *,
     ablate: Names | None = None,
@@ -113,7 +113,7 @@ class _Plan:
     circuit: Circuit | None = None
 
 
-def _plan(subject: Subject, keep: Keep | None, ablate: Names | None, components: Names | None) -> _Plan:
+def _plan(subject: Subject, keep: KeepWhat | None, ablate: Names | None, components: Names | None) -> _Plan:
     if (keep is None) == (ablate is None):
         raise ComponentError(
             "say either what is kept (keep=…, all else that was studied is ablated) or what is ablated (ablate=…)."
@@ -169,7 +169,7 @@ def _values(
     if isinstance(replacement, Replacement):
         return _covering(replace(replacement, recipe=recipe))
     used = _used(plan.circuit, replacement)
-    known = recall(subject, used.get("sha256"))
+    known = recall_replacement(subject, used.get("sha256"))
     if known is not None and task is None and per in (None, known.per):
         return _covering(replace(known, recipe=recipe))
     kind = replacement or used.get("kind") or "mean"

@@ -31,7 +31,7 @@ from spex_mech.auditing.verification import (
     try_fresh,
     try_minimality,
 )
-from spex_mech.circuit.build import plain as plain_evidence
+from spex_mech.circuit.build import plain_value as plain_evidence
 from spex_mech.errors import DesignError, ResponseError, all_problems
 from spex_mech.files.locks import hold
 from spex_mech.files.records import differences
@@ -41,7 +41,7 @@ from spex_mech.store.discovery import Discovery, lens_of
 from spex_mech.tasks.task import Task
 from spex_mech.walsh.masks.design import MaskDesign
 
-LEAST = 96  # masks: the circuits at all sizes, and a few for everything else
+LEAST_AUDIT_BUDGET = 96  # masks: the circuits at all sizes, and a few for everything else
 AUDIT = "audit.json"
 
 
@@ -50,7 +50,7 @@ def audit(
     subject: Any,
     task: Task,
     *,
-    fresh_seed: int = 1,
+    seed: int = 1,
     budget: int = 2048,
     size: int | None = None,
     known: Iterable[str] | None = None,
@@ -70,7 +70,7 @@ def audit(
 
     Args:
         found: a run; subject, task: the same model and prompts, which is checked by content.
-        fresh_seed: of everything drawn here.
+        seed: of everything drawn here.
         budget: masks; the forward rows are masks × prompts. What it does not reach is said in ``.skipped``.
         size: components of the audited circuit; default: the fewest whose predicted faithfulness is within .1 of 1.
         known: names of a known circuit, to be compared with.
@@ -88,14 +88,16 @@ def audit(
     refuse_other_lens(found)
     bound, started = bind(subject), time.perf_counter()
     task = task.check(bound.shape)
-    if budget < LEAST:
-        raise DesignError(f"an audit of {budget} masks was asked for; it needs at least {LEAST}. Raise the budget.")
+    if budget < LEAST_AUDIT_BUDGET:
+        raise DesignError(
+            f"an audit of {budget} masks was asked for; it needs at least {LEAST_AUDIT_BUDGET}. Raise the budget."
+        )
     reference = _replacement_of(found, bound, task)
-    record = _experiment(found, bound, task, reference, {"fresh_seed": fresh_seed, "budget": budget, "size": size})
+    record = _experiment(found, bound, task, reference, {"seed": seed, "budget": budget, "size": size})
     with hold(out), mask_progress(budget, "auditing", shown=progress) as tick, ExitStack() as journals:
         ledger = Ledger(budget, tick)
         desk = Desk(found, bound, task, reference, ledger, record, out, journals)
-        case = _open_case(found, desk.passes("main"), ledger, fresh_seed)
+        case = _open_case(found, desk.passes("main"), ledger, seed)
         result = _try_all(case, desk, size, tuple(known or ()), seconds)
         spent = {"masks": ledger.spent, "rows": ledger.spent * len(task), "seconds": time.perf_counter() - started}
         result = replace(result, record=plain_evidence({**_provenance(found, record), **spent}))

@@ -21,11 +21,11 @@ from spex_mech.lenses.learners import (
 from spex_mech.lenses.scores import Score, ScoreLike, check_score
 from spex_mech.lenses.training_examples import Examples, groups_of
 from spex_mech.measuring.lens_runs import Asked, run_lens
-from spex_mech.measuring.masks import Keep
+from spex_mech.measuring.masks import KeepProb
 from spex_mech.store.discovery import Discovery
 from spex_mech.store.fingerprints import hash_function
 
-CHUNK = 8  # trainings that are on disk together, at least
+TRAINING_CHUNK = 8  # trainings that are on disk together, at least
 
 
 def discover_data(
@@ -48,7 +48,7 @@ def discover_data(
     identity: str | None = None,
     processes: int = 1,
     budget: int = 1024,
-    keep: Keep = 0.5,
+    keep_prob: KeepProb = 0.5,
     decoder: str = "auto",
     link: str = "auto",
     seed: int = 0,
@@ -90,8 +90,8 @@ def discover_data(
         identity: what a run folder knows the learner by. Default: a hash of its code, settings and weights, so that a
             folder is refused once any of it has changed.
         processes: trainings at a time, in processes of their own (needs joblib, which comes with scikit-learn).
-        budget, keep, decoder, link, seed, out, progress, folds, resamples: as in `discover`. In a run folder every few
-            trainings are on disk before the next begin, and the same call goes on where a killed one was.
+        budget, keep_prob, decoder, link, seed, out, progress, folds, resamples: as in `discover`. In a run folder every
+            few trainings are on disk before the next begin, and the same call goes on where a killed one was.
 
     Raises:
         TaskError: data, groups, names or a score that do not fit together.
@@ -116,9 +116,9 @@ def discover_data(
         "task": {"prompts": made.outputs, "metric": _told(score, made), "data": lens.describe()},
         "replacement": {"kind": "absence", "assumes": "training on the rest is what would have happened without them"},
     }
-    asked = Asked(budget, keep, decoder, link, seed, out, progress, folds, resamples)
+    asked = Asked(budget, keep_prob, decoder, link, seed, out, progress, folds, resamples)
     return run_lens(
-        lens, experiment, _roles(lens, names, truth), asked, verb="training", chunk=max(CHUNK, 2 * processes)
+        lens, experiment, _roles(lens, names, truth), asked, verb="training", chunk=max(TRAINING_CHUNK, 2 * processes)
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spex_mech.ablation.binding import bind
-from spex_mech.ablation.fitted import remember
+from spex_mech.ablation.fitted import remember_replacement
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.components import ComponentSet
@@ -14,13 +14,13 @@ from spex_mech.files.locks import hold
 from spex_mech.measuring.decode import choose_decoder, decode_held
 from spex_mech.measuring.experiment import choose_components, describe_experiment
 from spex_mech.measuring.in_folder import measure_once
-from spex_mech.measuring.masks import Keep, choose_design, share_early
+from spex_mech.measuring.masks import KeepProb, choose_design, share_early
 from spex_mech.measuring.narrowing import narrow
 from spex_mech.measuring.pilot import settle_keep
 from spex_mech.measuring.scaling import choose_run
 from spex_mech.measuring.workers import Workers
 from spex_mech.progress import mask_progress, said
-from spex_mech.store.discovery import Discovery, recall
+from spex_mech.store.discovery import Discovery, recall_responses
 from spex_mech.store.responses import Responses
 from spex_mech.tasks.task import Task
 from spex_mech.walsh.certainty.weigh import check_certainty
@@ -30,15 +30,16 @@ def discover(
     subject: Any,
     task: Task,
     components: ComponentSet | str | None = None,
+    *,
     budget: int = 1024,
-    keep: Keep = 0.5,
+    keep_prob: KeepProb = 0.5,
     replacement: str = "mean",
     decoder: str = "auto",
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = False,
     per: str | None = None,
-    share: int = 1,
+    shared_layers: int = 1,
     folds: int = 0,
     resamples: int = 0,
     link: str = "auto",
@@ -56,9 +57,9 @@ def discover(
         components: a `ComponentSet`, or an expression for `select`; default: all heads and MLP layers.
         budget: number of masks; the forward rows are ``budget × prompts``. Where all 2^n masks fit into it, they are
             all measured (with `decoder` "auto" or "exact").
-        keep: the keep-probability of the masks, several of them (strata in equal shares), "coded" (SPEX's masks), or
-            "auto": half at 0.5 and half at 0.9, unless a pilot (at most a tenth of the budget) says clearly that other
-            masks differ more in the metric; the record's ``"pilot"`` has its figures.
+        keep_prob: the keep-probability of the masks, several of them (strata in equal shares), "coded" (SPEX's masks),
+            or "auto": half at 0.5 and half at 0.9, unless a pilot (at most a tenth of the budget) says clearly that
+            other masks differ more in the metric; the record's ``"pilot"`` has its figures.
         replacement: what an ablated component is replaced by: "mean", "zero" or "resample".
         decoder: "auto" (exact where all masks fit the budget, spex for coded masks, else joint), "joint" (several
             proxies, stacked and read out), "proxyspex" (its trees alone, a few times faster), "spex", "linear" or
@@ -68,9 +69,9 @@ def discover(
             folder goes on where a killed run was, to the same bits, and costs nothing once complete. A folder of
             another experiment is refused, saying what differs; so is one that another process works in.
         progress: show a bar of masks.
-        share: masks in runs of that many agree on the components of the earlier half of the touched layers, which such
-            a run passes once: about a quarter off the cost at 2, and three eighths at 4, for slightly less knowledge a
-            mask. Worth it where the forward passes are what costs; raise the budget by as much.
+        shared_layers: masks in runs of that many agree on the components of the earlier half of the touched
+            layers, which such a run passes once: about a quarter off the cost at 2, and three eighths at 4, for
+            slightly less knowledge a mask. Worth it where the forward passes are what costs; raise the budget by as much.
         folds: what errors and q-values are made from: 0, the decoder's held-out masks, at no cost; K ≥ 2, cross-fitting
             over K folds, which uses every mask and costs K decodings (3 is a good number).
         resamples: what stability is made from: 0, a hundred refits of the sets that pass, each to half of the masks; an
@@ -99,21 +100,22 @@ def discover(
     task = task.check(subject.shape)
     if refine:
         asked = partial(
-            discover, subject, task, keep=keep, replacement=replacement, decoder=decoder, seed=seed, progress=progress,
-            per=per, share=share, folds=folds, resamples=resamples, link=link, workers=workers,
+            discover, subject, task, keep_prob=keep_prob, replacement=replacement, decoder=decoder, seed=seed,
+            progress=progress, per=per, shared_layers=shared_layers, folds=folds, resamples=resamples, link=link,
+            workers=workers,
         )  # fmt: skip
         return narrow(chosen, budget, lambda left, masks, folder: asked(left, masks, out=folder), out)
-    design = share_early(choose_design(len(chosen), budget, keep, decoder, seed), chosen, share)
+    design = share_early(choose_design(len(chosen), budget, keep_prob, decoder, seed), chosen, shared_layers)
     choose_decoder(decoder, design, design.n_masks, link)  # a budget it cannot use is refused before it is spent
     check_certainty(design, folds, resamples)
     run = choose_run(workers, subject)
     with hold(out):
         reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
-        remember(subject, reference)
+        remember_replacement(subject, reference)
         engine, started = Engine(subject, task, chosen, reference), time.perf_counter()
-        settled = settle_keep(design, keep, engine, describe_experiment(subject, task, reference, design), out)
+        settled = settle_keep(design, keep_prob, engine, describe_experiment(subject, task, reference, design), out)
         record = describe_experiment(subject, task, reference, settled.design)
-        responses, resumed = recall(out, record, chosen), {"resumed_masks": settled.design.n_masks}
+        responses, resumed = recall_responses(out, record, chosen), {"resumed_masks": settled.design.n_masks}
         if responses is None:
             with mask_progress(settled.design.n_masks, "ablating", shown=progress) as tick:
                 responses, resumed = measure_once(engine, settled.design, record, out, tick, settled.known, run)

@@ -13,14 +13,14 @@ from spex_mech.ablation.subject import Subject
 from spex_mech.ablation.weights import describe_weights, hash_weights
 from spex_mech.errors import TaskError
 from spex_mech.lenses.prompt_parts import BATCH_ROWS, Ablation, Features, owners_of
-from spex_mech.lenses.readers import FunctionReader, MetricLike, Reader, Row, model_reader
-from spex_mech.lenses.segments import Segments, Split, split
+from spex_mech.lenses.readers import FunctionReader, MetricLike, Reader, TokenRow, model_reader
+from spex_mech.lenses.segments import Segments, Split, split_prompt
 from spex_mech.measuring.lens_runs import Asked, run_lens
-from spex_mech.measuring.masks import Keep
+from spex_mech.measuring.masks import KeepProb
 from spex_mech.store.discovery import Discovery
 from spex_mech.store.fingerprints import hash_function
 
-CHUNK = 256
+TEXT_CHUNK = 256
 Answer = str | int | Sequence[int] | None
 
 
@@ -41,7 +41,7 @@ def discover_features(
     outputs: int = 1,
     identity: str | None = None,
     budget: int = 1024,
-    keep: Keep = 0.5,
+    keep_prob: KeepProb = 0.5,
     decoder: str = "auto",
     link: str = "auto",
     seed: int = 0,
@@ -81,7 +81,7 @@ def discover_features(
         unit, outputs: of a function's numbers; how many a text.
         identity: what a run folder knows a function by, such as the model and date of an API. Default: a hash of its
             code and of what it closes over, so that a folder is refused once any of it has changed.
-        budget, keep, decoder, link, seed, out, progress, folds, resamples: as in `discover`.
+        budget, keep_prob, decoder, link, seed, out, progress, folds, resamples: as in `discover`.
         batch_rows: texts or rows a call at most.
 
     Raises:
@@ -90,7 +90,7 @@ def discover_features(
 
     Source: SPEX, Kang et al. 2025 (arXiv 2502.13870), for features; ProxySPEX, Butler et al. 2025 (arXiv 2505.17495).
     """
-    segments = split(prompt, into, tokenizer).between(before, after)
+    segments = split_prompt(prompt, into, tokenizer).between(before, after)
     text = filler if isinstance(filler, str) else tuple(filler)
     if _is_function(value):
         features = Features(segments, FunctionReader(value, unit, outputs), _for_text(ablation), text)
@@ -100,10 +100,10 @@ def discover_features(
         model = _bound(value)
         about = _about(model)
         features = _of_model(model, segments, ablation, text, tokenizer, metric, answer, distractors, about)
-    asked = Asked(budget, keep, decoder, link, seed, out, progress, folds, resamples)
+    asked = Asked(budget, keep_prob, decoder, link, seed, out, progress, folds, resamples)
     roles = dict(zip(segments.components.names, segments.texts, strict=True))
     experiment = _experiment(features, about, metric)
-    return run_lens(features, experiment, roles, asked, verb="reading", chunk=CHUNK, batch_rows=batch_rows)
+    return run_lens(features, experiment, roles, asked, verb="reading", chunk=TEXT_CHUNK, batch_rows=batch_rows)
 
 
 def _experiment(features: Features, about: Mapping[str, Any], metric: MetricLike) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _of_model(
     pad = (_first(tokenizer, "pad_token_id", "eos_token_id") or 0) if pad is None else pad
     reader: Reader = model_reader(
         model,
-        Row(segments.prompt, ids),
+        TokenRow(segments.prompt, ids),
         metric=metric,
         answer=_answer(answer, tokenizer, model),
         distractors=[_answer(one, tokenizer, model, single=True)[0] for one in distractors],  # type: ignore[index]

@@ -25,8 +25,8 @@ from spex_mech.components import ComponentSet
 from spex_mech.errors import SpexMechError
 from spex_mech.measuring.decode import choose_decoder
 from spex_mech.measuring.experiment import choose_components
-from spex_mech.measuring.in_folder import CHUNK
-from spex_mech.measuring.masks import Keep, choose_design, share_early
+from spex_mech.measuring.in_folder import MASK_CHUNK
+from spex_mech.measuring.masks import KeepProb, choose_design, share_early
 from spex_mech.store.responses import pack_bits
 from spex_mech.tasks.task import Task
 from spex_mech.walsh.decoding import Samples
@@ -93,14 +93,14 @@ def plan_run(
     subject: Any,
     task: Task,
     components: ComponentSet | str | None = None,
+    *,
     budget: int = 1024,
-    keep: Keep = 0.5,
+    keep_prob: KeepProb = 0.5,
     replacement: str = "mean",
     decoder: str = "auto",
     seed: int = 0,
     per: str | None = None,
-    share: int = 1,
-    *,
+    shared_layers: int = 1,
     gpu: str | None = None,
     price_per_hour: float | None = None,
     simulate: bool = False,
@@ -120,11 +120,11 @@ def plan_run(
         raise SpexMechError(f"there are no figures for GPU {gpu!r}; there are for {', '.join(GPUS)}.")
     subject = bind(subject)
     chosen, task = choose_components(subject, components), task.check(subject.shape)
-    design = share_early(choose_design(len(chosen), budget, keep, decoder, seed), chosen, share)
+    design = share_early(choose_design(len(chosen), budget, keep_prob, decoder, seed), chosen, shared_layers)
     choose_decoder(decoder, design, design.n_masks)
     few, scale = _few_prompts(task)
     reference = fit_replacement(subject, few, chosen, kind=replacement, per=per, seed=seed)
-    masks = design.keep(0, CHUNK)
+    masks = design.keep(0, MASK_CHUNK)
     masks = masks[_new(masks, set())]
     distinct = _count_distinct(design)
     rate = _measure(Engine(subject, few, chosen, reference), masks, clock)
@@ -163,8 +163,8 @@ def advise(n: int, budget: int) -> tuple[str, ...]:
     least = smallest_budget(n, DEGREE) if n >= 3 else budget + 1
     if budget >= least and n <= FEW:
         told.append(
-            f"coded SPEX (keep='coded'): {n:,} components are few enough for every set of up to {DEGREE} to be seen, "
-            "also sets without strong subsets; the others kept as they are"
+            f"coded SPEX (keep_prob='coded'): {n:,} components are few enough for every set of up to {DEGREE} to be "
+            "seen, also sets without strong subsets; the others kept as they are"
         )
     elif budget >= least:
         told.append(
@@ -232,7 +232,7 @@ def _disk_bytes(design: MaskDesign, task: Task) -> int:
 def _simulate(design: MaskDesign, decoder: str, seed: int) -> tuple[Simulation, ...]:
     """What the decoder would make of a few planted sets and their subsets, without any noise."""
     truth = _plant(design.n, seed)
-    keep, fresh = design.keep(), MaskDesign.bernoulli(design.n, CHUNK, design.mean_keep_prob, seed + 1).keep()
+    keep, fresh = design.keep(), MaskDesign.bernoulli(design.n, MASK_CHUNK, design.mean_keep_prob, seed + 1).keep()
     solver = choose_decoder(decoder, design, design.n_masks)
     started = time.perf_counter()
     decoded = solver.decode(Samples(keep, truth.evaluate(keep)[:, None].float(), design), seed=seed)

@@ -9,12 +9,12 @@ from spex_mech.api.audit import AUDIT
 from spex_mech.auditing.audit_record import Audit, load_audit
 from spex_mech.circuit.graph import Circuit
 from spex_mech.errors import SpexMechError
-from spex_mech.show.dossier import Dossier, Fact, Passage
+from spex_mech.show.dossier import Dossier, Fact, PromptText
 from spex_mech.show.exhibits import checks_of, points_of, sheets_of, sizes_of
 from spex_mech.show.html import Page, number, percent
 from spex_mech.show.origins import Origin, commands_of, expression, origin_of
 from spex_mech.show.report_page import render
-from spex_mech.show.wording import answer, confidence, limits, warnings
+from spex_mech.show.wording import answer_sentences, confidence, limits, warnings
 from spex_mech.store.discovery import Discovery, lens_of, load_run
 from spex_mech.tasks.metrics import METRICS
 from spex_mech.tasks.task import Task
@@ -60,7 +60,7 @@ def dossier_of(found: Discovery, audit: Audit | None, origin: Origin) -> Dossier
         title=origin.title,
         summary=origin.summary,
         circuit=with_roles(found.circuit, origin.roles),
-        answer=answer(found, audit),
+        answer=answer_sentences(found, audit),
         warnings=warnings(found, audit),
         headline=_headline(found, audit),
         question=_question(found, audit, origin),
@@ -78,14 +78,14 @@ def dossier_of(found: Discovery, audit: Audit | None, origin: Origin) -> Dossier
     )
 
 
-def passage_of(found: Discovery) -> Passage | None:
+def passage_of(found: Discovery) -> PromptText | None:
     """The prompt of a run over its parts, if the record has it whole; anything else is left out."""
     told = _part(found.record, "task").get("features")
     parts, gaps = (told.get(key) if isinstance(told, Mapping) else None for key in ("parts", "gaps"))
     names = found.components.names
     if not isinstance(parts, list) or not isinstance(gaps, list) or not len(parts) == len(names) == len(gaps) - 1:
         return None
-    return Passage(tuple(map(str, parts)), tuple(map(str, gaps)), names)
+    return PromptText(tuple(map(str, parts)), tuple(map(str, gaps)), names)
 
 
 def with_roles(circuit: Circuit, roles: Mapping[str, str]) -> Circuit:
@@ -195,7 +195,7 @@ def _provenance(found: Discovery, audit: Audit | None, origin: Origin) -> tuple[
         Fact("spex_mech", str(record.get("spex_mech", "not recorded"))),
     ]
     if audit is not None:
-        asked = {key: audit.record.get(key) for key in ("fresh_seed", "budget", "masks", "rows", "spex_mech")}
+        asked = {key: audit.record.get(key) for key in ("seed", "budget", "masks", "rows", "spex_mech")}
         facts.append(Fact("Audit", _plain(asked)))
     return (*facts, Fact("Roles from", origin.citation)) if origin.citation else tuple(facts)
 

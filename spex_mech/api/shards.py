@@ -19,9 +19,9 @@ from spex_mech.errors import DesignError, FormatError, ResponseError, SpexMechEr
 from spex_mech.files.locks import hold
 from spex_mech.files.records import differences
 from spex_mech.measuring.experiment import choose_components, describe_experiment
-from spex_mech.measuring.in_folder import CHUNK, settle_unit
-from spex_mech.measuring.journal import NAME, Journal, open_journal, reopen_journal
-from spex_mech.measuring.masks import AUTO, Keep, choose_design, share_early
+from spex_mech.measuring.in_folder import MASK_CHUNK, settle_unit
+from spex_mech.measuring.journal import JOURNAL, Journal, open_journal, reopen_journal
+from spex_mech.measuring.masks import AUTO, KeepProb, choose_design, share_early
 from spex_mech.measuring.measure import measure_share, recollect
 from spex_mech.measuring.scaling import choose_run
 from spex_mech.measuring.workers import Workers
@@ -63,7 +63,10 @@ class Shard:
 
     def masks(self, total: int) -> int:
         """How many of so many masks are in it."""
-        return sum(min(CHUNK, total - first) for first in range((self.part - 1) * CHUNK, total, self.parts * CHUNK))
+        return sum(
+            min(MASK_CHUNK, total - first)
+            for first in range((self.part - 1) * MASK_CHUNK, total, self.parts * MASK_CHUNK)
+        )
 
 
 def respond_shard(
@@ -71,12 +74,12 @@ def respond_shard(
     task: Task,
     components: ComponentSet | str | None = None,
     budget: int = 1024,
-    keep: Keep = 0.5,
+    keep_prob: KeepProb = 0.5,
     replacement: str = "mean",
     decoder: str = "auto",
     seed: int = 0,
     per: str | None = None,
-    share: int = 1,
+    shared_layers: int = 1,
     *,
     out: str | Path,
     shard: Shard = Shard(),
@@ -88,14 +91,16 @@ def respond_shard(
     What was measured before is not measured again. Returns ``{"masks": in the share, "resumed_masks": known before}``.
 
     Raises:
-        DesignError: ``keep="auto"``, which a pilot decides that shares would each have to run.
+        DesignError: ``keep_prob="auto"``, which a pilot decides that shares would each have to run.
         ResponseError: `out` is in use, belongs to another experiment or to another shard, or cannot be written.
     """
     subject = bind(subject)
     chosen, task = choose_components(subject, components), task.check(subject.shape)
-    design = share_early(choose_design(len(chosen), budget, keep, decoder, seed), chosen, share)
-    if keep == AUTO and design.kind == "stratified":
-        raise DesignError("keep='auto' lets a pilot decide, and shares cannot. Run the pilot once, then give its keep.")
+    design = share_early(choose_design(len(chosen), budget, keep_prob, decoder, seed), chosen, shared_layers)
+    if keep_prob == AUTO and design.kind == "stratified":
+        raise DesignError(
+            "keep_prob='auto' lets a pilot decide, and shares cannot. Run the pilot once, then give its keep_prob."
+        )
     run, total = choose_run(workers, subject), shard.masks(design.n_masks)
     with hold(out):
         reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
@@ -104,7 +109,7 @@ def respond_shard(
         with open_journal(Path(out), key) as journal, mask_progress(total, "ablating", shown=progress) as tick:
             settle_unit(journal, task)
             _refuse_other_shard(journal, shard)
-            measure_share(engine, design.chunks(CHUNK), journal, (shard.part, shard.parts), tick, run)
+            measure_share(engine, design.chunks(MASK_CHUNK), journal, (shard.part, shard.parts), tick, run)
             return {"masks": total, "resumed_masks": journal.resumed}
 
 
@@ -127,9 +132,11 @@ def merge_shards(folders: Sequence[str | Path], out: str | Path) -> Responses:
     """
     target_folder = Path(out).resolve()
     sources = list(dict.fromkeys(path.resolve() for path in shard_folders(map(Path, folders))))
-    empty = [str(path) for path in sources if not (path / NAME).is_file()]
+    empty = [str(path) for path in sources if not (path / JOURNAL).is_file()]
     if empty or not sources:
-        raise FormatError(all_problems(f"there is no {NAME} of a measured share in:", empty or ["(no folder given)"]))
+        raise FormatError(
+            all_problems(f"there is no {JOURNAL} of a measured share in:", empty or ["(no folder given)"])
+        )
     with hold(out), ExitStack() as stack:
         opened = [stack.enter_context(reopen_journal(path)) for path in sources if path != target_folder]
         key = opened[0][1] if opened else _key_of(target_folder)
@@ -141,7 +148,7 @@ def merge_shards(folders: Sequence[str | Path], out: str | Path) -> Responses:
 def shard_folders(folders: Iterable[Path]) -> Iterator[Path]:
     """The folders that hold a journal: those given, or what lies in one that holds none itself."""
     for folder in folders:
-        inside = [] if (folder / NAME).exists() else sorted(path.parent for path in folder.glob(f"*/{NAME}"))
+        inside = [] if (folder / JOURNAL).exists() else sorted(path.parent for path in folder.glob(f"*/{JOURNAL}"))
         yield from inside or [folder]
 
 
@@ -166,13 +173,13 @@ def _merge(journals: Sequence[Journal], target: Journal, key: Mapping[str, Any],
     _refuse_endless(design, [*journals, target])
     for name in ("batch_rows", "threads", "unit"):
         target.settle(name, lambda name=name: _settled(journals, name))
-    for first, keep in design.chunks(CHUNK):
+    for first, keep in design.chunks(MASK_CHUNK):
         packed = pack_bits(keep)
         if target.read(first, packed) is None:
             found = (values for journal in journals if (values := journal.read(first, packed)) is not None)
             for values in islice(found, 1):
                 target.write(first, packed, values)
-    values, missing = recollect(target, design.chunks(CHUNK), components, prompts)
+    values, missing = recollect(target, design.chunks(MASK_CHUNK), components, prompts)
     if missing:
         raise ResponseError(_describe_missing(missing, design.n_masks, [*journals, target], out))
     provenance = {name: value for name, value in key.items() if name != "components"}
@@ -200,7 +207,7 @@ def _asked(key: Mapping[str, Any], path: Path) -> tuple[MaskDesign, ComponentSet
 
 def _refuse_endless(design: MaskDesign, journals: Sequence[Journal]) -> None:
     """A few digits would have us look for masks that nobody measured until the end of time."""
-    total, there = -(-design.n_masks // CHUNK), sum(journal.count() for journal in journals)
+    total, there = -(-design.n_masks // MASK_CHUNK), sum(journal.count() for journal in journals)
     if total > _SPARSE * (there + 1):
         raise ResponseError(
             f"these shares hold {there:,} of {total:,} chunks, too few to be shares of one run. Merge more of them at "
@@ -220,15 +227,15 @@ def _settled(journals: Sequence[Journal], name: str) -> Any:
 def _describe_missing(missing: Sequence[int], n_masks: int, journals: Sequence[Journal], out: Path) -> str:
     shards = {text for journal in journals if (text := journal.settled("shard")) is not None}
     parts = {Shard.parse(text).parts for text in shards}
-    named = [f"masks {first:,} to {min(first + CHUNK, n_masks) - 1:,}" for first in missing]
+    named = [f"masks {first:,} to {min(first + MASK_CHUNK, n_masks) - 1:,}" for first in missing]
     if len(parts) == 1:
         count = parts.pop()
-        lacking = sorted({first // CHUNK % count + 1 for first in missing})
+        lacking = sorted({first // MASK_CHUNK % count + 1 for first in missing})
         states = (
             f"{part}/{count} ({'unfinished' if f'{part}/{count}' in shards else 'not given'})" for part in lacking
         )
         named.insert(0, f"shards {', '.join(states)}")
-    total = -(-n_masks // CHUNK)
+    total = -(-n_masks // MASK_CHUNK)
     headline = (
         f"{len(missing):,} of {total:,} chunks are missing; the others are in {out}. Measure these shares and merge "
         "again, or let discover measure the rest there:"

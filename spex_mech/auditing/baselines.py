@@ -33,7 +33,7 @@ class Ranking:
         return tuple(ranked(self.scores, absolute=absolute)[:count])
 
 
-def strengths(spectrum: Spectrum, names: tuple[str, ...]) -> dict[str, float]:
+def spectrum_strengths(spectrum: Spectrum, names: tuple[str, ...]) -> dict[str, float]:
     """√Σ_{S∋i} F(S)²: how far the metric moves with a component, alone and in all its interactions.
 
     The total Sobol index before it is divided by the variance; needs an orthonormal basis.

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from spex_mech.auditing.baselines import marginal_effects, order_one, single_ablation
-from spex_mech.auditing.circuit_search import Goal, Pool, best_row, first_of, search
+from spex_mech.auditing.circuit_search import Goal, MeasuredSets, best_row, first_of, search_circuits
 from spex_mech.auditing.faithfulness import SIZES, counts, model_distance, performance_ratio, ranked
 from spex_mech.auditing.findings import Search, SizeRow, Verified
 from spex_mech.auditing.passes import seed_of
@@ -18,7 +18,7 @@ from spex_mech.circuit.select import Aim, Selection, choose_path
 
 SPLITS = 100  # of the prompts into halves, one of which chooses
 
-Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
+_Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Circuits:
     circuit: Verified
     sizes: list[SizeRow]
     search: Search
-    predict: Predict
+    predict: _Predict
 
 
 def choose_circuits(case: Case, size: int | None, allowance: int, seconds: float) -> Circuits:
@@ -49,7 +49,7 @@ def choose_circuits(case: Case, size: int | None, allowance: int, seconds: float
     least = case.passes.cost(case.masks(s.names for s in first))
     allowance = least if _measured_all(case) else max(least, allowance)
     goals = [Goal(k, sign) for sign in aims for k in wanted if 0 < k < n]
-    pool = search(case, goals, _starts(case, first, goals, allowance, helping), allowance, shrink=size is None)
+    pool = search_circuits(case, goals, _starts(case, first, goals, allowance, helping), allowance, shrink=size is None)
     pick = partial(_pick, case, pool)
     found = {
         sign: dict(zip(wanted, map(pick, _goals(wanted, sign), path), strict=True)) for sign, path in paths.items()
@@ -126,7 +126,7 @@ def _goals(sizes: Sequence[int], sign: int) -> list[Goal]:
     return [Goal(size, sign) for size in sizes]
 
 
-def _pick(case: Case, pool: Pool, goal: Goal, selection: Selection) -> Verified:
+def _pick(case: Case, pool: MeasuredSets, goal: Goal, selection: Selection) -> Verified:
     """The polynomial's selection, or what the search found, where that is better."""
     chosen, row = verify(case, [selection])[0], pool.best(goal)
     values = torch.tensor([chosen.value, float(pool.means[row])], dtype=torch.float64)
@@ -134,14 +134,14 @@ def _pick(case: Case, pool: Pool, goal: Goal, selection: Selection) -> Verified:
     return _of_pool(case, pool, row) if float(ahead) > case.floor else chosen
 
 
-def _pick_smallest(case: Case, pool: Pool, selection: Selection) -> Verified:
+def _pick_smallest(case: Case, pool: MeasuredSets, selection: Selection) -> Verified:
     chosen, row = verify(case, [selection])[0], pool.smallest()
     size, distance = int(pool.keep[row].sum()), abs(float(pool.means[row]) - case.intact)
     good = abs(1 - chosen.faithfulness) <= ENOUGH and len(chosen.names) <= size
     return chosen if good and distance >= abs(chosen.value - case.intact) - case.floor else _of_pool(case, pool, row)
 
 
-def _of_pool(case: Case, pool: Pool, row: int) -> Verified:
+def _of_pool(case: Case, pool: MeasuredSets, row: int) -> Verified:
     keep, value = pool.keep[row], float(pool.means[row])
     names = tuple(case.names[i] for i in keep.nonzero()[:, 0].tolist())
     guess = pool.predicted.get(keep.numpy().tobytes())
@@ -149,7 +149,7 @@ def _of_pool(case: Case, pool: Pool, row: int) -> Verified:
     return Verified(names, predicted, value, case.share(value), "search" if row >= len(case.found.responses) else "run")
 
 
-def _nearby(case: Case, pool: Pool) -> Predict:
+def _nearby(case: Case, pool: MeasuredSets) -> _Predict:
     """What predicted the search's proposals better, before they were measured."""
     known = [row for row in range(len(pool.keep)) if pool.keep[row].numpy().tobytes() in pool.predicted]
     if not known or pool.surface is None:
@@ -160,7 +160,7 @@ def _nearby(case: Case, pool: Pool) -> Predict:
     return pool.surface.predict if ours < theirs else case.predict
 
 
-def _on_halves(case: Case, pool: Pool, helping: int) -> Search:
+def _on_halves(case: Case, pool: MeasuredSets, helping: int) -> Search:
     """CPR and CMD where one half of the prompts chooses among all sets measured and the other half reports."""
     prompts, sizes = pool.values.shape[1], counts(len(case.names))
     if prompts < 2:
@@ -177,7 +177,7 @@ def _on_halves(case: Case, pool: Pool, helping: int) -> Search:
 
 
 def _on_half(
-    pool: Pool, ends: Tensor, halves: tuple[Tensor, Tensor], sizes: Sequence[int], helping: int
+    pool: MeasuredSets, ends: Tensor, halves: tuple[Tensor, Tensor], sizes: Sequence[int], helping: int
 ) -> tuple[float, float, float]:
     """CPR, CMD, and the mean Jaccard index of the preserving sets that the halves choose; NaN without an effect."""
     means = [pool.values[:, half].mean(1) for half in halves]

@@ -19,13 +19,13 @@ from spex_mech.auditing.neighbourhood import Landscape, Surface, climb, score
 from spex_mech.auditing.passes import seed_of
 from spex_mech.auditing.verification import ENOUGH, Case
 
-ROUNDING = 1e-6  # of the whole effect: scores nearer than this are the same
+TIED = 1e-6  # of the whole effect: scores nearer than this are the same
 _TRIES = 64  # neighbours that are looked at where the best one is known already
 _PATIENCE = 8  # rounds without a better set, after which a search ends
 _GAIN = 1e-3  # of the whole effect: what counts as better
 _RADIUS = 0.6  # flips from the best set known, as a share of its size
 
-Row = Bool[Tensor, " component"]
+KeepRow = Bool[Tensor, " component"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Goal:
 
 
 @dataclass(eq=False)
-class Pool:
+class MeasuredSets:
     """Masks with their values; it grows as the search measures. `predicted` is of proposals, before they were."""
 
     case: Case
@@ -79,7 +79,7 @@ class Pool:
         self.keep = torch.cat([self.keep, keep])
         self.values = torch.cat([self.values, self.case.passes.values(keep).double()])
 
-    def knows(self, keep: Row) -> bool:
+    def knows(self, keep: KeepRow) -> bool:
         """Whether a mask was measured."""
         return keep.numpy().tobytes() in self.words
 
@@ -99,20 +99,20 @@ class Pool:
 def best_row(sizes: Int[Tensor, " mask"], means: Float[Tensor, " mask"], goal: Goal, ends: tuple[float, float]) -> int:
     """The row that serves a goal best; `ends` are the metric intact and with everything ablated."""
     scores = score(means, ends[0], goal.sign).masked_fill(sizes > goal.size, -torch.inf)
-    ties = (scores >= scores.max() - ROUNDING * abs(ends[0] - ends[1])).nonzero()[:, 0]
+    ties = (scores >= scores.max() - TIED * abs(ends[0] - ends[1])).nonzero()[:, 0]
     return int(ties[sizes[ties].argmin()])
 
 
-def search(
+def search_circuits(
     case: Case, goals: Sequence[Goal], starts: Iterable[Sequence[Collection[str]]], allowance: int, *, shrink: bool
-) -> Pool:
+) -> MeasuredSets:
     """Measure at most `allowance` masks to reach the goals as well as possible; ends where eight rounds gain nothing.
 
     Args:
         starts: groups of sets to begin with, dearest first: a group is measured as far as it fits.
         shrink: whether the smallest faithful set is a goal too.
     """
-    pool = Pool.of(case)
+    pool = MeasuredSets.of(case)
     for group in starts:
         pool.add(_affordable(pool, case.masks(group), allowance - pool.spent))
     if pool.spent >= allowance:
@@ -136,7 +136,7 @@ def search(
     return pool
 
 
-def _affordable(pool: Pool, keep: Bool[Tensor, "mask component"], room: int) -> Bool[Tensor, "mask component"]:
+def _affordable(pool: MeasuredSets, keep: Bool[Tensor, "mask component"], room: int) -> Bool[Tensor, "mask component"]:
     """The first masks that fit, among them all that cost nothing."""
     chosen, new = list[int](), set[bytes]()
     for row, mask in enumerate(keep):
@@ -147,7 +147,7 @@ def _affordable(pool: Pool, keep: Bool[Tensor, "mask component"], room: int) -> 
     return keep[chosen]
 
 
-def _reached(pool: Pool, goals: Sequence[Goal]) -> Float[Tensor, " goal"]:
+def _reached(pool: MeasuredSets, goals: Sequence[Goal]) -> Float[Tensor, " goal"]:
     """How well every goal is served; last, by how few components the metric is held."""
     scores = [float(pool.score(pool.means[pool.best(goal)][None], goal.sign)) for goal in goals]
     fewer = -float(pool.sizes[pool.smallest()]) * abs(pool.case.intact - pool.case.empty)
@@ -155,10 +155,16 @@ def _reached(pool: Pool, goals: Sequence[Goal]) -> Float[Tensor, " goal"]:
 
 
 def _proposals(
-    pool: Pool, surface: Surface, goals: Sequence[Goal], number: int, generator: torch.Generator, *, shrink: bool
-) -> list[Row]:
+    pool: MeasuredSets,
+    surface: Surface,
+    goals: Sequence[Goal],
+    number: int,
+    generator: torch.Generator,
+    *,
+    shrink: bool,
+) -> list[KeepRow]:
     """One new set for every goal, from the best known one; every other round from the best one of a larger size."""
-    found = list[Row]()
+    found = list[KeepRow]()
     larger = {goal: other for goal, other in pairwise(goals) if other.sign == goal.sign}
     if shrink:
         start = pool.keep[pool.smallest()]
@@ -168,7 +174,7 @@ def _proposals(
         whole = number % 2 and goal in larger
         start = pool.keep[pool.best(larger[goal] if whole else goal)]
         radius = pool.keep.shape[1] if whole else max(2, int(_RADIUS * goal.size))
-        proposed: Row | None = climb(surface, start, goal.size, radius, pool.case.intact, goal.sign)
+        proposed: KeepRow | None = climb(surface, start, goal.size, radius, pool.case.intact, goal.sign)
         if proposed is not None and _is_known(pool, found, proposed):
             proposed = _neighbour(pool, surface, found, proposed, goal, generator)
         if proposed is not None:
@@ -176,13 +182,18 @@ def _proposals(
     return found
 
 
-def _is_known(pool: Pool, found: Sequence[Row], keep: Row) -> bool:
+def _is_known(pool: MeasuredSets, found: Sequence[KeepRow], keep: KeepRow) -> bool:
     return pool.knows(keep) or any(torch.equal(keep, other) for other in found)
 
 
 def _neighbour(
-    pool: Pool, surface: Surface, found: Sequence[Row], keep: Row, goal: Goal, generator: torch.Generator
-) -> Row | None:
+    pool: MeasuredSets,
+    surface: Surface,
+    found: Sequence[KeepRow],
+    keep: KeepRow,
+    goal: Goal,
+    generator: torch.Generator,
+) -> KeepRow | None:
     """The best predicted of some random neighbours that were not measured; None where there is none."""
     tried = _moved(keep, goal.size, generator)
     values = surface.predict(tried)
@@ -193,7 +204,7 @@ def _neighbour(
     return None
 
 
-def _moved(keep: Row, size: int, generator: torch.Generator) -> Bool[Tensor, "row component"]:
+def _moved(keep: KeepRow, size: int, generator: torch.Generator) -> Bool[Tensor, "row component"]:
     """Random neighbours a few swaps away, with the room of the size filled in part."""
     many = torch.randint(1, max(2, size // 8) + 1, (_TRIES, 1), generator=generator)
     lot = torch.rand(_TRIES, len(keep), generator=generator)

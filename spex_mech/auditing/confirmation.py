@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from spex_mech.auditing.factorials import (
-    MAX_ORDER,
+    MAX_FACTORIAL_ORDER,
     BackupCheck,
     Confirmation,
     Table,
     adjust,
     check_backup,
-    confirm,
+    confirm_table,
     contexts_for,
     expected_values,
     factorial_masks,
@@ -39,7 +39,7 @@ def try_interactions(case: Case, spare: int = 0) -> tuple[tuple[Confirmation, ..
                 break
             tables |= more
     basis, floor = case.polynomial.basis, case.floor
-    confirmed = [confirm(tables[s], s, c, basis, floor) for s, c in claimed.items() if s in tables]
+    confirmed = [confirm_table(tables[s], s, c, basis, floor) for s, c in claimed.items() if s in tables]
     backups = [check_backup(tables[s], s, floor) for s in proposed if s in tables]
     return adjust(confirmed), adjust(backups), len({*proposed, *claimed} - tables.keys())
 
@@ -47,10 +47,10 @@ def try_interactions(case: Case, spare: int = 0) -> tuple[tuple[Confirmation, ..
 def _claimed(case: Case) -> dict[tuple[str, ...], float]:
     """The interactions of the run's circuit. Where its masks were too few to be sure of any, the strongest ones of its
     polynomial: fresh masks may be."""
-    claimed = {i.components: i.coefficient for i in case.claims.interactions if 2 <= i.order <= MAX_ORDER}
+    claimed = {i.components: i.coefficient for i in case.claims.interactions if 2 <= i.order <= MAX_FACTORIAL_ORDER}
     if claimed:
         return claimed
-    terms = [(s, c) for s, c in case.polynomial.sorted().terms() if 2 <= len(s) <= MAX_ORDER]
+    terms = [(s, c) for s, c in case.polynomial.sorted().terms() if 2 <= len(s) <= MAX_FACTORIAL_ORDER]
     return {tuple(case.names[i] for i in s): c for s, c in terms[:UNSURE]}
 
 

@@ -27,11 +27,11 @@ from spex_mech.circuit.backups import contrasts, products
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
-MAX_ORDER = 8
+MAX_FACTORIAL_ORDER = 8
 FEWEST, MOST = 12, 64  # contexts a set is measured in
 
-Numbers = NDArray[np.float64]
-T = TypeVar("T", "Confirmation", "BackupCheck")
+_Numbers = NDArray[np.float64]
+_T = TypeVar("_T", "Confirmation", "BackupCheck")
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,12 @@ class Table:
     """A factorial: values ``[context, pattern]``, means over prompts, the control variate applied; the polynomial's
     values of the same; and values ``[prompt, pattern]`` at the intact model."""
 
-    random: Numbers
-    predicted: Numbers
-    intact: Numbers
+    random: _Numbers
+    predicted: _Numbers
+    intact: _Numbers
 
     @classmethod
-    def of(cls, values: Tensor, predicted: Tensor, order: int, expected: Numbers | None) -> "Table":
+    def of(cls, values: Tensor, predicted: Tensor, order: int, expected: _Numbers | None) -> "Table":
         """From values ``[mask, prompt]`` and the polynomial's, in the order of `factorial_masks`.
 
         `expected` is the polynomial's exact mean over contexts of every pattern; None: no control variate.
@@ -146,7 +146,7 @@ class Table:
         return cls(measured if expected is None else measured - guess + expected, guess, shaped[-1].T)
 
 
-def expected_values(spectrum: Spectrum, group: Sequence[int]) -> Numbers:
+def expected_values(spectrum: Spectrum, group: Sequence[int]) -> _Numbers:
     """The polynomial's mean over contexts under every pattern of a group: ``Σ_{U⊆S} F(U) φ_U(A)``.
 
     Needs an orthonormal basis: every other term averages out.
@@ -157,7 +157,7 @@ def expected_values(spectrum: Spectrum, group: Sequence[int]) -> Numbers:
     return products(len(group), (offset, offset + slope)) @ coefficients
 
 
-def coefficient_weights(order: int, basis: Basis) -> Numbers:
+def coefficient_weights(order: int, basis: Basis) -> _Numbers:
     """``P(A) φ_S(A)`` of every pattern A, by its number: what turns a factorial into an estimate of F(S)."""
     keep_prob = 0.5 if basis.keep_prob is None else basis.keep_prob
     offset, slope = basis.affine
@@ -166,7 +166,9 @@ def coefficient_weights(order: int, basis: Basis) -> Numbers:
     return weights * products(order, (offset, offset + slope))[:, -1]
 
 
-def confirm(table: Table, components: tuple[str, ...], claimed: float, basis: Basis, floor: float) -> Confirmation:
+def confirm_table(
+    table: Table, components: tuple[str, ...], claimed: float, basis: Basis, floor: float
+) -> Confirmation:
     """One interaction from its factorial.
 
     `floor` is what counts as rounding, in the metric's unit. The q-value is the p-value until `adjust` is called.
@@ -201,7 +203,7 @@ def check_backup(table: Table, components: tuple[str, ...], floor: float) -> Bac
     )  # fmt: skip
 
 
-def adjust(checks: Sequence[T]) -> tuple[T, ...]:
+def adjust(checks: Sequence[_T]) -> tuple[_T, ...]:
     """The same with q-values over all of them (Benjamini and Hochberg 1995)."""
     if not checks:
         return ()
@@ -209,7 +211,7 @@ def adjust(checks: Sequence[T]) -> tuple[T, ...]:
     return tuple(replace(check, q_value=float(rate)) for check, rate in zip(checks, q, strict=True))
 
 
-def _above_zero(mean: float, draws: Numbers, floor: float) -> float:
+def _above_zero(mean: float, draws: _Numbers, floor: float) -> float:
     """One-sided p-value of the mean of draws against 0; draws that do not differ decide for themselves."""
     error = _stderr(draws)
     if not error > 0:
@@ -217,5 +219,5 @@ def _above_zero(mean: float, draws: Numbers, floor: float) -> float:
     return float(student.sf(mean / error, len(draws) - 1)) if mean > floor else 1.0
 
 
-def _stderr(draws: Numbers) -> float:
+def _stderr(draws: _Numbers) -> float:
     return float(draws.std(ddof=1) / math.sqrt(len(draws))) if len(draws) > 1 else math.nan

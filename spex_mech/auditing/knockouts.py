@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 ALL_SUBSETS = 10  # components up to which every K is predicted: 1,024 sets
-MOST = 512  # sets predicted beyond that
+MAX_KNOCKOUTS = 512  # sets predicted beyond that
 
-Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
+Predictor = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
 Set = tuple[int, ...]
 
 
@@ -34,7 +34,7 @@ class Knockout:
     measured: float | None = None
 
 
-def relevant(circuit: Sequence[int], supports: Iterable[Set], n: int, predict: Predict) -> list[Set]:
+def relevant(circuit: Sequence[int], supports: Iterable[Set], n: int, predict: Predictor) -> list[Set]:
     """The knockout sets K ⊆ C that are looked at: all of them up to 10 components.
 
     Beyond: none, all, single ones, what the polynomial's sets have in C (strongest first), and the greedy worst case
@@ -46,7 +46,7 @@ def relevant(circuit: Sequence[int], supports: Iterable[Set], n: int, predict: P
     inside = set(circuit)
     sets = [(), tuple(circuit), *((i,) for i in circuit), *_greedy(circuit, n, predict)]
     sets += [tuple(i for i in s if i in inside) for s in supports]
-    return list(dict.fromkeys(sets))[:MOST]
+    return list(dict.fromkeys(sets))[:MAX_KNOCKOUTS]
 
 
 def completeness_masks(circuit: Sequence[int], removed: Sequence[Set], n: int) -> Bool[Tensor, "mask component"]:
@@ -71,7 +71,7 @@ def minimality_masks(
 
 
 def worst_completeness(
-    circuit: Sequence[int], sets: Sequence[Set], n: int, predict: Predict, number: int
+    circuit: Sequence[int], sets: Sequence[Set], n: int, predict: Predictor, number: int
 ) -> list[tuple[Set, float]]:
     """The `number` sets K with the largest predicted gap, worst first."""
     scores = gaps(predict(completeness_masks(circuit, sets, n))).tolist()
@@ -80,7 +80,7 @@ def worst_completeness(
 
 
 def best_minimality(
-    circuit: Sequence[int], sets: Sequence[Set], n: int, predict: Predict
+    circuit: Sequence[int], sets: Sequence[Set], n: int, predict: Predictor
 ) -> list[tuple[int, Set, float]]:
     """For every v in C the K, of those looked at, under which v matters most by prediction."""
     found = []
@@ -105,7 +105,7 @@ def kept(n: int, sets: Iterable[Iterable[int]]) -> Bool[Tensor, "mask component"
     return keep
 
 
-def _greedy(circuit: Sequence[int], n: int, predict: Predict) -> list[Set]:
+def _greedy(circuit: Sequence[int], n: int, predict: Predictor) -> list[Set]:
     """The chain of sets in which the next component always leaves the largest predicted gap."""
     removed, chain = list[int](), list[Set]()
     while len(removed) < min(len(circuit), 32):

@@ -25,7 +25,7 @@ _MOST_WORK = 1 << 30  # products of a climb: it takes fewer moves where a mask h
 _MOST_PAIRS = 1 << 20  # swaps that are priced at once; beyond, those of the most promising bits
 _LEAST_GAIN = 1e-9  # of the spread of the values: a smaller gain is none
 
-Numbers = Float[Tensor, " mask"]
+MaskValues = Float[Tensor, " mask"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Landscape:
     weights: dict[str, Tensor]
 
     @classmethod
-    def learn(cls, keep: Bool[Tensor, "mask component"], values: Numbers, seed: int) -> "Landscape":
+    def learn(cls, keep: Bool[Tensor, "mask component"], values: MaskValues, seed: int) -> "Landscape":
         """From masks of any kind and their values; same seed, same bits."""
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randperm(len(keep), generator=generator)[:LEARNT_FROM].sort().values
@@ -44,7 +44,7 @@ class Landscape:
         trained = process.train(keep[rows], values[rows, None], halves, Basis(), seed)
         return cls(process, {name: weight.mean(0) for name, weight in trained.weights.items()})
 
-    def surface(self, keep: Bool[Tensor, "mask component"], values: Numbers) -> "Surface":
+    def surface(self, keep: Bool[Tensor, "mask component"], values: MaskValues) -> "Surface":
         """The process given these masks; of very many the last ones, which a search has measured last."""
         most = min(_MOST_MASKS, max(64, _MOST_BITS // keep.shape[1]))
         keep, values = keep[-most:], values[-most:].double()
@@ -58,7 +58,7 @@ class Surface:
     posterior: Posterior
     spread: float
 
-    def predict(self, keep: Bool[Tensor, "mask component"]) -> Numbers:
+    def predict(self, keep: Bool[Tensor, "mask component"]) -> MaskValues:
         """The value under every mask, float64."""
         return self.posterior.predict(keep)
 
@@ -92,7 +92,7 @@ class Surface:
             values += odd[inside][:, None] * odd[outside] * both
         return values
 
-    def _products(self, keep: Bool[Tensor, " component"]) -> list[tuple[float, Numbers]]:
+    def _products(self, keep: Bool[Tensor, " component"]) -> list[tuple[float, MaskValues]]:
         """Scale and ``E_m`` of each product kernel at one mask."""
         z, settings = self.posterior.z, self.posterior.settings
         weight = torch.nn.functional.softplus(self.posterior.weights["weight"])

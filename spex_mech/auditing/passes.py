@@ -14,7 +14,7 @@ from spex_mech.measuring.journal import Journal
 from spex_mech.measuring.measure import measure
 from spex_mech.store.responses import pack_bits
 
-CHUNK = 256  # masks that are on disk before the next are begun
+PASS_CHUNK = 256  # masks that are on disk before the next are begun
 
 
 @dataclass
@@ -62,8 +62,8 @@ class Passes:
         rows = sorted(new.values())
         if len(rows) > self.left:
             raise DesignError(f"{len(rows):,} masks were asked for, and {self.left:,} of the budget are left.")
-        for start in range(0, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
+        for start in range(0, len(rows), PASS_CHUNK):
+            part = rows[start : start + PASS_CHUNK]
             found = measure(self._engine, [(self._asked, keep[part])], self._journal, self._ledger.tick)
             self._known |= {words[row]: value for row, value in zip(part, found, strict=True)}
             self._asked += len(part)

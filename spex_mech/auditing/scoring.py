@@ -40,9 +40,9 @@ from spex_mech.tasks.task import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = "spex_mech.circuit_audit/1"
+CIRCUIT_AUDIT_SCHEMA = "spex_mech.circuit_audit/1"
 RANDOM_SETS = 8
-LEAST = 32  # masks: both ends, the circuit, and the sets at all sizes by both rankings
+LEAST_CIRCUIT_BUDGET = 32  # masks: both ends, the circuit, and the sets at all sizes by both rankings
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ class CircuitAudit:
 
     def save(self, path: str | Path) -> Path:
         """Write it as JSON, whole or not at all."""
-        return write_whole(path, json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n")
+        return write_whole(
+            path, json.dumps({"schema": CIRCUIT_AUDIT_SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n"
+        )
 
     def __str__(self) -> str:
         share = "no nodes" if self.faithfulness is None else f"{self.faithfulness:.2f} of the behaviour"
@@ -134,7 +136,7 @@ def audit_circuit(
     replacement: str = "mean",
     per: str | None = None,
     known: Collection[str] = (),
-    out: str | Path | None = None,
+    path: str | Path | None = None,
 ) -> CircuitAudit:
     """Put a circuit to forward passes: faithfulness, CPR and CMD of its scores, idle nodes, random circuits.
 
@@ -155,7 +157,7 @@ def audit_circuit(
         replacement, per: as in `discover`. EAP-IG's own evaluation patches in activations of corrupt prompts, which is
             "resample" with a task that has them; other replacements give other figures.
         known: names of a known circuit, to compare with.
-        out: a file for the result, as JSON.
+        path: a file for the result, as JSON.
 
     Raises:
         ComponentError: components the model does not have, or scores for others than the circuit's.
@@ -168,8 +170,10 @@ def audit_circuit(
     task = task.check(bound.shape)
     components = circuit.components.check(bound.shape)
     chosen = _scores(circuit, scores)
-    if budget < LEAST:
-        raise DesignError(f"an audit of {budget} masks was asked for; it needs at least {LEAST}. Raise the budget.")
+    if budget < LEAST_CIRCUIT_BUDGET:
+        raise DesignError(
+            f"an audit of {budget} masks was asked for; it needs at least {LEAST_CIRCUIT_BUDGET}. Raise the budget."
+        )
     reference = fit_replacement(bound, task, components, replacement, per, seed)
     ledger = Ledger(budget)
     trial = _Trial(components.names, Passes(Engine(bound, task, components, reference), ledger), seed)
@@ -181,8 +185,8 @@ def audit_circuit(
         "spex_mech": version("spex-mech"),
     }  # fmt: skip
     result = CircuitAudit(circuit.names, components.names, resolve(task).unit, **measured, record=used)
-    if out is not None:
-        result.save(out)
+    if path is not None:
+        result.save(path)
     return result
 
 

@@ -12,14 +12,14 @@ from scipy.stats import false_discovery_control, spearmanr
 from scipy.stats import t as student
 from torch import Tensor
 
-from spex_mech.auditing.baselines import strengths
+from spex_mech.auditing.baselines import spectrum_strengths
 from spex_mech.auditing.factorials import Confirmation, contexts_for, factorial_masks, fits
 from spex_mech.auditing.findings import ContextRow, ReplacementRow, StabilityRow
 from spex_mech.auditing.passes import Passes, seed_of
 from spex_mech.auditing.verification import Case, fresh_probs
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.certainty.stability import stability
-from spex_mech.walsh.decoders.refit import fit
+from spex_mech.walsh.decoders.refit import refit
 from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
@@ -30,9 +30,9 @@ TOP = 10  # interactions that are compared one by one
 OTHERS = (0.5, 0.9)  # keep-probabilities of other contexts
 APART = 0.15  # a keep-probability nearer than this to the run's is no other
 FREE = 1 << 13  # masks under which the polynomial is asked how much an effect varies
-MOST = 8  # interactions that are put into other contexts
+MAX_CONTEXT_SETS = 8  # interactions that are put into other contexts
 
-Numbers = NDArray[np.float64]
+_Numbers = NDArray[np.float64]
 
 
 def try_stability(case: Case) -> tuple[StabilityRow, ...]:
@@ -78,7 +78,7 @@ def try_replacement(case: Case, kind: str, passes: Passes, rows: Int[Tensor, " r
     ours, theirs = case.found.responses.mean[rows].double().cpu(), passes.means(keep)
     one, other = (_refit(case, keep, values) for values in (ours, theirs))
     used = sorted({i for s in one.sets for i in s})  # the others have no strength in either, and would agree for free
-    strong = [[list(strengths(x, case.names).values())[i] for i in used] for x in (one, other)]
+    strong = [[list(spectrum_strengths(x, case.names).values())[i] for i in used] for x in (one, other)]
     sets = [s for s in one.sets if len(s) > 1]
     pairs = [[x.get(s) or 0.0 for s in sets] for x in (one, other)]
     tops = [set(np.argsort(-np.abs(np.array(x)), kind="stable")[:TOP].tolist()) for x in pairs]
@@ -94,7 +94,7 @@ def _refit(case: Case, keep: Bool[Tensor, "mask component"], values: Float[Tenso
     """The run's strongest sets, a third as many as there are masks."""
     spectrum = case.polynomial.sorted()
     strongest = (spectrum.orders > 0).nonzero()[: max(1, len(keep) // 3), 0]
-    return fit(keep, values, spectrum.members[strongest], spectrum.basis)
+    return refit(keep, values, spectrum.members[strongest], spectrum.basis)
 
 
 def _agreement(one: Float[Tensor, " mask"], other: Float[Tensor, " mask"]) -> float | None:
@@ -119,7 +119,7 @@ def other_probs(case: Case) -> tuple[float, ...]:
 def try_contexts(case: Case, checks: Sequence[Confirmation], allowance: int) -> tuple[ContextRow, ...]:
     """The strongest interactions, confirmed ones first, among others that are kept more or less often."""
     probs = other_probs(case)
-    order = sorted(checks, key=lambda check: (not check.confirmed(), -abs(check.estimate)))[:MOST]
+    order = sorted(checks, key=lambda check: (not check.confirmed(), -abs(check.estimate)))[:MAX_CONTEXT_SETS]
     rows = [row for q in probs for row in _at(case, order, q, min(allowance // len(probs), case.passes.left))]
     if not rows:
         return ()
@@ -155,7 +155,7 @@ def _effect_at(spectrum: Spectrum, group: Sequence[int], keep_prob: float) -> fl
     return sum(c * slope ** len(inside) * mean ** (len(s) - len(inside)) for s, c in spectrum.terms() if inside <= {*s})
 
 
-def _steadier(plain: Numbers, controlled: Numbers, believed: float) -> tuple[float, float]:
+def _steadier(plain: _Numbers, controlled: _Numbers, believed: float) -> tuple[float, float]:
     """Mean and spread over contexts, with or without the polynomial as a control variate; both means are unbiased.
 
     A few contexts may miss what is rare, and then vary too little: plain effects are taken to spread at least as much

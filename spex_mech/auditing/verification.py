@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spex_mech.auditing.baselines import Ranking, strengths
+from spex_mech.auditing.baselines import Ranking, spectrum_strengths
 from spex_mech.auditing.faithfulness import (
     auroc,
     auroc_over_sizes,
@@ -20,7 +20,7 @@ from spex_mech.auditing.faithfulness import (
 from spex_mech.auditing.findings import Fresh, RankingRow, SizeRow
 from spex_mech.auditing.knockouts import (
     Knockout,
-    Predict,
+    Predictor,
     best_minimality,
     completeness_masks,
     gaps,
@@ -38,7 +38,7 @@ from spex_mech.walsh.spectrum import Spectrum
 
 ENOUGH = 0.1  # of faithfulness: how near to 1 the audited circuit's prediction must be
 RANDOM_SETS = 8  # a size, as the null
-SHOWN = 512  # fresh masks whose values are kept
+KEPT_FRESH_VALUES = 512  # fresh masks whose values are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ def try_fresh(case: Case, number: int) -> Fresh:
     truth, predicted = case.passes.means(keep), case.predict(keep)
     r2 = r_squared(truth, predicted)
     rmse = float(((truth - predicted) ** 2).mean().sqrt())
-    shown = (tuple(values[:SHOWN].tolist()) for values in (truth, predicted))
+    shown = (tuple(values[:KEPT_FRESH_VALUES].tolist()) for values in (truth, predicted))
     return Fresh(number, fresh_probs(case.found), r2 if r2 == r2 else None, rmse, *shown)
 
 
@@ -136,7 +136,7 @@ def our_ranking(case: Case, rows: Sequence[SizeRow], known: Collection[str], sea
     """
     cpr = performance_ratio([row.help.faithfulness for row in rows])
     cmd = model_distance([row.preserve.faithfulness for row in rows])
-    ranking = Ranking("spex_mech", strengths(case.spectrum, case.names), len(case.found.responses) + searched)
+    ranking = Ranking("spex_mech", spectrum_strengths(case.spectrum, case.names), len(case.found.responses) + searched)
     return replace(_against(ranking, known), cpr=cpr, cmd=cmd)
 
 
@@ -160,7 +160,7 @@ def _against(ranking: Ranking, known: Collection[str]) -> RankingRow:
     )
 
 
-def try_completeness(case: Case, circuit: Collection[str], allowance: int, predict: Predict) -> list[Knockout]:
+def try_completeness(case: Case, circuit: Collection[str], allowance: int, predict: Predictor) -> list[Knockout]:
     """The knockouts with the largest predicted gaps, measured as far as the allowance goes."""
     members, n = case.found.components.indices(circuit), len(case.names)
     sets = relevant(members, _supports(case.spectrum), n, predict)
@@ -174,7 +174,7 @@ def try_completeness(case: Case, circuit: Collection[str], allowance: int, predi
     ]
 
 
-def try_minimality(case: Case, circuit: Collection[str], allowance: int, predict: Predict) -> list[Knockout]:
+def try_minimality(case: Case, circuit: Collection[str], allowance: int, predict: Predictor) -> list[Knockout]:
     """For every component the knockout under which it matters most by prediction, measured as far as it goes."""
     members, n = case.found.components.indices(circuit), len(case.names)
     sets = relevant(members, _supports(case.spectrum), n, predict)

@@ -58,7 +58,7 @@ def planted_case(family: Family, masks: int, repeat: int = 0) -> Case:
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class CasePool:
     """A card's responses to `POOL` masks, of which repeats take different ones, and to fresh ones."""
 
     name: str
@@ -82,7 +82,7 @@ def card_masks(n: int, keep_prob: float) -> tuple[Bool[Tensor, "mask component"]
     return keep, MaskDesign.bernoulli(n, FRESH, keep_prob, seed=2).keep()
 
 
-def card_pools(folder: Path, kept: Path | None) -> Iterator[Pool]:
+def card_pools(folder: Path, kept: Path | None) -> Iterator[CasePool]:
     """A card's heads and neurons (or MLP layers) at every keep-probability; none where they are 12 or fewer.
 
     Responses are written to, and found again in, the folder `kept`.
@@ -100,7 +100,7 @@ def card_pools(folder: Path, kept: Path | None) -> Iterator[Pool]:
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 np.savez(file, values=values.numpy(), truth=truth.numpy())
-        yield Pool(f"{folder.name}, n = {n}", keep_prob, values, truth, n)
+        yield CasePool(f"{folder.name}, n = {n}", keep_prob, values, truth, n)
 
 
 def studied(folder: Path) -> tuple[ComponentSet, Callable[[Tensor], Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 Cell = tuple[str, float, int]  # case, keep-probability, masks
-LEAST = 64  # masks: what ours does with fewer counts for query ratios only
+LEAST_MASKS = 64  # masks: what ours does with fewer counts for query ratios only
 SMALL = 0.005  # R²: a decoder that is so near the best is among the best
 _SEEN = 0.1  # R² from which on a peer has seen anything
 _PEER = "shapiq proxyspex"
@@ -48,7 +48,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     rows = means(rows)
     cells: dict[Cell, dict[str, Row]] = {}
     for row in rows:
-        if row["masks"] >= LEAST:
+        if row["masks"] >= LEAST_MASKS:
             cells.setdefault((row["case"], row["keep_prob"], row["masks"]), {})[row["decoder"]] = row
     cells = {cell: found for cell, found in cells.items() if found.keys() > {"joint"}}
     lost = {cell: _loss(found) for cell, found in cells.items()}
@@ -87,7 +87,7 @@ def query_ratios(rows: Sequence[Row], slack: float = 0.0) -> dict[Cell, float]:
     return {
         (case, keep, masks): masks_for(curves[case, keep], r2 - slack) / masks
         for (case, keep, masks), r2 in peer.items()
-        if r2 >= _SEEN and masks >= LEAST
+        if r2 >= _SEEN and masks >= LEAST_MASKS
     }
 
 

@@ -22,7 +22,7 @@ from spex_mech.walsh.masks.design import MaskDesign
 
 Row = dict[str, Any]
 CARD = "induction-2l"
-CHUNK = 256  # masks, as in a run
+BENCH_CHUNK = 256  # masks, as in a run
 MASKS, QUICK = 4096, 1024
 SERIAL = 0
 
@@ -74,7 +74,7 @@ def _time(count: int, quick: bool) -> _Timed:
     engine = Engine(study.subject, study.task, study.components, reference)
     _ = engine.rows  # settles the sizes of batches
     design = MaskDesign.complete(len(study.components))
-    chunks = [chunk for chunk in design.chunks(CHUNK) if chunk[0] < (QUICK if quick else MASKS)]
+    chunks = [chunk for chunk in design.chunks(BENCH_CHUNK) if chunk[0] < (QUICK if quick else MASKS)]
     passed = in_turn if count == SERIAL else choose_run(Workers(CARD, count), study.subject)
     came = list[tuple[int, float]]()
 

@@ -27,10 +27,10 @@ from spex_mech.components import ComponentSet
 from spex_mech.errors import ComponentError, DecodeError
 from spex_mech.walsh.spectrum import Spectrum
 
-MAX_ORDER = 8  # 2^8 subsets of a group
+MAX_BACKUP_ORDER = 8  # 2^8 subsets of a group
 MAX_CLIQUES = 2000  # larger groups put together from pairs
 
-Numbers = NDArray[np.float64]
+_Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,10 @@ def _check(spectrum: Spectrum, components: ComponentSet, q_threshold: float, max
             f"backups are read from a walsh or biased polynomial; this one is in the basis {spectrum.basis.kind!r}. "
             'Rewrite it first: spectrum.rewrite(Basis("walsh")).'
         )
-    if not 0 < q_threshold <= 1 or not 2 <= max_order <= MAX_ORDER or not 0 <= min_excess < math.inf:
+    if not 0 < q_threshold <= 1 or not 2 <= max_order <= MAX_BACKUP_ORDER or not 0 <= min_excess < math.inf:
         raise DecodeError(
             f"q_threshold {q_threshold}, max_order {max_order} and min_excess {min_excess} were asked for; the first "
-            f"lies in (0, 1], the second from 2 to {MAX_ORDER}, the third is a size of 0 or more."
+            f"lies in (0, 1], the second from 2 to {MAX_BACKUP_ORDER}, the third is a size of 0 or more."
         )
 
 
@@ -149,18 +149,18 @@ class _Errors:
             (offset, offset + slope), floor,
         )  # fmt: skip
 
-    def inside(self, group: tuple[int, ...]) -> tuple[Numbers, Numbers]:
+    def inside(self, group: tuple[int, ...]) -> tuple[_Numbers, _Numbers]:
         """Coefficients and errors of the subsets of a group, by number (bit j: member j is in it)."""
         sets = [tuple(i for j, i in enumerate(group) if number >> j & 1) for number in range(1 << len(group))]
         values = np.array([self.coefficient.get(s, 0.0) for s in sets])
         return values, np.array([self.stderr.get(s, self.absent) for s in sets])
 
-    def costs(self, group: tuple[int, ...]) -> Numbers:
+    def costs(self, group: tuple[int, ...]) -> _Numbers:
         """v(A) by the number of the ablated subset A of a group, the others averaged over the basis' masks."""
         return products(len(group), self.phi) @ self.inside(group)[0]
 
 
-def products(order: int, phi: tuple[float, float]) -> Numbers:
+def products(order: int, phi: tuple[float, float]) -> _Numbers:
     """``φ_U(A)``, ``[ablated subset A, set U]``, both by number."""
     numbers = np.arange(1 << order)
     table = np.ones((1 << order, 1 << order))
@@ -171,7 +171,7 @@ def products(order: int, phi: tuple[float, float]) -> Numbers:
 
 
 @cache
-def contrasts(order: int) -> Numbers:
+def contrasts(order: int) -> _Numbers:
     """The inequalities of a group as weights on the values ``v(A)``, by the number of the ablated subset A.
 
     The first row is D(S); then D(S) - D(T) for every smaller T, and D(S) - D(T) - D(S∖T) for every split.
@@ -200,7 +200,7 @@ def _excess(mean: _Errors, group: tuple[int, ...]) -> tuple[float, float, float]
     return float(margin[smallest]), float(error[smallest]), _joint_p(margin, error, mean.floor)
 
 
-def _joint_p(margin: Numbers, error: Numbers, floor: float) -> float:
+def _joint_p(margin: _Numbers, error: _Numbers, floor: float) -> float:
     """Two-sided p-value that not all margins are above 0; NaN where errors are unknown."""
     if np.isnan(error).any():
         return math.nan
@@ -210,7 +210,7 @@ def _joint_p(margin: Numbers, error: Numbers, floor: float) -> float:
     return min(1.0, 2 * float(p.max()))
 
 
-def _adjusted(p: Numbers) -> Numbers:
+def _adjusted(p: _Numbers) -> _Numbers:
     """Benjamini–Hochberg, where p-values are known."""
     q, known = np.full_like(p, math.nan), ~np.isnan(p)
     if known.any():

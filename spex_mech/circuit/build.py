@@ -21,7 +21,7 @@ from spex_mech.walsh.spectrum import Spectrum
 FLOOR = 1e-6  # of the largest coefficient: what float32 responses leave behind of a term that is not there
 _BLOCK = 512  # sets whose supersets are sought at once
 
-Numbers = NDArray[np.float64]
+_Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class _Terms:
     """The terms that passed, strongest first or not, as columns."""
 
     sets: list[tuple[int, ...]]
-    coefficient: Numbers
-    stderr: Numbers
-    q_value: Numbers
-    knockout: Numbers
+    coefficient: _Numbers
+    stderr: _Numbers
+    q_value: _Numbers
+    knockout: _Numbers
 
 
 def build_circuit(
@@ -50,8 +50,8 @@ def build_circuit(
 ) -> Circuit:
     """The circuit of a polynomial: its non-constant terms that are found at a false discovery rate of `q_threshold`.
 
-    The q-values are those given, from masks that had no part in finding the sets (`walsh.certainty`). Without them
-    they are made from the standard errors e: ``z = F(S)/e``, ``p = erfc(|z|/√2)`` (two-sided), and q is p adjusted
+    The q-values are those given, from masks that had no part in finding the sets (`walsh.certainty.weigh`). Without
+    them they are made from the standard errors e: ``z = F(S)/e``, ``p = erfc(|z|/√2)`` (two-sided), and q is p adjusted
     over all non-constant terms by Benjamini and Hochberg (1995); a term known without error (e = 0) has q = 0. That is
     optimistic where a decoder chose the sets on the masks it fitted. A term without a q-value is judged by its size
     alone. Terms below ``FLOOR`` of the largest coefficient are rounding and never pass.
@@ -89,7 +89,7 @@ def build_circuit(
         link=link,
         baseline=mean.get(()),
         energy={order: energy for order, energy in mean.energy_by_order().items() if order},
-        evidence=plain(evidence),
+        evidence=plain_value(evidence),
     )
 
 
@@ -129,7 +129,7 @@ def _passing(
     return _Terms(sets, coefficient[rows], stderr[rows], q_value[rows], knockouts(mean, sets))
 
 
-def q_values(coefficient: Numbers, stderr: Numbers, floor: float) -> Numbers:
+def q_values(coefficient: _Numbers, stderr: _Numbers, floor: float) -> _Numbers:
     """Benjamini–Hochberg q-values of two-sided z-tests; NaN where there is no standard error.
 
     Where the error is 0 the term is certain: p is 0 above `floor`, 1 below.
@@ -147,7 +147,7 @@ def q_values(coefficient: Numbers, stderr: Numbers, floor: float) -> Numbers:
     return out
 
 
-def knockouts(mean: Spectrum, sets: Sequence[tuple[int, ...]]) -> Numbers:
+def knockouts(mean: Spectrum, sets: Sequence[tuple[int, ...]]) -> _Numbers:
     """The coefficients of non-empty `sets` in the knockout basis, exactly, without expanding the polynomial.
 
     With φ(k) = offset + slope·k = (offset + slope) - slope (1 - k), each term T contributes to its subsets S:
@@ -204,7 +204,7 @@ def _node(component: Component, main: Interaction | None, role: str | None) -> N
     return Node(component, role=role) if main is None else Node(component, main.coefficient, main.stderr, role)
 
 
-def plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Evidence as JSON data: numpy and torch numbers unwrapped, enums by name, NaN and ±∞ as None, the rest as text.
 
     >>> plain({"r2": np.float64(0.5), "sizes": (1, 2), "gap": float("nan")})
@@ -213,17 +213,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain_value(item) for key, item in value.items()}
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return plain_value(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+        return [plain_value(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def _numpy(tensor: Any) -> Numbers:
+def _numpy(tensor: Any) -> _Numbers:
     return tensor.detach().cpu().double().numpy()
 
 

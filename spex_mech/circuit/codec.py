@@ -12,10 +12,10 @@ from spex_mech.errors import FormatError, all_problems
 from spex_mech.files.checked_fields import NAMES, NUMBER, OBJECT, ROWS, TEXT, FieldReader, Rule, or_null
 from spex_mech.files.json import is_number, plain_problems, read_json, sorted_keys, write_whole
 
-SCHEMA = "spex_mech.circuit/1"
+CIRCUIT_SCHEMA = "spex_mech.circuit/1"
 
 
-def dumps(circuit: Circuit) -> str:
+def circuit_json(circuit: Circuit) -> str:
     """The file's text: keys and terms in a fixed order, every float by its shortest exact digits, unknown as null.
 
     Raises `FormatError` where the evidence is not plain JSON data (`circuit.build.plain` makes it so).
@@ -24,7 +24,7 @@ def dumps(circuit: Circuit) -> str:
     if problems:
         raise FormatError(all_problems("the evidence of this circuit cannot be kept in a file:", problems))
     record = {
-        "schema": SCHEMA,
+        "schema": CIRCUIT_SCHEMA,
         **{key: getattr(circuit, key) for key in _SCALARS},
         "components": list(circuit.components.names),
         "nodes": [{"component": n.name, "main": n.main, "stderr": n.stderr, "role": n.role} for n in circuit.nodes],
@@ -37,7 +37,7 @@ def dumps(circuit: Circuit) -> str:
 
 def save_circuit(circuit: Circuit, path: str | Path) -> Path:
     """Write the circuit's file, whole or not at all; returns its path. Raises `FormatError` where that cannot be."""
-    return write_whole(path, dumps(circuit))
+    return write_whole(path, circuit_json(circuit))
 
 
 def load_circuit(path: str | Path) -> Circuit:
@@ -47,7 +47,7 @@ def load_circuit(path: str | Path) -> Circuit:
         FormatError: the file is missing, larger than 64 MiB, nested deeper than 32, not JSON, of another schema, or
             has fields that are missing, unknown, of a wrong type, or do not fit together; all problems at once.
     """
-    record = read_json(path, SCHEMA)
+    record = read_json(path, CIRCUIT_SCHEMA)
     reader = _Reader()
     circuit = reader.circuit(record)
     if circuit is None:

@@ -8,10 +8,10 @@ that the drawing stands alone; a style sheet may override them by class.
 from collections.abc import Sequence
 
 from spex_mech.circuit.graph import Circuit, Interaction, Node
-from spex_mech.circuit.layout import DOT, TALL, WIDE, Band, Frame, Layout, Place, arrange, joint, shown_first
+from spex_mech.circuit.layout import DOT, TALL, WIDE, Band, Frame, Layout, Point, arrange, shown_first, strongest_joint
 from spex_mech.show.html import number, text
 
-COLOURS = {"synergy": "#009E73", "redundancy": "#CC79A7", "helps": "#0072B2", "hurts": "#D55E00"}
+KIND_COLOURS = {"synergy": "#009E73", "redundancy": "#CC79A7", "helps": "#0072B2", "hurts": "#D55E00"}
 DASHES = {"synergy": "", "redundancy": ' stroke-dasharray="7 5"'}
 _HIGH = 110.0  # what an arc over a row may rise, doubled
 _OFF = ' display="none"'
@@ -55,7 +55,7 @@ def _name(band: Band, frame: Frame) -> str:
 
 
 def _edges(circuit: Circuit, layout: Layout, frame: Frame) -> str:
-    drawn, taken = joint(circuit), list[Place]()
+    drawn, taken = strongest_joint(circuit), list[Point]()
     shown, largest = shown_first(drawn, frame), max((abs(i.coefficient) for i in drawn), default=1.0) or 1.0
     drawn = drawn if frame.spare else drawn[:shown]
     parts = [_edge(i, n, abs(i.coefficient) / largest, layout, taken, n < shown) for n, i in enumerate(drawn)]
@@ -63,7 +63,7 @@ def _edges(circuit: Circuit, layout: Layout, frame: Frame) -> str:
     return "".join(part for some in above for part in reversed(some))  # hubs over curves, the strongest on top
 
 
-def _edge(i: Interaction, rank: int, share: float, layout: Layout, taken: list[Place], shown: bool) -> str:
+def _edge(i: Interaction, rank: int, share: float, layout: Layout, taken: list[Point], shown: bool) -> str:
     points = [layout.places[name] for name in i.components]
     width = 1.2 + 5.3 * share
     hub = None if i.order == 2 else _hub(points, layout, taken)
@@ -73,22 +73,24 @@ def _edge(i: Interaction, rank: int, share: float, layout: Layout, taken: list[P
     return (
         f'<g class="edge {i.kind}{"" if shown else " off"}" data-e="{rank}"{"" if shown else _OFF}>'
         f'<title>{text(label)}</title><path class="hit" d="{path}" stroke="transparent" stroke-width="14"/>'
-        f'<path class="line" d="{path}" stroke="{COLOURS[i.kind]}" stroke-width="{width:.1f}" stroke-opacity="0.8" '
+        f'<path class="line" d="{path}" stroke="{KIND_COLOURS[i.kind]}" stroke-width="{width:.1f}" '
+        f'stroke-opacity="0.8" '
         f'stroke-linecap="round"{DASHES[i.kind]}/>{mark}</g>'
     )
 
 
-def _mark(hub: Place, i: Interaction) -> str:
+def _mark(hub: Point, i: Interaction) -> str:
     filled = i.kind == "synergy"
-    fill, ink = (COLOURS[i.kind], "#ffffff") if filled else ("#ffffff", COLOURS[i.kind])
+    fill, ink = (KIND_COLOURS[i.kind], "#ffffff") if filled else ("#ffffff", KIND_COLOURS[i.kind])
     return (
-        f'<circle class="hub" cx="{hub[0]:.0f}" cy="{hub[1]:.0f}" r="8.5" fill="{fill}" stroke="{COLOURS[i.kind]}" '
+        f'<circle class="hub" cx="{hub[0]:.0f}" cy="{hub[1]:.0f}" r="8.5" fill="{fill}" '
+        f'stroke="{KIND_COLOURS[i.kind]}" '
         f'stroke-width="2"/><text class="order" x="{hub[0]:.0f}" y="{hub[1] + 3.8:.1f}" font-size="11" '
         f'font-weight="700" text-anchor="middle" fill="{ink}">{i.order}</text>'
     )
 
 
-def _curve(one: Place, other: Place, layout: Layout) -> str:
+def _curve(one: Point, other: Point, layout: Layout) -> str:
     """A quadratic from centre to centre: over the row where both are in one, else past the boxes between them."""
     (x0, y0), (x1, y1) = one, other
     if y0 == y1:
@@ -100,12 +102,12 @@ def _curve(one: Place, other: Place, layout: Layout) -> str:
     return f"M{x0:.0f} {y0:.0f}Q{middle[0]:.0f} {middle[1]:.0f} {x1:.0f} {y1:.0f}"
 
 
-def _side(one: Place, other: Place, layout: Layout) -> tuple[int, int]:
+def _side(one: Point, other: Point, layout: Layout) -> tuple[int, int]:
     """Which way to bend first: away from the middle."""
     return (1, -1) if one[0] + other[0] >= layout.width else (-1, 1)
 
 
-def _clear(one: Place, middle: Place, other: Place, layout: Layout) -> bool:
+def _clear(one: Point, middle: Point, other: Point, layout: Layout) -> bool:
     """Whether a quadratic meets no labelled box but those of its ends, and stays inside."""
     wide, tall = layout.box / 2 + 3, TALL / 2 + 3
     boxes = [layout.places[name] for name in layout.labelled]
@@ -118,11 +120,11 @@ def _clear(one: Place, middle: Place, other: Place, layout: Layout) -> bool:
     return True
 
 
-def _spoke(hub: Place, point: Place) -> str:
+def _spoke(hub: Point, point: Point) -> str:
     return f"M{hub[0]:.0f} {hub[1]:.0f}Q{point[0]:.0f} {hub[1]:.0f} {point[0]:.0f} {point[1]:.0f}"
 
 
-def _hub(points: Sequence[Place], layout: Layout, taken: list[Place]) -> Place:
+def _hub(points: Sequence[Point], layout: Layout, taken: list[Point]) -> Point:
     """A free place for a hub near the middle of its components, never on a component or on another hub."""
     x, y = (sum(p[axis] for p in points) / len(points) for axis in (0, 1))
     offsets = sorted(
@@ -136,7 +138,7 @@ def _hub(points: Sequence[Place], layout: Layout, taken: list[Place]) -> Place:
     return spot
 
 
-def _free(spot: Place, layout: Layout, taken: Sequence[Place]) -> bool:
+def _free(spot: Point, layout: Layout, taken: Sequence[Point]) -> bool:
     if any(abs(spot[0] - x) < 20 and abs(spot[1] - y) < 20 for x, y in taken):
         return False
     half = {True: (layout.box / 2 + 10, TALL / 2 + 10), False: (DOT + 10, DOT + 10)}
@@ -155,7 +157,7 @@ def _node(node: Node, index: int, layout: Layout, largest: float, *, first: bool
     x, y = layout.places[node.name]
     main = node.main or 0.0
     sort = "plain" if not main else "helps" if main > 0 else "hurts"
-    colour = COLOURS.get(sort, "#777777")
+    colour = KIND_COLOURS.get(sort, "#777777")
     words = [node.name, *([node.role] if node.role else []), f"main effect {number(node.main, sign=True)}"]
     shape = _shape(node, layout, colour, abs(main) / largest)
     return (

@@ -12,7 +12,7 @@ _PITCH = 20.0  # distance of dots
 _LEAST, _MOST = 74.0, 124.0  # width of a box
 _CLUTTER = 0.03  # of the strongest joint effect: weaker ones are not shown at first
 
-Place = tuple[float, float]
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Band:
 class Layout:
     """Where everything is: centres of nodes, the width of a labelled one, the bands of layers, the whole size."""
 
-    places: Mapping[str, Place]
+    places: Mapping[str, Point]
     labelled: frozenset[str]
     box: float
     bands: tuple[Band, ...]
@@ -54,7 +54,7 @@ class Layout:
     height: float
 
 
-def joint(circuit: Circuit) -> list[Interaction]:
+def strongest_joint(circuit: Circuit) -> list[Interaction]:
     """The sets of two and more that are drawn, strongest first."""
     return [i for i in circuit.interactions if i.order > 1][:MAX_DRAWN]
 
@@ -65,7 +65,7 @@ def shown_first(drawn: Sequence[Interaction], frame: Frame = WIDE) -> int:
     return min(len(drawn), max(strong, 6), frame.shown)
 
 
-def strengths(circuit: Circuit) -> dict[str, float]:
+def component_strengths(circuit: Circuit) -> dict[str, float]:
     """√Σ coefficient² over a node's interactions: how far the metric moves with it."""
     energy = dict.fromkeys(circuit.names, 0.0)
     for interaction in circuit.interactions:
@@ -76,7 +76,7 @@ def strengths(circuit: Circuit) -> dict[str, float]:
 
 def arrange(circuit: Circuit, frame: Frame) -> Layout:
     """Places by layer. Rows are as wide as the frame allows; the strongest components bear names, others are dots."""
-    strength = strengths(circuit)
+    strength = component_strengths(circuit)
     strong = sorted(circuit.names, key=lambda name: -strength[name])
     labelled = frozenset(strong[: frame.labelled])
     bands = [(title, nodes, *_parted(nodes, labelled)) for title, nodes in reversed(_layers(circuit.nodes))]
@@ -85,7 +85,7 @@ def arrange(circuit: Circuit, frame: Frame) -> Layout:
     most = max(1, int(room // (least + 10)))
     widest = max((math.ceil(len(named) / math.ceil(len(named) / most)) for _, _, named, _ in bands if named), default=1)
     box = min(max(least, room / widest - 26), max(_MOST, least))
-    places, drawn, y = dict[str, Place](), list[Band](), 26.0
+    places, drawn, y = dict[str, Point](), list[Band](), 26.0
     for title, nodes, named, dots in bands:
         top, y = y, y + (16 if frame.gutter else 36)
         y = _place_rows(named, places, frame, y, most, box + 64, TALL + 26)
@@ -107,7 +107,7 @@ def _studied(circuit: Circuit, node: Node) -> int:
 
 
 def _place_rows(
-    names: Sequence[str], places: dict[str, Place], frame: Frame, y: float, most: int, pitch: float, step: float
+    names: Sequence[str], places: dict[str, Point], frame: Frame, y: float, most: int, pitch: float, step: float
 ) -> float:
     """Even rows of at most `most`, centred; returns where the next ones may begin."""
     rows, room = math.ceil(len(names) / most), frame.width - frame.gutter - 12

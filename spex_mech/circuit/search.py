@@ -17,8 +17,8 @@ MAX_PAIRS = 1 << 22  # swaps that are priced at once; beyond, those of the most 
 MAX_MOVES = 500  # improvements of one set; each is the best of all moves, so far fewer are usual
 _ROUNDING = 1e-11  # of the sum of |coefficients|: scores nearer than this are the same
 
-Numbers = NDArray[np.float64]
-Kept = NDArray[np.bool_]
+Values = NDArray[np.float64]
+KeepRows = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +30,13 @@ class Game:
 
     used: tuple[int, ...]
     member: csr_array
-    coefficient: Numbers
+    coefficient: Values
     constant: float
     phi: tuple[float, float]
     aim: str
 
     @property
-    def orders(self) -> Numbers:
+    def orders(self) -> Values:
         return np.diff(self.member.indptr).astype(np.float64)
 
     @property
@@ -52,13 +52,13 @@ class Game:
     def empty(self) -> float:
         return self.value(np.zeros(len(self.used), dtype=np.bool_))
 
-    def terms(self, kept: Kept) -> Numbers:
+    def terms(self, kept: KeepRows) -> Values:
         """The value of every term; counted anew each time, so that no rounding builds up."""
         count = self.member @ kept.astype(np.float64)
         low, high = self.phi
         return self.coefficient * high**count * low ** (self.orders - count)
 
-    def value(self, kept: Kept) -> float:
+    def value(self, kept: KeepRows) -> float:
         """f with these kept."""
         return self.constant + float(self.terms(kept).sum())
 
@@ -66,23 +66,23 @@ class Game:
         """What is to be made as large as possible."""
         return float(self.scores(np.array(value)))
 
-    def scores(self, values: Numbers) -> Numbers:
+    def scores(self, values: Values) -> Values:
         """`score` of many values."""
         if self.aim == "preserve":
             return -np.abs(values - self.intact)
         return values if self.aim == "raise" else -values
 
-    def better(self, one: Kept, other: Kept) -> bool:
+    def better(self, one: KeepRows, other: KeepRows) -> bool:
         """Whether `one` is the better set: by score, then by fewer components."""
         ahead = self.score(self.value(one)) - self.score(self.value(other))
         return ahead > self.tolerance or (abs(ahead) <= self.tolerance and one.sum() < other.sum())
 
-    def rises(self, kept: Kept) -> Numbers:
+    def rises(self, kept: KeepRows) -> Values:
         """r_i - 1 of every component, if it were flipped."""
         low, high = self.phi
         return np.where(kept, low / high - 1, high / low - 1)
 
-    def changes(self, kept: Kept) -> Numbers:
+    def changes(self, kept: KeepRows) -> Values:
         """By how much f changes if one component is flipped, for every component."""
         return self.rises(kept) * (self.member.T @ self.terms(kept))
 
@@ -108,9 +108,9 @@ class Chain:
     """Nested sets, the k-th being the first k of `order`; `scores` are theirs, from none on."""
 
     order: tuple[int, ...]
-    scores: Numbers
+    scores: Values
 
-    def best(self, game: Game, size: int) -> Kept:
+    def best(self, game: Game, size: int) -> KeepRows:
         """The best set of the chain with at most `size` components, the smallest of equally good ones."""
         scores = self.scores[: size + 1]
         length = int(np.flatnonzero(scores >= scores.max() - game.tolerance)[0])
@@ -145,7 +145,7 @@ def backward(game: Game) -> Chain:
     return Chain(tuple(order[::-1]), game.scores(np.array(values[::-1])))
 
 
-def polish(game: Game, kept: Kept, size: int) -> Kept:
+def polish(game: Game, kept: KeepRows, size: int) -> KeepRows:
     """Add, take away or swap, always the best of all moves, until none helps."""
     kept = kept.copy()
     for _ in range(MAX_MOVES):
@@ -156,7 +156,7 @@ def polish(game: Game, kept: Kept, size: int) -> Kept:
     return kept
 
 
-def settle(game: Game, kept: Kept) -> Kept:
+def settle(game: Game, kept: KeepRows) -> KeepRows:
     """An equally good set without idle components, then with earlier ones in place of later ones where that is equal.
 
     So ties are decided by the components' order and not by the way the set was found.
@@ -175,7 +175,7 @@ def settle(game: Game, kept: Kept) -> Kept:
     return kept
 
 
-def _best_move(game: Game, kept: Kept, size: int) -> list[int]:
+def _best_move(game: Game, kept: KeepRows, size: int) -> list[int]:
     """The components to flip for the largest gain; none where there is no gain."""
     value = game.value(kept)
     floor = game.score(value) + game.tolerance
@@ -193,8 +193,8 @@ def _best_move(game: Game, kept: Kept, size: int) -> list[int]:
 
 
 def _swaps(
-    game: Game, kept: Kept, inside: NDArray[np.intp], outside: NDArray[np.intp]
-) -> tuple[Numbers, NDArray[np.intp]]:
+    game: Game, kept: KeepRows, inside: NDArray[np.intp], outside: NDArray[np.intp]
+) -> tuple[Values, NDArray[np.intp]]:
     """The score after every swap ``[inside, outside]``."""
     terms, rises, changes = game.terms(kept), game.rises(kept), game.changes(kept)
     weighted = game.member[:, inside].multiply(terms[:, None]).tocsr()
@@ -204,7 +204,7 @@ def _swaps(
 
 
 def _promising(
-    scores: Numbers, inside: NDArray[np.intp], outside: NDArray[np.intp]
+    scores: Values, inside: NDArray[np.intp], outside: NDArray[np.intp]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """All components, or where the pairs would be too many those that score best on their own."""
     if len(inside) * len(outside) <= MAX_PAIRS:
@@ -214,11 +214,11 @@ def _promising(
     return rows, columns
 
 
-def _first_best(game: Game, scores: Numbers, allowed: Kept) -> int:
+def _first_best(game: Game, scores: Values, allowed: KeepRows) -> int:
     open_scores = np.where(allowed, scores, -np.inf)
     return int((open_scores >= open_scores.max() - game.tolerance).argmax())
 
 
-def _last_best(game: Game, scores: Numbers, allowed: Kept) -> int:
+def _last_best(game: Game, scores: Values, allowed: KeepRows) -> int:
     """The last of the best: what is taken away from equals is the later one."""
     return len(scores) - 1 - _first_best(game, scores[::-1], allowed[::-1])

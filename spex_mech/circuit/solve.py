@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array, vstack
 
-from spex_mech.circuit.search import Game, Kept, Numbers, settle
+from spex_mech.circuit.search import Game, KeepRows, Values, settle
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
@@ -27,7 +27,7 @@ _GAP = 2e-6  # of the programme's scale: the tolerance to which the solver itsel
 class Found:
     """A set of the components in use, how it was found, and how much better the best may be (None: not known)."""
 
-    kept: Kept
+    kept: KeepRows
     method: str
     gap: float | None
 
@@ -47,7 +47,7 @@ def enumerate_best(game: Game, sizes: Sequence[int]) -> list[Found]:
     return found
 
 
-def _table(game: Game) -> Numbers:
+def _table(game: Game) -> Values:
     """f of every set, by its number (bit j: component j is kept): one butterfly a component."""
     n = len(game.used)
     table = np.zeros(1 << n)
@@ -78,9 +78,9 @@ class Programme:
 
     ablated: bool
     constant: float
-    linear: Numbers
+    linear: Values
     products: csr_array
-    weights: Numbers
+    weights: Values
     scale: float
 
 

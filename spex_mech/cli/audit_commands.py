@@ -36,7 +36,7 @@ def audit_run(
     refuse_other_lens(found)
     study = reopen(folder, device=device) if model is None else open_study(model, prompts=prompts, device=device)
     told = audit(
-        found, study.subject, study.task, fresh_seed=seed, budget=budget, size=size, known=_known(study, known),
+        found, study.subject, study.task, seed=seed, budget=budget, size=size, known=_known(study, known),
         out=folder, progress=progress,
     )  # fmt: skip
     write_report(folder)
@@ -63,7 +63,7 @@ def audit_file(
     study = open_study(model, prompts=prompts, device=device)
     return audit_circuit(
         circuit, study.subject, study.task, replacement=study.replacement, per=study.per, budget=budget, seed=seed,
-        known=_known(study, known), out=path.with_name(f"{path.stem}.audit.json"),
+        known=_known(study, known), path=path.with_name(f"{path.stem}.audit.json"),
     )  # fmt: skip
 
 

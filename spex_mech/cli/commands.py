@@ -9,7 +9,7 @@ from typing import Any
 from spex_mech.api.discover import discover
 from spex_mech.api.plan import Plan, plan_run
 from spex_mech.api.report import write_report
-from spex_mech.cli.costs import Cost, crowding, estimate
+from spex_mech.cli.costs import Cost, crowding, estimate_cost
 from spex_mech.cli.options import BENCHES, HERE
 from spex_mech.errors import SpexMechError
 from spex_mech.files.json import write_whole
@@ -51,7 +51,7 @@ def run_discover(
         cost = _cost(study, out, budget, probabilities(keep), kind, per)
         show(study, replace(cost, note=crowding(crew, study.subject.device)))
     found = discover(
-        study.subject, study.task, study.components, budget=budget, keep=probabilities(keep), replacement=kind,
+        study.subject, study.task, study.components, budget=budget, keep_prob=probabilities(keep), replacement=kind,
         per=per, out=out, progress=show is not None, workers=crew, **options,
     )  # fmt: skip
     save_source(out, what, prompts, model)
@@ -74,7 +74,7 @@ def run_plan(
     study = open_study(what, prompts=prompts, model=model, components=components, device=device)
     kind = replacement or study.replacement
     return plan_run(
-        study.subject, study.task, study.components, keep=probabilities(keep), replacement=kind,
+        study.subject, study.task, study.components, keep_prob=probabilities(keep), replacement=kind,
         per=study.per if kind == study.replacement else None, **options,
     )  # fmt: skip
 
@@ -103,7 +103,7 @@ def run_respond(
     study = open_study(what, prompts=prompts, model=model, components=components, device=device)
     kind = replacement or study.replacement
     told = respond_shard(
-        study.subject, study.task, study.components, keep=probabilities(keep), replacement=kind,
+        study.subject, study.task, study.components, keep_prob=probabilities(keep), replacement=kind,
         per=study.per if kind == study.replacement else None, out=out, shard=part, progress=not quiet,
         workers=hire(study, what, model, workers, ray, gpus_each), **options,
     )  # fmt: skip
@@ -143,7 +143,7 @@ def _cost(
         return cost
     known = [keep] if isinstance(keep, float) else [] if isinstance(keep, str) else list(keep)
     share = sum(known) / len(known) if known else 0.5
-    return estimate(
+    return estimate_cost(
         study.subject, study.task, study.components, cost.masks, keep_prob=share, replacement=replacement, per=per
     )
 
@@ -185,7 +185,7 @@ def run_bench(
     if what == "accuracy":
         from spex_mech.bench.accuracy import run as run_accuracy
 
-        return run_accuracy(quick, cards, peer, search, numbers(budgets), out)
+        return run_accuracy(quick, cards, peer, search, parse_numbers(budgets), out)
     if what == "players":
         from spex_mech.bench.players import run as run_players
 
@@ -193,7 +193,7 @@ def run_bench(
     if what == "keep":
         from spex_mech.bench.keeps import run as run_keeps
 
-        return run_keeps(quick, cards, numbers(budgets))
+        return run_keeps(quick, cards, parse_numbers(budgets))
     if what == "workers":
         from spex_mech.bench.ray_throughput import run as run_workers
 
@@ -202,7 +202,7 @@ def run_bench(
     raise SpexMechError(f"there is no bench {what!r}; the benches are {known}.")
 
 
-def numbers(text: str | None) -> tuple[int, ...]:
+def parse_numbers(text: str | None) -> tuple[int, ...]:
     """Numbers of masks, ascending; none: the bench's own."""
     parts = [] if text is None else text.split(",")
     if not all(part.strip().isdecimal() and int(part) >= 16 for part in parts):
@@ -210,7 +210,7 @@ def numbers(text: str | None) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def answer(found: Discovery, out: Path) -> str:
+def answer_json(found: Discovery, out: Path) -> str:
     """A run as one JSON object: where it is, how well it predicts, its interactions, strongest first."""
     rows = found.interactions().astype(object)
     table = rows.where(rows.notna(), None).to_dict("records")

@@ -50,7 +50,7 @@ class Cost:
         return f"{told} ≈ {in_words(self.seconds)} at {self.rows_per_second:,.0f} rows/s"
 
 
-def estimate(
+def estimate_cost(
     subject: Subject,
     task: Task,
     components: ComponentSet,

@@ -55,7 +55,7 @@ def demo(
 def discover(
     what: o.What,
     out: o.Out,
-    prompts: o.Prompts = None,
+    prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
     replacement: o.ReplacementName = None,
@@ -65,7 +65,7 @@ def discover(
     refine: o.Refine = False,
     device: o.Device = None,
     decoder: o.DecoderName = "auto",
-    link: o.LinkName = "auto",
+    link: o.LinkOption = "auto",
     folds: o.Folds = 0,
     resamples: o.Resamples = 0,
     seed: o.Seed = 0,
@@ -78,7 +78,7 @@ def discover(
     """Ablate sets of components, recover their interactions, write the circuit."""
     _discover(
         what, out, quiet=quiet, as_json=as_json, prompts=prompts, model=model, components=components, budget=budget,
-        keep=keep, decoder=decoder, link=link, replacement=replacement, share=share, refine=refine, folds=folds,
+        keep=keep, decoder=decoder, link=link, replacement=replacement, shared_layers=share, refine=refine, folds=folds,
         resamples=resamples, seed=seed, device=device, workers=workers, ray=ray, gpus_each=gpus_per_worker,
     )  # fmt: skip
 
@@ -86,7 +86,7 @@ def discover(
 @app.command(epilog=o.TEACH_PLAN)
 def plan(
     what: o.What,
-    prompts: o.Prompts = None,
+    prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
     replacement: o.ReplacementName = None,
@@ -109,7 +109,8 @@ def plan(
 
     told = run_plan(
         what, prompts=prompts, model=model, components=components, replacement=replacement, budget=budget, keep=keep,
-        share=share, device=device, decoder=decoder, seed=seed, gpu=gpu, price_per_hour=price, simulate=simulate,
+        shared_layers=share, device=device, decoder=decoder, seed=seed,
+        gpu=gpu, price_per_hour=price, simulate=simulate,
     )  # fmt: skip
     if as_json:
         _echo(asdict(told))
@@ -122,7 +123,7 @@ def respond(
     what: o.What,
     out: o.Out,
     shard: Annotated[str, typer.Option(help="Which of how many equal shares to measure, such as 2/8.")] = "1/1",
-    prompts: o.Prompts = None,
+    prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
     replacement: o.ReplacementName = None,
@@ -143,7 +144,8 @@ def respond(
 
     told = run_respond(
         what, out, shard=shard, quiet=quiet or as_json, prompts=prompts, model=model, components=components,
-        replacement=replacement, budget=budget, keep=keep, share=share, device=device, decoder=decoder, seed=seed,
+        replacement=replacement, budget=budget, keep=keep, shared_layers=share, device=device, decoder=decoder,
+        seed=seed,
         workers=workers, ray=ray, gpus_each=gpus_per_worker,
     )  # fmt: skip
     if as_json:
@@ -175,7 +177,7 @@ def decode(
     responses: Annotated[Path, typer.Argument(help="responses.safetensors of a run.")],
     out: o.Out,
     decoder: o.DecoderName = "auto",
-    link: o.LinkName = "auto",
+    link: o.LinkOption = "auto",
     folds: o.Folds = 0,
     resamples: o.Resamples = 0,
     seed: o.Seed = 0,
@@ -198,9 +200,9 @@ def audit(
     budget: o.AuditBudget = 2048,
     seed: o.AuditSeed = 1,
     size: o.AuditSize = None,
-    known: o.Known = None,
+    known: o.KnownOption = None,
     model: o.OtherModel = None,
-    prompts: o.OtherPrompts = None,
+    prompts: o.OtherPromptsOption = None,
     device: o.Device = None,
     quiet: o.Quiet = False,
     as_json: o.Json = False,
@@ -238,7 +240,7 @@ def report(
 @app.command(epilog=o.TEACH_EXPORT)
 def export(
     circuit: Annotated[Path, typer.Argument(help="circuit.json of a run; or a circuit in HIF, of EAP-IG or MIB.")],
-    to: o.Format,
+    to: o.FormatOption,
     out: Annotated[Path, typer.Option("--out", help="File to write.")],
     model: Annotated[str | None, typer.Option(help="mib: card or model, where neither file nor run says.")] = None,
     device: o.Device = None,
@@ -287,7 +289,7 @@ def bench(
     quick: o.Quick = False,
     peer_python: o.PeerPython = None,
     cards: o.BenchCards = None,
-    search: o.Search = False,
+    search: o.SearchOption = False,
     budgets: o.Budgets = None,
     out: o.BenchOut = None,
 ) -> None:
@@ -322,9 +324,9 @@ def _discover(what: str, out: Path, *, quiet: bool, as_json: bool, **asked: Any)
 def _tell(found: Any, out: Path, quiet: bool, as_json: bool) -> None:
     """The answer: for machines, for people, or not at all."""
     if as_json:
-        from spex_mech.cli.commands import answer
+        from spex_mech.cli.commands import answer_json
 
-        typer.echo(answer(found, out))
+        typer.echo(answer_json(found, out))
     elif not quiet:
         from spex_mech.cli.printing import print_discovery
 

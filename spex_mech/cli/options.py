@@ -61,7 +61,9 @@ What = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Run folder; the same call on the same folder resumes.")]
-Prompts = Annotated[Path | None, typer.Option(help="Prompts (jsonl); a card brings its own.", rich_help_panel=_ASK)]
+PromptsOption = Annotated[
+    Path | None, typer.Option(help="Prompts (jsonl); a card brings its own.", rich_help_panel=_ASK)
+]
 Model = Annotated[
     str | None, typer.Option(help="Folder or hub id in the place of a card's model.", rich_help_panel=_ASK)
 ]
@@ -114,7 +116,7 @@ DecoderName = Annotated[
         rich_help_panel=_SURE,
     ),
 ]
-LinkName = Annotated[
+LinkOption = Annotated[
     str,
     typer.Option(
         "--link",
@@ -154,7 +156,7 @@ Json = Annotated[
     bool,
     typer.Option("--json", help="One JSON object on standard output, for machines; no tables.", callback=_hush),
 ]
-Format = Annotated[
+FormatOption = Annotated[
     str,
     typer.Option("--to", help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}.", autocompletion=_among(*FORMATS)),
 ]
@@ -171,7 +173,7 @@ PeerPython = Annotated[
 BenchCards = Annotated[
     Path | None, typer.Option("--cards", help="accuracy, players, keep: a folder of cards to measure on.")
 ]
-Search = Annotated[bool, typer.Option(help="accuracy: shapiq's ProxySPEX with its slow default search too.")]
+SearchOption = Annotated[bool, typer.Option(help="accuracy: shapiq's ProxySPEX with its slow default search too.")]
 Budgets = Annotated[str | None, typer.Option(help="accuracy, keep: numbers of masks, such as 64,256,1024.")]
 BenchOut = Annotated[
     Path | None, typer.Option("--out", help="accuracy: a folder of responses and finished rows, to go on from.")
@@ -185,9 +187,9 @@ AuditSeed = Annotated[int, typer.Option("--seed", help="Seed of everything drawn
 AuditSize = Annotated[
     int | None, typer.Option("--size", help="Components of the audited circuit; default: as few as do.")
 ]
-Known = Annotated[str | None, typer.Option(help="A known circuit, names with commas; default: the card's.")]
+KnownOption = Annotated[str | None, typer.Option(help="A known circuit, names with commas; default: the card's.")]
 OtherModel = Annotated[str | None, typer.Option("--model", help="Card or model, where the run does not say.")]
-OtherPrompts = Annotated[Path | None, typer.Option("--prompts", help="Prompts (jsonl), with --model.")]
+OtherPromptsOption = Annotated[Path | None, typer.Option("--prompts", help="Prompts (jsonl), with --model.")]
 
 TEACH_APP = "Begin with [bold]spex-mech demo[/], then [bold]spex-mech discover --help[/]."
 TEACH_DISCOVER = """[bold]Examples[/]

@@ -20,7 +20,7 @@ from spex_mech.store.discovery import Discovery
 if TYPE_CHECKING:
     from spex_mech.ablation.subject import Subject
 
-SHOWN = 15
+PRINTED_ROWS = 15
 _COLOURS = {"synergy": "green", "redundancy": "magenta", "main": "default"}
 _MEANINGS = {
     "synergy": "together they do more than the sum of their parts",
@@ -81,8 +81,8 @@ def print_discovery(found: Discovery, out: Path, console: Console) -> None:
     frame = found.interactions()
     if len(frame):
         console.print(_interaction_table(frame, found.circuit.unit))
-    if len(frame) > SHOWN:
-        console.print(f"… and {len(frame) - SHOWN:,} more in {escape(str(out / 'interactions.csv'))}")
+    if len(frame) > PRINTED_ROWS:
+        console.print(f"… and {len(frame) - PRINTED_ROWS:,} more in {escape(str(out / 'interactions.csv'))}")
     if unsure := int((found.spectrum.orders > 0).sum()) - len(frame):
         console.print(_about_unsure(unsure, len(frame)))
     console.print(_verdict(found))
@@ -118,7 +118,7 @@ def _interaction_table(frame: pd.DataFrame, unit: str) -> Table:
     ):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     write = like(frame["coefficient"])
-    for row in frame.head(SHOWN).to_dict("records"):
+    for row in frame.head(PRINTED_ROWS).to_dict("records"):
         colour = _COLOURS[str(row["kind"])]
         error = f" ± {write(row['stderr'])[1:]}" if pd.notna(row["stderr"]) and row["stderr"] else ""
         table.add_row(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from spex_mech.components.grammar import GRAMMAR, LETTERS, STEMS, Kind, inside, literals, split
+from spex_mech.components.grammar import GRAMMAR, LETTERS, STEMS, Kind, inside, literals, split_expression
 from spex_mech.errors import ComponentError
 
 
@@ -42,7 +42,7 @@ class Component:
             raise ComponentError(f"{name!r} is not a component name but a {type(name).__name__}. {GRAMMAR}")
         held = inside(name)
         if held is not None:
-            return group(_spell_out(split(held, name), name))
+            return group(_spell_out(split_expression(held, name), name))
         found = _spell_out([name], name)
         if len(found) != 1:
             raise ComponentError(

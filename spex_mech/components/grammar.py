@@ -111,16 +111,16 @@ def spelled_out(names: Iterable[object]) -> int:
         held = inside(name) if isinstance(name, str) else None
         if held is not None:
             try:
-                total += sum(pattern.count for pattern in literals(split(held, held), held))
+                total += sum(pattern.count for pattern in literals(split_expression(held, held), held))
             except ComponentError:
                 continue  # whoever reads them says what is wrong
     return total
 
 
-def split(expression: str, asked: str) -> list[str]:
+def split_expression(expression: str, asked: str) -> list[str]:
     """Split at the commas outside brackets; one level of brackets is read.
 
-    >>> split("a0.h1, [m0.n0:4,m1], m2", "")
+    >>> split_expression("a0.h1, [m0.n0:4,m1], m2", "")
     ['a0.h1', '[m0.n0:4,m1]', 'm2']
     """
     parts = [part.strip() for part in re.findall(r"(?:\[[^\[\]]*\]|[^,\[\]])+", expression)]
@@ -133,7 +133,7 @@ def split(expression: str, asked: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def quoted(names: Sequence[str]) -> str:
+def quoted_names(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are, for error messages."""
     more = f" and {len(names) - 8:,} more" if len(names) > 8 else ""
     return ", ".join(map(repr, names[:8])) + more

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from spex_mech.components.component import Component, group
-from spex_mech.components.grammar import GRAMMAR, Kind, Pattern, inside, split
+from spex_mech.components.grammar import GRAMMAR, Kind, Pattern, inside, split_expression
 from spex_mech.components.sets import ComponentSet
 from spex_mech.components.shape import HasShape, ModelShape
 from spex_mech.errors import ComponentError, all_problems
@@ -36,7 +36,7 @@ def select(subject: HasShape, expression: str) -> ComponentSet:
     ``select(subject, "a*.h*, m3.n*, !a0.h3")``. Raises `ComponentError` listing every part that names nothing.
     """
     shape, chosen, problems = subject.shape, dict[Component, None](), list[str]()
-    for part in split(expression, expression):
+    for part in split_expression(expression, expression):
         drop, pattern = part.startswith("!"), part.removeprefix("!").strip()
         try:
             found = _expand(pattern, shape)
@@ -68,7 +68,7 @@ def _expand(text: str, shape: ModelShape) -> list[Component]:
     """All components of the model that one pattern names."""
     held = inside(text)
     if held is not None:
-        return [group(c for part in split(held, text) for c in _expand(part, shape))]
+        return [group(c for part in split_expression(held, text) for c in _expand(part, shape))]
     pattern = Pattern.parse(text, text)
     found, beyond = list[Component](), False
     layers = pattern.layer_range(shape.n_layers)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import overload
 
 from spex_mech.components.component import Component
-from spex_mech.components.grammar import GRAMMAR, MAX_ATOMS, quoted, spelled_out, split
+from spex_mech.components.grammar import GRAMMAR, MAX_ATOMS, quoted_names, spelled_out, split_expression
 from spex_mech.components.shape import ModelShape
 from spex_mech.errors import ComponentError, all_problems
 
@@ -23,8 +23,8 @@ class ComponentSet:
             times = Counter(self.names)
             repeated = sorted({c for c in self.components if times[c.name] > 1})
             raise ComponentError(
-                f"{quoted([c.name for c in repeated])} named more than once; every component is one bit, so each may "
-                "be named once."
+                f"{quoted_names([c.name for c in repeated])} named more than once; every component is one bit, so "
+                "each may be named once."
             )
 
     @classmethod
@@ -34,7 +34,7 @@ class ComponentSet:
         >>> ComponentSet.of("m3, [a0.h0:2]").names
         ('m3', '[a0.h0:2]')
         """
-        names = split(names, names) if isinstance(names, str) else list(names)
+        names = split_expression(names, names) if isinstance(names, str) else list(names)
         if spelled_out(names) > MAX_ATOMS:  # a few short names would fill the memory
             raise ComponentError(f"these groups spell out more than {MAX_ATOMS:,} components in all; take fewer.")
         found, problems = list[Component](), list[str]()
@@ -74,7 +74,7 @@ class ComponentSet:
         missing = [c.name for c in self.components if not all(_exists(atom, shape) for atom in c.atoms)]
         if missing:
             verb = "does" if len(missing) == 1 else "do"
-            raise ComponentError(f"{quoted(missing)} {verb} not exist in {shape.describe()}. {GRAMMAR}")
+            raise ComponentError(f"{quoted_names(missing)} {verb} not exist in {shape.describe()}. {GRAMMAR}")
         return self
 
     def __len__(self) -> int:

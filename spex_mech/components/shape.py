@@ -11,7 +11,7 @@ class ModelShape:
     """What a model has to ablate, layer by layer.
 
     `heads`, `kv_heads` and `neurons` hold one count a layer (0: this layer shows none); `mlps` says which layers
-    have an MLP. A model that is bound together with a prompt (`lenses.prompted`) has `segments` or `tokens` of it too.
+    have an MLP. A model that is bound together with a prompt has `segments` or `tokens` of it too.
     """
 
     name: str

@@ -9,9 +9,9 @@ from spex_mech.components import Component
 from spex_mech.errors import SpexMechError
 from spex_mech.files.json import is_number
 
-MAX_PARTS = 4_000_000  # components named in one file, members of groups included
+MAX_FILE_COMPONENTS = 4_000_000  # components named in one file, members of groups included
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Rule:
@@ -73,12 +73,14 @@ class FieldReader:
 
     def small(self, name: str, where: str) -> bool:
         """Whether a name may be parsed: a short one such as [m0.n0:999999999] would fill the memory."""
-        self.parts += MAX_PARTS + 1 if re.search(r"\d{10}", name) else _parts(name)
-        if self.parts > MAX_PARTS:
-            self.problems.append(f"{where}: the names hold more than {MAX_PARTS:,} parts, or numbers beyond 9 digits")
-        return self.parts <= MAX_PARTS
+        self.parts += MAX_FILE_COMPONENTS + 1 if re.search(r"\d{10}", name) else _parts(name)
+        if self.parts > MAX_FILE_COMPONENTS:
+            self.problems.append(
+                f"{where}: the names hold more than {MAX_FILE_COMPONENTS:,} parts, or numbers beyond 9 digits"
+            )
+        return self.parts <= MAX_FILE_COMPONENTS
 
-    def attempt(self, make: Callable[[], T], where: str = "") -> T | None:
+    def attempt(self, make: Callable[[], _T], where: str = "") -> _T | None:
         """What `make` gives, or None where it raises one of our errors, which is noted."""
         try:
             return make()

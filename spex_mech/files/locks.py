@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spex_mech.errors import ResponseError
 
-NAME = "run.lock"
+LOCK = "run.lock"
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def hold(folder: str | Path | None) -> Iterator[None]:
     if folder is None or sys.platform == "win32":  # there the journal's own lock guards the values
         yield
         return
-    path = Path(folder) / NAME
+    path = Path(folder) / LOCK
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _take(path)

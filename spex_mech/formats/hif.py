@@ -15,7 +15,7 @@ from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import FormatError, all_problems
 from spex_mech.files.checked_fields import NAMES, NUMBER, OBJECT, ROWS, TEXT, FieldReader, Rule, optional, or_null
 from spex_mech.files.json import read_object
-from spex_mech.formats.projections import node_numbers, numbers
+from spex_mech.formats.projections import edge_numbers, node_numbers
 
 SEMANTICS = "joint effect of the set on the metric; not a path through the model"
 _ID = Rule("a text or a whole number", lambda value: isinstance(value, str) or type(value) is int)
@@ -47,7 +47,7 @@ def to_hif(circuit: Circuit) -> str:
     """The circuit as HIF: order-1 interactions are edges too; what was studied but not found is in the metadata."""
     edges, incidences = [], []
     for number, interaction in enumerate(circuit.interactions):
-        attributes = {"kind": interaction.kind, **numbers(interaction)}
+        attributes = {"kind": interaction.kind, **edge_numbers(interaction)}
         edges.append({"edge": f"i{number}", "weight": interaction.coefficient, "attrs": attributes})
         incidences += [{"edge": f"i{number}", "node": name} for name in interaction.components]
     header = {key: getattr(circuit, key) for key in ("unit", "basis", "keep_prob", "link", "baseline")}
@@ -72,7 +72,7 @@ def read_hif(path: str | Path) -> Circuit:
     The metadata of `to_hif` is used where it is there; else the unit is "weight", and positive edges are synergies.
 
     Raises:
-        FormatError: the file cannot be trusted (see `circuit.files.read_json`), or fields are missing, of a wrong type
+        FormatError: the file cannot be trusted (see `files.json.read_json`), or fields are missing, of a wrong type
             or do not fit together; all problems at once.
     """
     reader = _HifReader()

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spex_mech.circuit.codec import dumps, load_circuit
+from spex_mech.circuit.codec import circuit_json, load_circuit
 from spex_mech.circuit.graph import Circuit, Node
 from spex_mech.errors import FormatError
 from spex_mech.files.json import read_object, write_whole
 from spex_mech.formats.hif import read_hif, to_hif
 from spex_mech.formats.mib import MAX_FILE, read_mib, to_mib
 from spex_mech.formats.neuronpedia import to_neuronpedia
-from spex_mech.formats.projections import joint, to_clique_json, to_networkx, to_node_link
+from spex_mech.formats.projections import joint_effects, to_clique_json, to_networkx, to_node_link
 
 _COLOURS = {"synergy": "#009E73", "redundancy": "#CC79A7", "main": "#888888"}
 
@@ -94,8 +94,8 @@ def to_dot(circuit: Circuit) -> str:
     for layer, nodes in sorted(layers.items()):
         members = " ".join(f"{_quoted(n.name)} [shape={_shape(n)}];" for n in nodes)
         lines.append(f"  {{ rank=same; /* {f'layer {layer}' if layer >= 0 else 'input'} */ {members} }}")
-    largest = max((abs(i.coefficient) for i in joint(circuit)), default=1.0) or 1.0
-    for number, interaction in enumerate(joint(circuit)):
+    largest = max((abs(i.coefficient) for i in joint_effects(circuit)), default=1.0) or 1.0
+    for number, interaction in enumerate(joint_effects(circuit)):
         look = f'color="{_COLOURS[interaction.kind]}", penwidth={0.5 + 4 * abs(interaction.coefficient) / largest:.2f}'
         label = f"{interaction.coefficient:+.3g}"
         if interaction.order == 2:
@@ -118,7 +118,7 @@ def _quoted(name: str) -> str:
 
 _AS_VERTICES = "an interaction is a vertex joined to its components"
 EXPORTERS: dict[str, Format] = {
-    "json": Format(dumps, "Nothing is lost."),
+    "json": Format(circuit_json, "Nothing is lost."),
     "hif": Format(to_hif, "Lost: the provenance and the energy by order."),
     "neuronpedia": Format(
         to_neuronpedia,

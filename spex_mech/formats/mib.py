@@ -96,7 +96,7 @@ def read_mib(path: str | Path) -> Circuit:
     the graph is lost: here a component is kept or ablated as a whole.
 
     Raises:
-        FormatError: the file cannot be trusted (see `circuit.files.read_json`), fields are missing or wrong, names do
+        FormatError: the file cannot be trusted (see `files.json.read_json`), fields are missing or wrong, names do
             not fit the model of ``cfg``, or single coordinates of a node are in the graph; all problems at once.
     """
     reader = _MibReader()

@@ -14,7 +14,7 @@ from spex_mech.circuit.graph import Circuit, Interaction, Node
 from spex_mech.errors import FormatError
 from spex_mech.formats.hif import SEMANTICS
 from spex_mech.formats.mib import node_scores
-from spex_mech.formats.projections import joint, numbers
+from spex_mech.formats.projections import edge_numbers, joint_effects
 
 _TYPES = {
     "head": "attention head",
@@ -61,13 +61,13 @@ def to_neuronpedia(
     columns = [*prompt_tokens, EVERYWHERE]
     ids, top = _ids(circuit, columns), max(node.component.layer for node in circuit.nodes) + 1
     metric = f"{top + 1}_0_{len(columns) - 1}"
-    larger = [i for i in joint(circuit) if i.order > 2]
+    larger = [i for i in joint_effects(circuit) if i.order > 2]
     vertices = {i.components: f"{top}_{number}_{len(columns) - 1}" for number, i in enumerate(larger)}
     record = {
         "metadata": _metadata(circuit, prompt, columns, scan, slug),
         "qParams": {
             "pinnedIds": list(ids.values()),
-            "supernodes": [[_label(i), *(ids[name] for name in i.components)] for i in joint(circuit)],
+            "supernodes": [[_label(i), *(ids[name] for name in i.components)] for i in joint_effects(circuit)],
             "linkType": "both",
             "clickedId": "",
             "sg_pos": "",
@@ -160,6 +160,6 @@ def _our_own(circuit: Circuit) -> dict[str, Any]:
         "basis": circuit.basis,
         "keep_prob": circuit.keep_prob,
         "interactions": [
-            {"components": list(i.components), "kind": i.kind, **numbers(i)} for i in circuit.interactions
+            {"components": list(i.components), "kind": i.kind, **edge_numbers(i)} for i in circuit.interactions
         ],
     }

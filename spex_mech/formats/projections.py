@@ -22,9 +22,9 @@ def to_networkx(circuit: Circuit) -> "nx.Graph":
     graph = _graph_of(circuit)
     for node in circuit.nodes:
         graph.add_node(node.name, bipartite=0, label=node.name, kind=node.component.kind, **node_numbers(node))
-    for number, interaction in enumerate(joint(circuit)):
+    for number, interaction in enumerate(joint_effects(circuit)):
         vertex = f"i{number}"
-        graph.add_node(vertex, bipartite=1, label=interaction.label, kind=interaction.kind, **numbers(interaction))
+        graph.add_node(vertex, bipartite=1, label=interaction.label, kind=interaction.kind, **edge_numbers(interaction))
         graph.add_edges_from((vertex, name, {"weight": interaction.coefficient}) for name in interaction.components)
     return graph
 
@@ -39,7 +39,7 @@ def to_clique(circuit: Circuit) -> "nx.Graph":
     graph.graph["lossy"] = True
     for node in circuit.nodes:
         graph.add_node(node.name, label=node.name, kind=node.component.kind, **node_numbers(node))
-    for interaction in joint(circuit):
+    for interaction in joint_effects(circuit):
         for one, other in combinations(interaction.components if interaction.order <= MAX_CLIQUE else (), 2):
             before = graph.get_edge_data(one, other) or {"weight": 0.0, "strength": 0.0, "largest": 0}
             graph.add_edge(
@@ -62,12 +62,12 @@ def to_clique_json(circuit: Circuit) -> str:
     return _node_link(to_clique(circuit))
 
 
-def joint(circuit: Circuit) -> list[Interaction]:
+def joint_effects(circuit: Circuit) -> list[Interaction]:
     """The interactions of order 2 and more, strongest first."""
     return [interaction for interaction in circuit.interactions if interaction.order > 1]
 
 
-def numbers(interaction: Interaction) -> dict[str, Any]:
+def edge_numbers(interaction: Interaction) -> dict[str, Any]:
     """An interaction's order and the numbers of it that are known."""
     names = ("coefficient", "stderr", "q_value", "stability", "knockout")
     found = {name: getattr(interaction, name) for name in names}

@@ -69,7 +69,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TaskRecipe:
     """How a card's prompts are made where it brings none: a generator of `spex_mech.tasks`, how many, which seed."""
 
     generator: str
@@ -79,7 +79,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class PromptParts:
-    """Which parts of its prompts a card studies beside the model's components; see `lenses.prompted.with_prompt`."""
+    """Which parts of its prompts a card studies beside the model's components; see `with_prompt`."""
 
     parts: Literal["tokens"] | tuple[tuple[int, int], ...] = "tokens"
     filler: int | Literal["corrupt"] = "corrupt"
@@ -103,7 +103,7 @@ class Card:
     per: str | None
     published: Published
     truth: Truth | None
-    recipe: Recipe | None = None
+    recipe: TaskRecipe | None = None
     on_hub: bool = False
     lens: PromptParts | None = None
 

@@ -7,7 +7,7 @@ from typing import Any
 from spex_mech.gallery.card import METRICS, MODEL_KINDS, PER, REPLACEMENTS, PromptParts
 from spex_mech.tasks import GENERATORS
 
-Rule = tuple[str, Callable[[Any], bool]]
+FieldRule = tuple[str, Callable[[Any], bool]]
 Tables = dict[str, dict[str, Any]]
 
 
@@ -15,11 +15,11 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _one_of(*choices: str) -> Rule:
+def _one_of(*choices: str) -> FieldRule:
     return f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices
 
 
-def _whole(least: int) -> Rule:
+def _whole(least: int) -> FieldRule:
     return f"a whole number from {least}", lambda value: type(value) is int and value >= least
 
 
@@ -33,8 +33,8 @@ def _span(value: Any) -> bool:
     )
 
 
-_TEXT: Rule = ("a text", _text)
-_FIELDS: dict[str, dict[str, Rule]] = {
+_TEXT: FieldRule = ("a text", _text)
+_FIELDS: dict[str, dict[str, FieldRule]] = {
     "card": {
         "schema": ("1", lambda value: value == 1 and not isinstance(value, bool)),
         "title": _TEXT,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from spex_mech.errors import FormatError, TaskError, all_problems
-from spex_mech.gallery.card import Card, Recipe
+from spex_mech.gallery.card import Card, TaskRecipe
 from spex_mech.gallery.card_fields import prompt_parts, read_tables
 from spex_mech.gallery.card_files import CardFiles
 from spex_mech.gallery.knowledge import read_published, read_truth
@@ -81,14 +81,14 @@ def _model_path(files: CardFiles, model: dict[str, Any]) -> str:
     return str(where)
 
 
-def _recipe(files: CardFiles, task: dict[str, Any]) -> Recipe | None:
+def _recipe(files: CardFiles, task: dict[str, Any]) -> TaskRecipe | None:
     if "generator" not in task:
         spare = [key for key in ("prompts", "seed") if key in task]
         files.problems += [f"card.toml: [task] {key} goes with a generator" for key in spare]
         return None
     if (files.folder / "prompts.jsonl").exists():
         files.problems.append("card.toml: [task] generator makes the prompts, and there is a prompts.jsonl as well")
-    return Recipe(task["generator"], task.get("prompts", 32), task.get("seed", 0))
+    return TaskRecipe(task["generator"], task.get("prompts", 32), task.get("seed", 0))
 
 
 def _check_prompts(files: CardFiles, relative: str, *, needed: bool) -> None:

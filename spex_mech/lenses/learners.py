@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from spex_mech.errors import ResponseError, SpexMechError
 from spex_mech.lenses.scores import Score
 
-Numbers = NDArray[np.float64]
-Kept = Int[NDArray[np.int64], " example"]
+_Numbers = NDArray[np.float64]
+KeptExamples = Int[NDArray[np.int64], " example"]
 _SOLVED = 1 << 24  # numbers in a batch of linear systems
 
 
@@ -30,7 +30,7 @@ class Learner(Protocol):
 
 
 def one_by_one(
-    value: Callable[[Kept], Any], keep: Bool[Tensor, "mask example"], processes: int
+    value: Callable[[KeptExamples], Any], keep: Bool[Tensor, "mask example"], processes: int
 ) -> Float[Tensor, "mask output"]:
     """One call a mask, in this process or in several; raises `ResponseError` where it gives anything but numbers."""
     kept = [row.nonzero()[:, 0].numpy() for row in keep]
@@ -55,7 +55,7 @@ def one_by_one(
 class FunctionLearner:
     """A function of the user's: the numbers of the examples that are kept → one number, or `outputs` of them."""
 
-    function: Callable[[Kept], Any]
+    function: Callable[[KeptExamples], Any]
     unit: str = "metric"
     outputs: int = 1
 
@@ -92,7 +92,7 @@ class EstimatorLearner:
     def values(self, keep: Bool[Tensor, "mask example"], processes: int) -> Float[Tensor, "mask output"]:
         return one_by_one(self._value, keep, processes)
 
-    def _value(self, kept: Kept) -> Numbers:
+    def _value(self, kept: KeptExamples) -> _Numbers:
         y = self.y[kept]
         if self.score.classes is None:
             if not len(y):
@@ -103,10 +103,10 @@ class EstimatorLearner:
             return self.score.of_probabilities(self._without_fit(there))
         return self.score.of_fitted(self._fitted(kept))
 
-    def _fitted(self, kept: Kept) -> Any:
+    def _fitted(self, kept: KeptExamples) -> Any:
         return copy.deepcopy(self.estimator).fit(self.x[kept], self.y[kept])
 
-    def _without_fit(self, there: NDArray[Any]) -> Numbers:
+    def _without_fit(self, there: NDArray[Any]) -> _Numbers:
         classes = self.score.classes
         assert classes is not None
         row = np.isin(classes, there).astype(float) if len(there) else np.full(len(classes), 1 / len(classes))
@@ -143,7 +143,7 @@ class ModuleLearner:
     def values(self, keep: Bool[Tensor, "mask example"], processes: int) -> Float[Tensor, "mask output"]:
         return one_by_one(self._value, keep, processes)
 
-    def _value(self, kept: Kept) -> Numbers:
+    def _value(self, kept: KeptExamples) -> _Numbers:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             module, rows = copy.deepcopy(self.module), torch.from_numpy(kept)
             torch.manual_seed(self.seed)
@@ -172,10 +172,10 @@ class LinearLearner:
     others. It says what a linear model would learn from the examples, not what another model does.
     """
 
-    x: Numbers
-    targets: Numbers
-    test: Numbers
-    weights: Numbers  # [output, target]: how the scores of a test point make its value
+    x: _Numbers
+    targets: _Numbers
+    test: _Numbers
+    weights: _Numbers  # [output, target]: how the scores of a test point make its value
     l2: float = 1.0
     unit: str = "score"
 
@@ -214,7 +214,7 @@ def seeded(estimator: Any, seed: int) -> Any:
 
 
 def linear_learner(
-    x: Numbers, y: NDArray[Any], test: Numbers, test_y: Sequence[Any] | None, classes: NDArray[Any] | None, l2: float
+    x: _Numbers, y: NDArray[Any], test: _Numbers, test_y: Sequence[Any] | None, classes: NDArray[Any] | None, l2: float
 ) -> LinearLearner:
     """A `LinearLearner` of regression (`classes` None) or classes."""
     if classes is None:

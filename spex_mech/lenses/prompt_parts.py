@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spex_mech.components import ComponentSet
 from spex_mech.errors import TaskError
-from spex_mech.lenses.readers import Reader, Row
+from spex_mech.lenses.readers import Reader, TokenRow
 from spex_mech.lenses.segments import Segments
 
 Ablation = Literal["remove", "mask", "pad", "replace"]
@@ -57,28 +57,30 @@ class Features:
     def outputs(self) -> int:
         return self.reader.outputs
 
-    def row(self, keep: Bool[Tensor, " component"]) -> Row:
+    def row(self, keep: Bool[Tensor, " component"]) -> TokenRow:
         """What one mask leaves."""
         segments = self.segments
         if self.reader.wants == "text":
-            return Row(segments.without(keep) if self.ablation == "remove" else segments.replaced(keep, self.filler))
+            return TokenRow(
+                segments.without(keep) if self.ablation == "remove" else segments.replaced(keep, self.filler)
+            )
         if self.ablation in ("mask", "pad") or (self.ablation == "remove" and segments.ids):
             return self._tokens(keep)
         text = segments.without(keep) if self.ablation == "remove" else segments.replaced(keep, self.filler)
         assert self.encode is not None
-        return Row(text, tuple(self.encode(text)) or self._nothing)
+        return TokenRow(text, tuple(self.encode(text)) or self._nothing)
 
-    def _tokens(self, keep: Bool[Tensor, " component"]) -> Row:
+    def _tokens(self, keep: Bool[Tensor, " component"]) -> TokenRow:
         """Tokens in their places, those of ablated parts masked, hidden or left out."""
         ids, kept = self.ids, keep.tolist()
         stays = [owner < 0 or kept[owner] for owner in self.owners]
         if self.ablation == "remove":
-            return Row("", tuple(token for token, stay in zip(ids, stays, strict=True) if stay) or self._nothing)
+            return TokenRow("", tuple(token for token, stay in zip(ids, stays, strict=True) if stay) or self._nothing)
         if self.ablation == "pad" and not any(stays):
-            return Row("", self._nothing)
+            return TokenRow("", self._nothing)
         assert self.mask is not None
         shown = tuple(token if stay else self.mask for token, stay in zip(ids, stays, strict=True))
-        return Row("", shown, tuple(stays) if self.ablation == "pad" else ())
+        return TokenRow("", shown, tuple(stays) if self.ablation == "pad" else ())
 
     @property
     def _nothing(self) -> tuple[int, ...]:

@@ -12,13 +12,13 @@ from spex_mech.ablation.batching import ELEMENTS, in_halves
 from spex_mech.errors import ModelError, ResponseError, TaskError
 from spex_mech.tasks.metrics import METRICS, Metric, Scored
 
-Function = Callable[[list[str]], Any]
+TextFunction = Callable[[list[str]], Any]
 MetricLike = str | Callable[..., Tensor]
 Logits = Callable[[Int[Tensor, "row pos"], Int[Tensor, "row pos"], Int[Tensor, " row"] | None], Tensor]
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """What one mask leaves of a prompt: its text, or its tokens and which of them are attended to."""
 
     text: str
@@ -40,7 +40,7 @@ class Reader(Protocol):
     def unit(self) -> str: ...
     @property
     def outputs(self) -> int: ...
-    def read(self, rows: Sequence[Row], batch_rows: int) -> Float[Tensor, "mask output"]: ...
+    def read(self, rows: Sequence[TokenRow], batch_rows: int) -> Float[Tensor, "mask output"]: ...
     def describe(self) -> dict[str, Any]:
         """What decides the values besides the rows."""
         ...
@@ -50,12 +50,12 @@ class Reader(Protocol):
 class FunctionReader:
     """A function of the user's: a list of texts → one number each, or several (``[text, output]``)."""
 
-    function: Function
+    function: TextFunction
     unit: str = "metric"
     outputs: int = 1
     wants: Literal["text", "tokens"] = "text"
 
-    def read(self, rows: Sequence[Row], batch_rows: int) -> Float[Tensor, "mask output"]:
+    def read(self, rows: Sequence[TokenRow], batch_rows: int) -> Float[Tensor, "mask output"]:
         """At most `batch_rows` texts a call; raises `ResponseError` where it gives back anything but numbers."""
         parts = [rows[start : start + batch_rows] for start in range(0, len(rows), batch_rows)]
         return torch.cat([self._call([row.text for row in part]) for part in parts])
@@ -113,7 +113,7 @@ class ModelReader:
     def unit(self) -> str:
         return self.metric.unit
 
-    def read(self, rows: Sequence[Row], batch_rows: int) -> Float[Tensor, "mask output"]:
+    def read(self, rows: Sequence[TokenRow], batch_rows: int) -> Float[Tensor, "mask output"]:
         """Rows are sorted by length and passed `batch_rows` at a time; order restored."""
         lengths = torch.tensor([len(row.ids) for row in rows])
         if not lengths.all():
@@ -141,7 +141,7 @@ class ModelReader:
         }  # fmt: skip
 
     @torch.inference_mode()
-    def _values(self, rows: Sequence[Row]) -> Float[Tensor, " row"]:
+    def _values(self, rows: Sequence[TokenRow]) -> Float[Tensor, " row"]:
         tail = self.answer[:-1] if len(self.answer) > 1 else ()
         width = max(len(row.ids) for row in rows) + len(tail)
         ids = torch.full((len(rows), width), self.pad)
@@ -178,7 +178,7 @@ class ModelReader:
 
 def model_reader(
     model: Any,
-    first: Row,
+    first: TokenRow,
     *,
     metric: MetricLike,
     answer: Sequence[int] | None,

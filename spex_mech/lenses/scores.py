@@ -19,7 +19,7 @@ UNITS = {
     "squared_error": "squared error",
 }  # fmt: skip
 OF_CLASSES = ("log_odds", "log_prob", "prob")
-LEAST = 1e-3  # probabilities are no nearer to 0 and 1 than this: a few examples make many models too sure
+LEAST_PROB = 1e-3  # probabilities are no nearer to 0 and 1 than this: a few examples make many models too sure
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Score:
         assert self.classes is not None
         assert self.y is not None
         right = np.searchsorted(self.classes, self.y)
-        p = np.clip(found[np.arange(len(found)), right], LEAST, 1 - LEAST)
+        p = np.clip(found[np.arange(len(found)), right], LEAST_PROB, 1 - LEAST_PROB)
         if self.name == "prob":
             return p
         return np.log(p) if self.name == "log_prob" else np.log(p) - np.log1p(-p)

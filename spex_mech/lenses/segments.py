@@ -53,7 +53,7 @@ class Segments:
     def prompt(self) -> str:
         """The whole text.
 
-        >>> split("Not good.").prompt
+        >>> split_prompt("Not good.").prompt
         'Not good.'
         """
         return "".join(gap + text for gap, text in zip(self.gaps, (*self.texts, ""), strict=True))
@@ -82,7 +82,7 @@ class Segments:
         """The text with ablated parts removed; each goes with the gap before it, so that no double space is left.
 
         >>> import torch
-        >>> split("This is not good.").without(torch.tensor([True, True, False, True]))
+        >>> split_prompt("This is not good.").without(torch.tensor([True, True, False, True]))
         'This is good.'
         """
         kept = keep.tolist()
@@ -98,7 +98,7 @@ class Segments:
         return "".join(gap + text for gap, text in zip(self.gaps, (*parts, ""), strict=True))
 
 
-def split(
+def split_prompt(
     prompt: str | Sequence[str] | Sequence[int] | Segments, into: Split = "words", tokenizer: Any = None
 ) -> Segments:
     """Cut a prompt into parts.
@@ -111,9 +111,9 @@ def split(
 
     Raises `TaskError`: nothing to split, or "tokens" without a tokenizer that tells where its tokens are.
 
-    >>> split("Not good. Not bad!", "sentences").texts
+    >>> split_prompt("Not good. Not bad!", "sentences").texts
     ('Not good.', 'Not bad!')
-    >>> split(["Not", " very", " good"]).components.names
+    >>> split_prompt(["Not", " very", " good"]).components.names
     ('s0', 's1', 's2')
     """
     if isinstance(prompt, Segments):

@@ -17,7 +17,7 @@ from spex_mech.tasks.metrics import resolve
 from spex_mech.tasks.task import Task
 from spex_mech.walsh.masks.design import MaskDesign
 
-CHUNK = 256  # masks handed to the engine at a time; it batches within
+MASK_CHUNK = 256  # masks handed to the engine at a time; it batches within
 
 
 def measure_once(
@@ -37,10 +37,10 @@ def measure_once(
     begin = 0 if known is None else len(known)
     tick(begin)
     responses, resumed = measure_masks(
-        engine, design.keep(), design.chunks(CHUNK, start=begin), record, out, tick, known, run
+        engine, design.keep(), design.chunks(MASK_CHUNK, start=begin), record, out, tick, known, run
     )
     if out is not None:
-        resumed |= {"chunks": -(-(design.n_masks - begin) // CHUNK)}
+        resumed |= {"chunks": -(-(design.n_masks - begin) // MASK_CHUNK)}
     return responses, resumed
 
 

@@ -22,9 +22,11 @@ from torch import Tensor
 from spex_mech.errors import FormatError, ResponseError
 from spex_mech.files.records import plain, refuse_other
 
-NAME = "journal.sqlite"
-SCHEMA = "spex_mech.journal/2"  # in it, NaN stands where a mask has occurred before; version 1 had the values there too
-_READ = ("spex_mech.journal/1", SCHEMA)
+JOURNAL = "journal.sqlite"
+JOURNAL_SCHEMA = (
+    "spex_mech.journal/2"  # in it, NaN stands where a mask has occurred before; version 1 had the values there too
+)
+_READ = ("spex_mech.journal/1", JOURNAL_SCHEMA)
 _DAMAGE = (sqlite3.Error, ValueError)  # ValueError: text that is no UTF-8, numbers that are none
 _COLUMNS = "first, prompts, keep, numbers, sha256"
 _TABLES = """
@@ -134,7 +136,7 @@ def open_journal(folder: Path, record: Mapping[str, Any]) -> Iterator[Journal]:
         ResponseError: another process holds it; it belongs to another experiment (what differs is named); or it
             cannot be written.
     """
-    path, record = folder / NAME, plain(record)
+    path, record = folder / JOURNAL, plain(record)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -159,9 +161,9 @@ def reopen_journal(folder: Path) -> Iterator[tuple[Journal, dict[str, Any]]]:
         FormatError: there is none, or it does not say whose it is.
         ResponseError: another process holds it.
     """
-    path = folder / NAME
+    path = folder / JOURNAL
     if not path.is_file():
-        raise FormatError(f"{folder} holds no {NAME}; nothing was measured into it.")
+        raise FormatError(f"{folder} holds no {JOURNAL}; nothing was measured into it.")
     connection, there = _connect(path)
     try:
         if there is None:
@@ -197,7 +199,7 @@ def _hold(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     for statement in filter(str.strip, _TABLES.split(";")):
         connection.execute(statement)
-    connection.execute("INSERT OR IGNORE INTO about VALUES ('schema', ?)", (SCHEMA,))
+    connection.execute("INSERT OR IGNORE INTO about VALUES ('schema', ?)", (JOURNAL_SCHEMA,))
     connection.execute("COMMIT")
     columns = ", ".join(row[1] for row in connection.execute("PRAGMA table_info(chunks)"))
     if columns != _COLUMNS or connection.execute("PRAGMA quick_check").fetchone()[0] != "ok":
@@ -210,7 +212,7 @@ def _whose(connection: sqlite3.Connection, path: Path) -> Mapping[str, Any] | No
     if about.get("schema") not in _READ:
         known = " and ".join(map(repr, _READ))
         raise ResponseError(f"{path} has schema {about.get('schema')!r}; this version reads {known}. Remove it.")
-    connection.execute("UPDATE about SET value = ?1 WHERE key = 'schema' AND value <> ?1", (SCHEMA,))
+    connection.execute("UPDATE about SET value = ?1 WHERE key = 'schema' AND value <> ?1", (JOURNAL_SCHEMA,))
     if "record" not in about:
         return None
     sha256, _, text = str(about["record"]).partition(" ")

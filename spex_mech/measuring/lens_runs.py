@@ -13,9 +13,9 @@ from spex_mech.files.records import plain
 from spex_mech.measuring.decode import choose_decoder, decode_held
 from spex_mech.measuring.journal import open_journal
 from spex_mech.measuring.lens import Lens, measure_lens
-from spex_mech.measuring.masks import Keep, choose_design
+from spex_mech.measuring.masks import KeepProb, choose_design
 from spex_mech.progress import mask_progress
-from spex_mech.store.discovery import Discovery, recall, store, whole_key
+from spex_mech.store.discovery import Discovery, recall_responses, store, whole_key
 from spex_mech.store.responses import Responses
 from spex_mech.walsh.certainty.weigh import check_certainty
 from spex_mech.walsh.masks.design import MaskDesign
@@ -26,7 +26,7 @@ class Asked:
     """What is asked of a run; see `discover` for each."""
 
     budget: int
-    keep: Keep
+    keep: KeepProb
     decoder: str
     link: str
     seed: int
@@ -63,7 +63,7 @@ def run_lens(
     with hold(asked.out):
         record = plain({**experiment, "design": design.to_dict()})
         started = time.perf_counter()
-        responses, resumed = recall(asked.out, record, lens.components), design.n_masks
+        responses, resumed = recall_responses(asked.out, record, lens.components), design.n_masks
         if responses is None:
             with mask_progress(design.n_masks, verb, shown=asked.progress) as tick:
                 responses, resumed = _measure(lens, design, record, asked.out, tick, chunk, batch_rows)

@@ -6,14 +6,14 @@ from spex_mech.components import ComponentSet
 from spex_mech.errors import DesignError
 from spex_mech.walsh.masks.design import MAX_COMPLETE, MaskDesign
 
-Keep = float | Sequence[float] | str
+KeepProb = float | Sequence[float] | str
 AUTO = "auto"
 AROUND = {0.5: (0.5, 0.7), 0.7: (0.5, 0.8), 0.8: (0.5, 0.9), 0.9: (0.7, 0.95), 0.95: (0.9, 0.95)}
 """What "auto" draws masks with, by the keep-probability at which the metric is spread most: strata to either side."""
 DEFAULT_KEEP = 0.8  # unless a pilot says clearly otherwise; docs/performance.md has the measurements
 
 
-def choose_design(n: int, budget: int, keep: Keep, decoder: str, seed: int) -> MaskDesign:
+def choose_design(n: int, budget: int, keep: KeepProb, decoder: str, seed: int) -> MaskDesign:
     """The masks that a budget and a keep-probability ask for; all 2^n where they fit and nothing forbids it.
 
     For "auto" they are drawn around `DEFAULT_KEEP`, which a pilot may change.

@@ -79,7 +79,7 @@ def narrow(components: ComponentSet, budget: int, look: Look, out: str | Path | 
         frozen += lost_parents(parents, heavy)
         if not heavy and not frozen:
             return _with_rounds(found, rounds, len(components), None, out)
-        pending, parents = split(heavy, width - len(frozen))
+        pending, parents = split_blocks(heavy, width - len(frozen))
         parents = {part: block for part, block in parents.items() if block in weights.sure}
     pending = singles(pending, left=budget - spent)
     last = look(joined(pending + frozen), budget - spent, None if out is None else Path(out))
@@ -115,7 +115,7 @@ def chunks(block: Block, parts: int) -> list[Block]:
     return [block[a:b] for a, b in pairwise(ends)]
 
 
-def split(heavy: Sequence[Block], width: int) -> tuple[list[Block], dict[Block, Block]]:
+def split_blocks(heavy: Sequence[Block], width: int) -> tuple[list[Block], dict[Block, Block]]:
     """Heavy blocks in as many parts as make `width` in all, two each at least; and which block each is a part of."""
     each = max(2, width // max(1, len(heavy)))
     parts, parents = list[Block](), dict[Block, Block]()

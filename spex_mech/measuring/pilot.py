@@ -1,4 +1,4 @@
-"""A pilot for `keep="auto"`: a few masks at each of several keep-probabilities decide what the run is drawn with.
+"""A pilot for `keep_prob="auto"`: a few masks at each of several keep-probabilities decide what the run is drawn with.
 
 Where almost everything is ablated the metric lies at its floor under every mask, where almost nothing is it lies at its
 intact value; what masks say of components is how the metric differs between them. The rule therefore looks for the
@@ -25,8 +25,8 @@ from spex_mech.ablation.respond import Engine
 from spex_mech.errors import ResponseError
 from spex_mech.files.records import plain
 from spex_mech.measuring.in_folder import measure_masks
-from spex_mech.measuring.masks import AROUND, AUTO, DEFAULT_KEEP, Keep
-from spex_mech.store.discovery import RESPONSES, recall
+from spex_mech.measuring.masks import AROUND, AUTO, DEFAULT_KEEP, KeepProb
+from spex_mech.store.discovery import RESPONSES, recall_responses
 from spex_mech.walsh.masks.design import MaskDesign
 
 CANDIDATES = tuple(AROUND)
@@ -83,7 +83,7 @@ class Pilot:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PilotChoice:
     """What a pilot found.
 
     Attributes:
@@ -132,7 +132,7 @@ class Settled:
 
     design: MaskDesign
     known: Float[Tensor, "known prompt"] | None = None
-    choice: Choice | None = None
+    choice: PilotChoice | None = None
 
     @property
     def told(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class Settled:
 
 
 def settle_keep(
-    design: MaskDesign, keep: Keep, engine: Engine, record: Mapping[str, Any], out: str | Path | None
+    design: MaskDesign, keep: KeepProb, engine: Engine, record: Mapping[str, Any], out: str | Path | None
 ) -> Settled:
     """The design with the keep-probability that a pilot chooses, where `keep` is "auto"; else the design.
 
@@ -157,7 +157,7 @@ def settle_keep(
     pilot = plan_pilot(design)
     if pilot is None:
         reason = f"{design.n_masks:,} masks are too few to spend a tenth of them on a pilot; this is the default"
-        return Settled(design, None, Choice(DEFAULT_KEEP, reason, {}, {}))
+        return Settled(design, None, PilotChoice(DEFAULT_KEEP, reason, {}, {}))
     choice, known = run_pilot(pilot, engine, record, out)
     return Settled(pilot.at(choice.keep_probs), known, choice)
 
@@ -170,12 +170,12 @@ def plan_pilot(design: MaskDesign) -> Pilot | None:
 
 def run_pilot(
     pilot: Pilot, engine: Engine, record: Mapping[str, Any], out: str | Path | None
-) -> tuple[Choice, Float[Tensor, "mask prompt"]]:
+) -> tuple[PilotChoice, Float[Tensor, "mask prompt"]]:
     """What the pilot found, and its values under the masks that are the first of the run."""
     record, folder = plain({**record, "design": pilot.describe()}), None if out is None else Path(out) / FOLDER
     if folder is not None and (folder.parent / RESPONSES).exists() and not (folder / RESPONSES).exists():
-        raise ResponseError(f"{folder.parent} holds a run without a pilot; keep='auto' needs a folder of its own.")
-    responses = recall(folder, record, engine.components)
+        raise ResponseError(f"{folder.parent} holds a run without a pilot; keep_prob='auto' needs a folder of its own.")
+    responses = recall_responses(folder, record, engine.components)
     if responses is None:
         keep = pilot.keep()
         responses, _ = measure_masks(engine, keep, [(0, keep)], record, folder, lambda _: None)
@@ -183,7 +183,7 @@ def run_pilot(
     return choice, responses.values[pilot.beginning(choice.keep_probs)]
 
 
-def choose_keep(pilot: Pilot, values: Float[Tensor, "mask prompt"]) -> Choice:
+def choose_keep(pilot: Pilot, values: Float[Tensor, "mask prompt"]) -> PilotChoice:
     """The keep-probability of largest spread, or the default where that is not clearly less; see the module's text."""
     means = values.double().mean(1)
     by = torch.stack([means[pilot.rows(q)] for q in pilot.keep_probs])
@@ -192,7 +192,7 @@ def choose_keep(pilot: Pilot, values: Float[Tensor, "mask prompt"]) -> Choice:
     gap, error = float(spread[widest] - spread[default]), _gap_error(by, widest, default, pilot.design.seed)
     clear = gap > _ERRORS * error
     chosen = pilot.keep_probs[widest if clear else default]
-    return Choice(
+    return PilotChoice(
         chosen,
         _reason(chosen, pilot.keep_probs[widest], gap, error),
         dict(zip(pilot.keep_probs, spread.tolist(), strict=True)),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from spex_mech.show.dossier import Points, SizePoint
-from spex_mech.show.html import fit, percent, text
+from spex_mech.show.html import fit_words, percent, text
 
 _WIDTH, _HEIGHT = 360.0, 290.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 14.0, 14.0, 44.0
@@ -48,7 +48,7 @@ def scatter(points: Points, unit: str) -> str:
         + _axis_x([(across(t), w) for t, w in ticks], f"measured ({unit})")
         + _axis_y([(up(t), w) for t, w in ticks], f"predicted ({unit})")
     )
-    r2 = "" if points.r2 is None else f", R² {fit(points.r2)}"
+    r2 = "" if points.r2 is None else f", R² {fit_words(points.r2)}"
     return _svg(body, f"Predicted against measured values of {len(points.measured)} {points.source}{r2}", _HEIGHT)
 
 

@@ -60,7 +60,7 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Passage:
+class PromptText:
     """A prompt in parts: their texts and names, and what lies around them, one gap more than there are parts."""
 
     parts: tuple[str, ...]
@@ -101,4 +101,4 @@ class Dossier:
     limits: tuple[str, ...] = ()
     provenance: tuple[Fact, ...] = ()
     commands: tuple[str, ...] = ()
-    passage: Passage | None = None
+    passage: PromptText | None = None

@@ -6,7 +6,7 @@ from spex_mech.auditing.audit_record import Audit
 from spex_mech.show.dossier import Cell, Check, Points, Sheet, SizePoint
 from spex_mech.store.discovery import Discovery
 
-MOST = 40  # rows of a table
+MAX_EXHIBIT_ROWS = 40  # rows of a table
 
 
 def points_of(found: Discovery, audit: Audit | None) -> Points | None:
@@ -65,7 +65,7 @@ def _raw(audit: Audit) -> Sheet:
         (_names(c.components), c.claimed, c.estimate, c.stderr, c.q_value, c.confirmed()) for c in audit.interactions
     ]
     columns = ("components", "claimed", "measured again", "± s.e.", "q", "confirmed")
-    return Sheet(f"Interactions on the metric's own scale ({audit.unit})", columns, tuple(rows[:MOST]))
+    return Sheet(f"Interactions on the metric's own scale ({audit.unit})", columns, tuple(rows[:MAX_EXHIBIT_ROWS]))
 
 
 def _stability(audit: Audit) -> Sheet:
@@ -132,14 +132,16 @@ def _completeness(audit: Audit) -> Sheet:
         f"How far the circuit and the whole model are apart ({audit.unit}) after the same knockout, the worst by "
         "prediction. Small gaps mean that little of the behaviour is outside the circuit."
     )
-    return Sheet("Is it complete?", ("knocked out", "predicted gap", "measured gap"), tuple(rows[:MOST]), note)
+    return Sheet(
+        "Is it complete?", ("knocked out", "predicted gap", "measured gap"), tuple(rows[:MAX_EXHIBIT_ROWS]), note
+    )
 
 
 def _minimality(audit: Audit) -> Sheet:
     rows = [(k.component, _names(k.removed), k.predicted, k.measured) for k in audit.minimality]
     note = f"The most that a component of the circuit matters, after the knockout that shows it best ({audit.unit})."
     columns = ("component", "after knocking out", "predicted", "measured")
-    return Sheet("Is every part needed?", columns, tuple(rows[:MOST]), note)
+    return Sheet("Is every part needed?", columns, tuple(rows[:MAX_EXHIBIT_ROWS]), note)
 
 
 def _names(names: Sequence[str]) -> str:

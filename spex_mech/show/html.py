@@ -58,7 +58,7 @@ def foreign(value: Any) -> str:
     return f"<bdi>{text(value)}</bdi>"
 
 
-def quoted(names: Iterable[str], roles: Mapping[str, str], most: int = 40) -> str:
+def quoted_roles(names: Iterable[str], roles: Mapping[str, str], most: int = 40) -> str:
     """What parts of an input say, cut where it is long; nothing where one of them says nothing.
 
     >>> quoted(["s0", "s2"], {"s0": "not", "s2": "good"}), quoted(["s0", "a0.h1"], {"s0": "not"})
@@ -111,7 +111,7 @@ def percent(share: float | None) -> str:
     return f"{100 * share:.1f}".replace("-", _MINUS).removesuffix(".0") + " %"
 
 
-def fit(r2: float) -> str:
+def fit_words(r2: float) -> str:
     """R² for people; never 1 where it is less.
 
     >>> fit(0.98765), fit(0.999999)

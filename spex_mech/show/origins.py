@@ -20,7 +20,7 @@ from spex_mech.tasks.task import Task
 EXAMPLES = 5  # prompts that are shown
 _LINE = 1 << 16  # characters of a prompt file's line that are read
 _SHOWN = 400  # characters of a prompt
-_AUDIT_OPTIONS = {"budget": "budget", "seed": "fresh_seed", "size": "size"}  # command line → record
+_AUDIT_OPTIONS = {"budget": "budget", "seed": "seed", "size": "size"}  # command line → record
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-COLOURS = {"synergy": "#009E73", "redundancy": "#CC79A7", "main": "#56729c"}  # told apart by colour-blind readers
+PLOT_COLOURS = {"synergy": "#009E73", "redundancy": "#CC79A7", "main": "#56729c"}  # told apart by colour-blind readers
 
 
 def plot_circuit(circuit: Circuit, max_interactions: int = 40) -> "Figure":
@@ -57,7 +57,7 @@ def plot_spectrum(circuit: Circuit, top: int = 20) -> "Figure":
         rows,
         [i.coefficient for i in shown],
         xerr=[2 * (i.stderr or 0.0) for i in shown],
-        color=[COLOURS[i.kind] for i in shown],
+        color=[PLOT_COLOURS[i.kind] for i in shown],
         error_kw={"elinewidth": 1},
     )
     right.set_yticks(rows, [i.label for i in shown], fontsize=8)
@@ -88,7 +88,7 @@ def plot_predictions(measured: Sequence[float], predicted: Sequence[float], unit
     axes = figure.add_subplot()
     ends = (min(*measured, *predicted), max(*measured, *predicted))
     axes.plot(ends, ends, color="#555555", linewidth=0.8, linestyle="--")
-    axes.scatter(measured, predicted, s=10, color=COLOURS["main"], alpha=0.6, linewidths=0)
+    axes.scatter(measured, predicted, s=10, color=PLOT_COLOURS["main"], alpha=0.6, linewidths=0)
     axes.set(xlabel=f"measured ({unit})", ylabel=f"predicted ({unit})", title=f"{len(measured):,} masks")
     figure.tight_layout()
     return figure
@@ -149,7 +149,7 @@ def _places(circuit: Circuit) -> dict[str, tuple[float, float]]:
 def _draw(
     axes: Any, interaction: Interaction, places: dict[str, tuple[float, float]], width: float, number: int
 ) -> None:
-    colour, points = COLOURS[interaction.kind], [places[name] for name in interaction.components]
+    colour, points = PLOT_COLOURS[interaction.kind], [places[name] for name in interaction.components]
     if interaction.order == 2:
         same_row = points[0][1] == points[1][1]
         bend = (0.35 if same_row else 0.12) * (-1 if number % 2 else 1)
@@ -211,7 +211,9 @@ def _finish(axes: Any, circuit: Circuit, places: dict[str, tuple[float, float]],
 def _legend(axes: Any, kinds: set[str]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=COLOURS[kind], linewidth=3, label=kind) for kind in COLOURS if kind in kinds]
+    handles = [
+        Line2D([], [], color=PLOT_COLOURS[kind], linewidth=3, label=kind) for kind in PLOT_COLOURS if kind in kinds
+    ]
     if handles:
         axes.legend(handles=handles, loc="best", fontsize=8, frameon=False)
 

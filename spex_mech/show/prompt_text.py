@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from spex_mech.circuit.drawing import COLOURS, DASHES
+from spex_mech.circuit.drawing import DASHES, KIND_COLOURS
 from spex_mech.circuit.graph import Circuit, Interaction
-from spex_mech.circuit.layout import NARROW, WIDE, Frame, joint, shown_first
-from spex_mech.show.dossier import Passage
+from spex_mech.circuit.layout import NARROW, WIDE, Frame, shown_first, strongest_joint
+from spex_mech.show.dossier import PromptText
 from spex_mech.show.html import number, text
 
 MAX_LINES = 400
@@ -33,14 +33,14 @@ class Piece:
     words: str
 
 
-def draw_passage(passage: Passage, circuit: Circuit, frame: Frame = WIDE) -> str:
+def draw_passage(passage: PromptText, circuit: Circuit, frame: Frame = WIDE) -> str:
     """The drawing as one ``<svg>``; a text longer than `MAX_LINES` is cut, and says so."""
     pieces = list(flow(passage, int((frame.width - 24) / _COLUMN)))
     cut = max((p.line for p in pieces), default=0) >= MAX_LINES
     pieces = [p for p in pieces if p.line < MAX_LINES]
     first = {p.part: p for p in reversed(pieces) if p.part is not None}
     places = {passage.names[i]: piece for i, piece in first.items() if i is not None}
-    drawn = [i for i in joint(circuit) if all(name in places for name in i.components)]
+    drawn = [i for i in strongest_joint(circuit) if all(name in places for name in i.components)]
     drawn = drawn[: shown_first(drawn, frame)] if drawn else []
     tops = _tops(pieces, _hops(drawn, places))
     height = (tops[-1] if tops else 0.0) + _LINE + (24 if cut else 6)
@@ -55,7 +55,7 @@ def draw_passage(passage: Passage, circuit: Circuit, frame: Frame = WIDE) -> str
     )
 
 
-def passage_section(passage: Passage, circuit: Circuit) -> str:
+def passage_section(passage: PromptText, circuit: Circuit) -> str:
     """The drawing, wide and narrow, with how to read it."""
     told = (
         f"Blue parts raise the metric where they are kept, orange ones lower it, the more the stronger the colour; the "
@@ -68,7 +68,7 @@ def passage_section(passage: Passage, circuit: Circuit) -> str:
     )
 
 
-def flow(passage: Passage, columns: int) -> Iterator[Piece]:
+def flow(passage: PromptText, columns: int) -> Iterator[Piece]:
     """Pieces line by line: words are kept whole where they fit, and what lies in one part on one line is one piece."""
     at, open_ = [0, 0], Piece(None, 0, 0, 0, "")
     for part, words in _in_order(passage):
@@ -98,7 +98,7 @@ def width_of(words: str) -> int:
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in words)
 
 
-def _in_order(passage: Passage) -> Iterator[tuple[int | None, str]]:
+def _in_order(passage: PromptText) -> Iterator[tuple[int | None, str]]:
     for i, (gap, part) in enumerate(zip(passage.gaps, passage.parts, strict=False)):
         yield None, gap
         yield i, part
@@ -148,7 +148,7 @@ def _arc(i: Interaction, places: dict[str, Piece], tops: Sequence[float], share:
     path = " ".join(_path(one, other, tops) for one, other in _steps(i, places))
     label = f"{i.label}: {number(i.coefficient, sign=True)}, {i.kind}"
     return (
-        f'<g class="arc {i.kind}"><title>{text(label)}</title><path d="{path}" stroke="{COLOURS[i.kind]}" '
+        f'<g class="arc {i.kind}"><title>{text(label)}</title><path d="{path}" stroke="{KIND_COLOURS[i.kind]}" '
         f'stroke-width="{1.2 + 3.3 * share:.1f}" stroke-opacity="0.85" stroke-linecap="round"{DASHES[i.kind]}/></g>'
     )
 
@@ -167,7 +167,7 @@ def _path(one: Piece, other: Piece, tops: Sequence[float]) -> str:
     return f"M{x0:.0f} {y0:.0f}C{x0:.0f} {middle:.0f} {x1:.0f} {middle:.0f} {x1:.0f} {y1:.0f}"
 
 
-def _piece(piece: Piece, passage: Passage, circuit: Circuit, tops: Sequence[float]) -> str:
+def _piece(piece: Piece, passage: PromptText, circuit: Circuit, tops: Sequence[float]) -> str:
     x, y, wide = 12 + piece.column * _COLUMN, tops[piece.line], piece.width * _COLUMN
     words = (
         f'<text x="{x:.1f}" y="{y + 15.5:.1f}" textLength="{wide:.1f}" lengthAdjust="spacingAndGlyphs" '
@@ -179,7 +179,7 @@ def _piece(piece: Piece, passage: Passage, circuit: Circuit, tops: Sequence[floa
     main = next((n.main or 0.0 for n in circuit.nodes if n.name == name), None)
     if main is None:
         return words
-    colour = COLOURS["helps" if main > 0 else "hurts"] if main else "#777777"
+    colour = KIND_COLOURS["helps" if main > 0 else "hurts"] if main else "#777777"
     strength = 0.10 + 0.5 * abs(main) / _largest(circuit)
     told = f"{name}, main effect {number(main, sign=True)}" if main else f"{name}, joint effects only"
     return (

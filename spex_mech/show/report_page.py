@@ -9,10 +9,10 @@ from typing import Any
 
 from spex_mech.circuit.drawing import draw
 from spex_mech.circuit.graph import Circuit, Interaction
-from spex_mech.circuit.layout import NARROW, WIDE, joint, shown_first
+from spex_mech.circuit.layout import NARROW, WIDE, shown_first, strongest_joint
 from spex_mech.show.charts import bars, curves, legend, scatter, share_rows
 from spex_mech.show.dossier import Check, Dossier, Fact
-from spex_mech.show.html import Page, fit, foreign, number, page, percent, table, text
+from spex_mech.show.html import Page, fit_words, foreign, number, page, percent, table, text
 from spex_mech.show.prompt_text import passage_section
 from spex_mech.show.tables import evidence_sheet, interactions
 
@@ -91,7 +91,7 @@ def _circuit(dossier: Dossier) -> str:
     circuit = dossier.circuit
     if not circuit.nodes:
         return "<p>No component was found to matter, so there is nothing to draw.</p>"
-    drawn = joint(circuit)
+    drawn = strongest_joint(circuit)
     return (
         f"<p>{_reading(circuit)}</p>{_controls(circuit) if drawn else ''}"
         f'<div class="stage"><div class="wide">{draw(circuit, WIDE)}</div>'
@@ -101,7 +101,7 @@ def _circuit(dossier: Dossier) -> str:
 
 
 def _reading(circuit: Circuit) -> str:
-    some = "a joint effect, not a path through the model" if joint(circuit) else "none was found"
+    some = "a joint effect, not a path through the model" if strongest_joint(circuit) else "none was found"
     words = (
         f"A box is a component; the number in it is its own effect in {circuit.unit}, positive where keeping it raises "
         f"the metric. A line is a set that acts together: {some}."
@@ -111,7 +111,7 @@ def _reading(circuit: Circuit) -> str:
 
 
 def _controls(circuit: Circuit) -> str:
-    drawn = joint(circuit)
+    drawn = strongest_joint(circuit)
     orders = "".join(_box("order", str(o), f"order {o}") for o in sorted({i.order for i in drawn}))
     kinds = "".join(_box("kind", k, k) for k in _KINDS if any(i.kind == k for i in drawn))
     signs = "".join(
@@ -169,7 +169,7 @@ def _points(dossier: Dossier) -> str:
     if points is None or not points.measured:
         return ""
     note = f"Each point is one of {len(points.measured):,} {points.source}. On the line the prediction is right."
-    note += "" if points.r2 is None else f" R² {fit(points.r2)} over {points.masks:,}."
+    note += "" if points.r2 is None else f" R² {fit_words(points.r2)} over {points.masks:,}."
     pairs = list(zip(points.measured, points.predicted, strict=True))
     rows = [[number(m, 4), number(p, 4), number(m - p, 3, sign=True)] for m, p in pairs[:_POINT_ROWS]]
     columns = ("measured", "predicted", "missed by")
@@ -234,7 +234,7 @@ def _data(dossier: Dossier) -> dict[str, Any]:
     edges = [
         {"c": [place[name] for name in i.components], "k": i.kind, "v": i.coefficient, "e": i.stderr, "q": i.q_value,
          "s": i.stability, "x": i.knockout, "m": _measured(dossier.checks.get(i.components))}
-        for i in joint(circuit)
+        for i in strongest_joint(circuit)
     ]  # fmt: skip
     nodes = [{"n": n.name, "r": n.role, "m": n.main, "e": n.stderr} for n in circuit.nodes]
     total = sum(i.order > 1 for i in circuit.interactions)

@@ -2,9 +2,9 @@
 
 from spex_mech.circuit.graph import Circuit, Interaction
 from spex_mech.show.dossier import Cell, Check, Dossier, Sheet
-from spex_mech.show.html import foreign, number, quoted, table, text
+from spex_mech.show.html import foreign, number, quoted_roles, table, text
 
-MAX_ROWS = 500  # interactions in the table
+MAX_TABLE_ROWS = 500  # interactions in the table
 _TINY = 1e-16  # false discovery rates below it are not told apart
 
 
@@ -18,10 +18,10 @@ def interactions(dossier: Dossier) -> str:
     wide = [*names, "measured again", "confirmed"] if again else names
     largest, said = max(abs(i.coefficient) for i in circuit.interactions) or 1.0, circuit.texts
     rows = [
-        _row(i, largest, dossier.checks.get(i.components) if again else None, again, quoted(i.components, said))
-        for i in circuit.interactions[:MAX_ROWS]
+        _row(i, largest, dossier.checks.get(i.components) if again else None, again, quoted_roles(i.components, said))
+        for i in circuit.interactions[:MAX_TABLE_ROWS]
     ]
-    rest = len(circuit.interactions) - MAX_ROWS
+    rest = len(circuit.interactions) - MAX_TABLE_ROWS
     more = f"<p>{rest:,} weaker ones are in interactions.csv.</p>" if rest > 0 else ""
     return (
         f"<p>{text(_explained(circuit, again))}</p>"

@@ -5,7 +5,7 @@ from typing import Any
 
 from spex_mech.auditing.audit_record import Audit, Verified
 from spex_mech.circuit.graph import Interaction
-from spex_mech.show.html import number, percent, quoted
+from spex_mech.show.html import number, percent, quoted_roles
 from spex_mech.store.discovery import Discovery, lens_of
 from spex_mech.walsh.decoding import Outcome
 
@@ -17,7 +17,7 @@ _INSTEAD = {
 _LISTED = 8  # names in a sentence
 
 
-def answer(found: Discovery, audit: Audit | None) -> tuple[str, ...]:
+def answer_sentences(found: Discovery, audit: Audit | None) -> tuple[str, ...]:
     """The answer, a sentence each."""
     if found.decoded.outcome is Outcome.NOTHING_FOUND:
         return ("No set of components was found that explains the responses better than their mean.",)
@@ -86,7 +86,7 @@ def _strongest(found: Discovery) -> Iterator[str]:
 
 def _label(interaction: Interaction, found: Discovery) -> str:
     """Its name, and the words where it is of words."""
-    said = quoted(interaction.components, found.circuit.texts)
+    said = quoted_roles(interaction.components, found.circuit.texts)
     return f"{interaction.label}, {said}," if said else interaction.label
 
 

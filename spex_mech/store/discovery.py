@@ -30,7 +30,7 @@ from spex_mech.walsh.decoding import Decoded, Outcome
 from spex_mech.walsh.link.link import Link
 from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
 
-Lens = Literal["components", "features", "data"]
+LensName = Literal["components", "features", "data"]
 RUN_SCHEMA = "spex_mech.run/1"
 SPECTRUM_SCHEMA = "spex_mech.spectrum/1"
 RESPONSES = "responses.safetensors"
@@ -38,14 +38,14 @@ _TOLD = 5  # interactions in a plain shell
 _RAW = "_raw"  # ends the names of the files on the metric's own scale, where there is a link
 
 
-def lens_of(record: Mapping[str, Any]) -> Lens:
+def lens_of(record: Mapping[str, Any]) -> LensName:
     """What a run ablated: components of a model, parts of a prompt, or training examples.
 
     >>> lens_of({"task": {"metric": "logit", "data": {}}})
     'data'
     """
     task = record.get("task")
-    known: tuple[Lens, ...] = ("features", "data")
+    known: tuple[LensName, ...] = ("features", "data")
     return next((lens for lens in known if isinstance(task, Mapping) and lens in task), "components")
 
 
@@ -208,7 +208,7 @@ def load_spectrum(path: str | Path, components: ComponentSet) -> tuple[Spectrum,
     return Spectrum(len(components), pad_sets(coefficients), values, basis, stderr), link
 
 
-def recall(out: str | Path | None, record: Mapping[str, Any], components: ComponentSet) -> Responses | None:
+def recall_responses(out: str | Path | None, record: Mapping[str, Any], components: ComponentSet) -> Responses | None:
     """The responses of the same experiment in the run folder, or None; a folder of another one is refused."""
     path = None if out is None else Path(out) / RESPONSES
     if path is None or not path.exists():

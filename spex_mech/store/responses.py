@@ -17,7 +17,7 @@ from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, ResponseError, SpexMechError, all_problems
 from spex_mech.files.records import differences
 
-SCHEMA = "spex_mech.responses/1"
+RESPONSES_SCHEMA = "spex_mech.responses/1"
 MAX_HEADER = 1 << 26  # bytes of metadata; 36,864 names are under one MiB
 
 
@@ -86,7 +86,7 @@ class Responses:
         from safetensors.torch import save
 
         metadata = {
-            "schema": SCHEMA,
+            "schema": RESPONSES_SCHEMA,
             "components": json.dumps(list(self.components.names)),
             "unit": self.unit,
             "provenance": json.dumps(self.provenance, sort_keys=True, default=str),
@@ -197,8 +197,10 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             raise FormatError(f"{path} claims {header:,} bytes of metadata; it is not a responses file.")
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
-            if metadata.get("schema") != SCHEMA:
-                raise FormatError(f"{path} has schema {metadata.get('schema')!r}; this version reads {SCHEMA!r}.")
+            if metadata.get("schema") != RESPONSES_SCHEMA:
+                raise FormatError(
+                    f"{path} has schema {metadata.get('schema')!r}; this version reads {RESPONSES_SCHEMA!r}."
+                )
             return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, struct.error, UnicodeDecodeError) as error:
         raise FormatError(f"{path} cannot be read as responses: {error}.") from error

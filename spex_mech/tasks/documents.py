@@ -4,11 +4,11 @@ import random
 from typing import Any
 
 from spex_mech.errors import TaskError
-from spex_mech.tasks.drafts import TRIES, Draft, Order, choose, write_task
+from spex_mech.tasks.drafts import TRIES, Draft, Order, choose_lists, write_task
 from spex_mech.tasks.grids import Arrangement, Grid
 from spex_mech.tasks.speller import Speller
 from spex_mech.tasks.task import Task
-from spex_mech.tasks.words import ABOUT, ARGUMENTS, COLOURS, OBJECTS, SUBJECT
+from spex_mech.tasks.words import ABOUT, ARGUMENTS, COLOUR_WORDS, OBJECTS, SUBJECT
 
 _LETTERS = "ABCDE"
 
@@ -34,7 +34,7 @@ def docstring(
     names, dropped = speller.single(ARGUMENTS, "argument names")
     about, without = speller.single(ABOUT, "adjectives")
     subject, lost = speller.single(SUBJECT, "nouns")
-    choose(order, arguments=(names, 8), adjectives=(about, 1), nouns=(subject, 1))
+    choose_lists(order, arguments=(names, 8), adjectives=(about, 1), nouns=(subject, 1))
     grid = Grid(Arrangement(names, 4))
     drafts = (_documented(rng, names, about, subject, *chosen) for rng, chosen in grid.draw(seed, TRIES * max(n, 1)))
     return write_task(order, speller, drafts, len(grid), [*dropped, *without, *lost])
@@ -72,8 +72,8 @@ def multiple_choice(
         raise TaskError(f"options={options}; a question has 2 to {len(_LETTERS)} options.")
     speller, order = Speller(tokenizer, bos), Order("multiple_choice", n, equal_lengths, metric)
     objects, dropped = speller.single(OBJECTS, "objects")
-    colours, without = speller.single(COLOURS, "colours")
-    choose(order, objects=(objects, 1), colours=(colours, options))
+    colours, without = speller.single(COLOUR_WORDS, "colours")
+    choose_lists(order, objects=(objects, 1), colours=(colours, options))
     grid = Grid(objects, Arrangement(colours, options), range(options))
     drafts = (_asked(rng, *chosen) for rng, chosen in grid.draw(seed, TRIES * max(n, 1)))
     return write_task(order, speller, drafts, len(grid), [*dropped, *without])

@@ -90,7 +90,7 @@ def check_count(order: Order, possible: int, notes: Sequence[str] = ()) -> None:
         raise TaskError(_too_few(order, possible, notes))
 
 
-def choose(order: Order, **lists: tuple[list[str], int]) -> None:
+def choose_lists(order: Order, **lists: tuple[list[str], int]) -> None:
     """Raise `TaskError` where a list of words is shorter than a prompt needs."""
     short = [f"{len(words)} {name} (at least {least})" for name, (words, least) in lists.items() if len(words) < least]
     if short:

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from spex_mech.errors import TaskError
-from spex_mech.tasks.drafts import TRIES, Draft, Order, choose, write_task
+from spex_mech.tasks.drafts import TRIES, Draft, Order, choose_lists, write_task
 from spex_mech.tasks.grids import Arrangement, Grid
 from spex_mech.tasks.speller import Speller
 from spex_mech.tasks.task import Task
-from spex_mech.tasks.words import EVENTS, KINDS, MEN, PLACES, PRAISE, THINGS, WOMEN
+from spex_mech.tasks.words import EVENTS, JOBS, MEN, PLACES, PRAISE, THINGS, WOMEN
 
 _GIVING = (
     "When {a} and {b} met at the {place}, {s} gave a {thing} to",
@@ -65,7 +65,7 @@ def ioi(
     names, dropped = speller.single(_mixed(WOMEN, MEN), "names")
     places, without = speller.single(PLACES, "places")
     things, lost = speller.single(THINGS, "things")
-    choose(order, names=(names, 5), places=(places, 1), things=(things, 1))
+    choose_lists(order, names=(names, 5), places=(places, 1), things=(things, 1))
     grid = Grid(patterns, _GIVING, places, things, Arrangement(names, 2))
     drafts = (_giving(rng, names, *chosen) for rng, chosen in grid.draw(seed, TRIES * max(n, 1)))
     return write_task(order, speller, drafts, len(grid), [*dropped, *without, *lost])
@@ -102,9 +102,9 @@ def gendered_pronouns(
     speller, order = Speller(tokenizer, bos), Order("gendered_pronouns", n, equal_lengths, metric)
     names, dropped = speller.single(_mixed(WOMEN, MEN), "names")
     praise, without = speller.single(PRAISE, "adjectives")
-    kinds, lost = speller.single(KINDS, "nouns")
+    kinds, lost = speller.single(JOBS, "nouns")
     women, men = ([name for name in names if name in group] for group in (WOMEN, MEN))
-    choose(order, women=(women, 1), men=(men, 1), adjectives=(praise, 1), nouns=(kinds, 1))
+    choose_lists(order, women=(women, 1), men=(men, 1), adjectives=(praise, 1), nouns=(kinds, 1))
     grid = Grid(_AGREEING, praise, kinds, names)
     drafts = (_agreeing(rng, women, men, *chosen) for rng, chosen in grid.draw(seed, TRIES * max(n, 1)))
     return write_task(order, speller, drafts, len(grid), [*dropped, *without, *lost])
@@ -147,7 +147,7 @@ def greater_than(
             "token for each of 00 to 99, as GPT-2's and Pythia's have."
         )
     events, dropped = speller.single(EVENTS, "events")
-    choose(order, events=(events, 1))
+    choose_lists(order, events=(events, 1))
     grid = Grid(_LASTING, events, _CENTURIES, _YEARS[2:99])
     drafts = _lasting(speller, ids, grid, seed, TRIES * max(n, 1))
     return write_task(order, speller, drafts, len(grid), dropped)

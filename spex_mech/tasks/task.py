@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spex_mech.errors import TaskError, all_problems
 
-MAX_ROWS = 1_000_000  # lines of a prompt file; beyond that it is not a prompt file
+MAX_PROMPT_LINES = 1_000_000  # lines of a prompt file; beyond that it is not a prompt file
 _SHOWN = 16  # tokens of a prompt without text, for people
 _ROW_KEYS = {"tokens", "text", "answer", "also", "distractors", "position", "corrupt"}
 
@@ -314,7 +314,7 @@ def _parse_rows(path: Path, limit: int | None, need: tuple[str, ...]) -> list[tu
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path} cannot be read: {error}.") from error
     rows, problems = list[tuple[int, Mapping[str, Any]]](), list[str]()
-    for number, line in enumerate(lines[:MAX_ROWS], 1):
+    for number, line in enumerate(lines[:MAX_PROMPT_LINES], 1):
         if not line.strip() or (limit is not None and len(rows) >= limit):
             continue
         try:

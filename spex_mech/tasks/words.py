@@ -12,7 +12,7 @@ MEN = _words(
 )
 PLACES = _words("garden station office school library market museum park hospital theater beach church bank cafe farm")
 THINGS = _words("book letter ticket camera bottle gift map key ring phone hat card basket knife flower coin")
-KINDS = _words("friend teacher writer doctor driver singer player student leader neighbor worker artist cook pilot")
+JOBS = _words("friend teacher writer doctor driver singer player student leader neighbor worker artist cook pilot")
 PRAISE = _words("good great kind clever famous strong funny quiet brave nice fine wise rich busy")
 EVENTS = _words(
     "war trial strike siege study project drought conflict campaign crisis journey mission march search program "
@@ -25,4 +25,4 @@ ARGUMENTS = _words(
 ABOUT = _words("first second main new old final local global total current input output basic empty full open simple")
 SUBJECT = _words("number list text part case point time type data form side set table kind area unit body mode")
 OBJECTS = _words("box car chair coat cup door hat lamp ball bag bowl book pen shirt table wall phone bike boat ring")
-COLOURS = _words("red blue green black white yellow brown orange pink purple gray gold silver")
+COLOUR_WORDS = _words("red blue green black white yellow brown orange pink purple gray gold silver")

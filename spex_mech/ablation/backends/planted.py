@@ -26,12 +26,12 @@ from spex_mech.errors import ComponentError, FormatError, all_problems
 from spex_mech.tasks.task import Task
 from spex_mech.walsh.spectrum import Basis, Spectrum, merge_sets, pad_sets
 
-Link = Literal["identity", "tanh", "sigmoid"]
+PlantedLink = Literal["identity", "tanh", "sigmoid"]
 Terms = Mapping[tuple[str, ...], float]
 
-SCHEMA = "spex_mech.planted/1"
+PLANTED_SCHEMA = "spex_mech.planted/1"
 D_VOCAB = 11  # 0 and 1 are the distractor and the answer; 2 to 10 set a prompt's scale, 6 being the middle
-LENGTH = 3  # tokens a prompt: acting or not, scale, and the place where the answer is read
+PLANTED_LENGTH = 3  # tokens a prompt: acting or not, scale, and the place where the answer is read
 _LINKS: dict[str, Callable[[Tensor], Tensor]] = {"identity": torch.clone, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 _BASES = ("walsh", "mobius", "knockout")
 _MAX_BYTES = 1 << 26
@@ -39,7 +39,7 @@ _MAX_ATOMS = 1 << 18  # a few digits in a file of a stranger must not fill the m
 
 
 @dataclass(frozen=True)
-class Layout:
+class PlantedLayout:
     """How many layers, heads a layer and MLP neurons a layer (0: no MLPs) a planted subject has."""
 
     n_layers: int = 2
@@ -80,9 +80,9 @@ class PlantedSubject:
     """
 
     name: str
-    layout: Layout
+    layout: PlantedLayout
     polynomial: Spectrum
-    link: Link = "identity"
+    link: PlantedLink = "identity"
     spread: float = 0.0
     device: torch.device = torch.device("cpu")
 
@@ -98,7 +98,7 @@ class PlantedSubject:
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:
-        digest = hashlib.sha256(dumps(self).encode()).hexdigest()
+        digest = hashlib.sha256(planted_json(self).encode()).hexdigest()
         return {
             "model": self.name,
             "backend": "planted",
@@ -167,8 +167,8 @@ def polynomial(
     terms: Terms,
     *,
     basis: Literal["walsh", "mobius", "knockout"] = "mobius",
-    layout: Layout = Layout(),
-    link: Link = "identity",
+    layout: PlantedLayout = PlantedLayout(),
+    link: PlantedLink = "identity",
     spread: float = 0.0,
     name: str = "planted",
 ) -> PlantedSubject:
@@ -183,36 +183,44 @@ def polynomial(
     return _build(_record(name, layout, basis, link, spread, rows), "this polynomial cannot be planted:")
 
 
-def additive(weights: Mapping[str, float], *, layout: Layout = Layout(), spread: float = 0.0) -> PlantedSubject:
+def additive(
+    weights: Mapping[str, float], *, layout: PlantedLayout = PlantedLayout(), spread: float = 0.0
+) -> PlantedSubject:
     """No interaction at all: ``f = Σ_i w_i a_i``."""
     terms: Terms = {(name,): weight for name, weight in weights.items()}
     return polynomial(terms, layout=layout, spread=spread, name="planted additive")
 
 
 def conjunction(
-    names: Sequence[str], *, strength: float = 1.0, layout: Layout = Layout(), spread: float = 0.0
+    names: Sequence[str], *, strength: float = 1.0, layout: PlantedLayout = PlantedLayout(), spread: float = 0.0
 ) -> PlantedSubject:
     """AND, synergy: ``f = strength · Π_i a_i``, nothing without all of them."""
     return polynomial({tuple(names): strength}, layout=layout, spread=spread, name="planted AND")
 
 
 def backup(
-    names: Sequence[str], *, strength: float = 1.0, layout: Layout = Layout(), spread: float = 0.0
+    names: Sequence[str], *, strength: float = 1.0, layout: PlantedLayout = PlantedLayout(), spread: float = 0.0
 ) -> PlantedSubject:
     """OR, redundancy: ``f = strength · (1 - Π_i (1 - a_i))``, any one of them is enough."""
     terms: Terms = {(): strength, tuple(names): -strength}
     return polynomial(terms, basis="knockout", layout=layout, spread=spread, name="planted OR")
 
 
-def parity(
-    names: Sequence[str], *, strength: float = 1.0, layout: Layout = Layout(), spread: float = 0.0
+def parity_subject(
+    names: Sequence[str], *, strength: float = 1.0, layout: PlantedLayout = PlantedLayout(), spread: float = 0.0
 ) -> PlantedSubject:
     """XOR: ``f = strength · Π_i x_i`` with ``x_i = 2 a_i - 1``; one Walsh term, and no lower-order trace of it."""
     return polynomial({tuple(names): strength}, basis="walsh", layout=layout, spread=spread, name="planted XOR")
 
 
 def random(
-    n_sets: int, order: int, seed: int, *, hierarchical: bool = True, layout: Layout = Layout(), spread: float = 0.0
+    n_sets: int,
+    order: int,
+    seed: int,
+    *,
+    hierarchical: bool = True,
+    layout: PlantedLayout = PlantedLayout(),
+    spread: float = 0.0,
 ) -> PlantedSubject:
     """`n_sets` random Walsh sets of up to `order` atoms with normal coefficients; same seed, same subject.
 
@@ -251,7 +259,7 @@ def task(subject: PlantedSubject, n_prompts: int = 8, seed: int = 0) -> Task:
         tokens=active,
         answers=[1] * n_prompts,
         distractors=[[0]] * n_prompts,
-        positions=[LENGTH - 1] * n_prompts,
+        positions=[PLANTED_LENGTH - 1] * n_prompts,
         metric="logit_diff",
         corrupt=silent,
         reference=silent,
@@ -283,7 +291,7 @@ def truth(subject: PlantedSubject, components: ComponentSet, basis: Basis = Basi
     return _without_zeros(Spectrum(len(components), members, coefficients, Basis("mobius")).rewrite(basis))
 
 
-def dumps(subject: PlantedSubject) -> str:
+def planted_json(subject: PlantedSubject) -> str:
     """The subject's file, the same text for the same subject."""
     names = subject.layout.atoms.names
     terms = [([names[i] for i in s], coefficient) for s, coefficient in subject.polynomial.terms()]
@@ -296,7 +304,7 @@ def save_planted(subject: PlantedSubject, path: str | Path) -> Path:
     """Write `planted.json` at `path` (a file, or a folder to hold it); returns the file's path."""
     file = _file(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(dumps(subject), encoding="utf-8")
+    file.write_text(planted_json(subject), encoding="utf-8")
     return file
 
 
@@ -312,11 +320,19 @@ def load_planted(path: str | Path, device: torch.device | str | None = None) -> 
 
 
 def _record(
-    name: str, layout: Layout, basis: str, link: str, spread: float, terms: Iterable[tuple[list[str], float]]
+    name: str, layout: PlantedLayout, basis: str, link: str, spread: float, terms: Iterable[tuple[list[str], float]]
 ) -> dict[str, Any]:
     sizes = {"n_layers": layout.n_layers, "n_heads": layout.n_heads, "d_mlp": layout.d_mlp}
     rows = [{"set": names, "coefficient": coefficient} for names, coefficient in terms]
-    return {"schema": SCHEMA, "name": name, **sizes, "basis": basis, "link": link, "spread": spread, "terms": rows}
+    return {
+        "schema": PLANTED_SCHEMA,
+        "name": name,
+        **sizes,
+        "basis": basis,
+        "link": link,
+        "spread": spread,
+        "terms": rows,
+    }
 
 
 def _build(record: Any, headline: str) -> PlantedSubject:
@@ -324,7 +340,7 @@ def _build(record: Any, headline: str) -> PlantedSubject:
     problems = _problems(record)
     if problems:
         raise FormatError(all_problems(headline, problems))
-    layout = Layout(record["n_layers"], record["n_heads"], record["d_mlp"])
+    layout = PlantedLayout(record["n_layers"], record["n_heads"], record["d_mlp"])
     terms: dict[Iterable[int], float] = {
         tuple(sorted(layout.atoms.indices(term["set"]))): float(term["coefficient"]) for term in record["terms"]
     }
@@ -358,7 +374,7 @@ def _is_count(value: Any, least: int, most: int) -> bool:
 
 
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "schema": (f"{SCHEMA!r}", lambda v: v == SCHEMA),
+    "schema": (f"{PLANTED_SCHEMA!r}", lambda v: v == PLANTED_SCHEMA),
     "name": ("a text", lambda v: isinstance(v, str)),
     "n_layers": ("a whole number from 1 to 1,000", lambda v: _is_count(v, 1, 1000)),
     "n_heads": ("a whole number from 1 to 1,000", lambda v: _is_count(v, 1, 1000)),
@@ -386,7 +402,7 @@ def _problems(record: Any) -> list[str]:
 
 
 def _term_problems(record: dict[str, Any]) -> list[str]:
-    atoms, found, seen = Layout(record["n_layers"], record["n_heads"], record["d_mlp"]).atoms, [], set()
+    atoms, found, seen = PlantedLayout(record["n_layers"], record["n_heads"], record["d_mlp"]).atoms, [], set()
     for number, term in enumerate(record["terms"]):
         if not isinstance(term, dict) or set(term) != {"set", "coefficient"} or not isinstance(term["set"], list):
             found.append(f"term {number} must be an object with a list 'set' and a number 'coefficient'.")

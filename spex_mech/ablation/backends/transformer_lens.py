@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spex_mech.ablation.leave_out import Passage, cut_short
+from spex_mech.ablation.leave_out import LeaveOut, cut_short
 from spex_mech.ablation.sites import input_features
 from spex_mech.ablation.subject import Edit, Shortcuts, Site, SiteKind
 from spex_mech.ablation.weights import describe_hooks, describe_weights, hash_weights
@@ -143,11 +143,11 @@ def _as_hook(edit: Edit) -> Callable[..., Tensor]:
     return fn
 
 
-def _passage(model: Any) -> Passage:
+def _passage(model: Any) -> LeaveOut:
     blocks = tuple(model.blocks)
     mlps = {layer: block.mlp for layer, block in enumerate(blocks) if hasattr(block, "mlp")}
     ends = [_out_module(blocks[-1]), mlps.get(len(blocks) - 1)]
-    return Passage(blocks, mlps, tuple(m for m in ends if m is not None), getattr(model, "unembed", None))
+    return LeaveOut(blocks, mlps, tuple(m for m in ends if m is not None), getattr(model, "unembed", None))
 
 
 def _out_module(block: Any) -> nn.Module | None:

@@ -108,7 +108,7 @@ class _Raw(NamedTuple):
     shared: Tensor  # [set] what both directions have in common
 
 
-def estimate(seen: Seen, members: Int[Tensor, "set slot"], basis: Basis) -> Estimates:
+def one_step_estimates(seen: Seen, members: Int[Tensor, "set slot"], basis: Basis) -> Estimates:
     """Estimates and errors for every set, a block of sets at a time. See the module's text."""
     dual, speaking = _dual(members, basis, seen.samples), _speaking(members, basis, seen.samples)
     floor = noise_floor(seen.samples.values)

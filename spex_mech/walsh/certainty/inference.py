@@ -37,9 +37,9 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from spex_mech.errors import DecodeError, all_problems
-from spex_mech.walsh.certainty.estimates import Estimates, Seen, estimate
+from spex_mech.walsh.certainty.estimates import Estimates, Seen, one_step_estimates
 from spex_mech.walsh.certainty.independence import FEWEST, cut_folds, dependence, runs, with_design
-from spex_mech.walsh.decoders.refit import fit
+from spex_mech.walsh.decoders.refit import refit
 from spex_mech.walsh.decoding import Decoder, Samples
 from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
 
@@ -182,8 +182,8 @@ def infer(
         chosen[:, 0] = True
         counts = chosen | ~chosen.any(0)
     seen = Seen(samples, _missed(samples, polynomials, fold), coefficients, counts, fold, run)
-    pooled = estimate(seen, members, basis)
-    alone = tuple(estimate(seen.of_fold(k), members, basis) for k in range(folds))
+    pooled = one_step_estimates(seen, members, basis)
+    alone = tuple(one_step_estimates(seen.of_fold(k), members, basis) for k in range(folds))
     p = pooled.p_values() if chosen is None else _joined([a.p_values() for a in alone], chosen)
     p, q = _adjusted(p, None if chosen is None else float(chosen[:, 1:].double().sum(1).mean()))
     what = f"found by {by.name}" if isinstance(by, Decoder) else "named in advance"
@@ -192,7 +192,7 @@ def infer(
     return Inference(samples.n, members, basis, pooled, alone, chosen, p, q, method, len(samples.keep), seconds)
 
 
-def confirm(unseen: Samples, spectrum: Spectrum) -> Inference:
+def confirm_sets(unseen: Samples, spectrum: Spectrum) -> Inference:
     """The sets of a polynomial, judged on masks it has not seen; selection is behind it, so every test is valid.
 
     Args:
@@ -214,7 +214,7 @@ def confirm(unseen: Samples, spectrum: Spectrum) -> Inference:
     coefficients = _looked_up(polynomial, members)[None]
     fold = torch.zeros(len(unseen.keep), dtype=torch.long)
     missed, every = _missed(unseen, [polynomial], fold), torch.ones_like(coefficients, dtype=torch.bool)
-    found = estimate(Seen(unseen, missed, coefficients, every, fold, runs(unseen)), members, polynomial.basis)
+    found = one_step_estimates(Seen(unseen, missed, coefficients, every, fold, runs(unseen)), members, polynomial.basis)
     p, q = _adjusted(found.p_values())
     method, seconds = "masks that nothing was fitted to or chosen by", time.perf_counter() - started
     return Inference(
@@ -242,7 +242,7 @@ def _without(samples: Samples, rows: Tensor, by: Any, basis: Basis, seed: int) -
         decoded = by.decode(rest, seed=seed)
         decoded = decoded if decoded.raw is None else decoded.raw  # a link of one fold is not another's
         return decoded.spectrum.mean_output().rewrite(basis)
-    return fit(rest.keep, rest.mean_values, _as_members(by), basis)
+    return refit(rest.keep, rest.mean_values, _as_members(by), basis)
 
 
 def _as_members(by: Any) -> Int[Tensor, "set slot"]:

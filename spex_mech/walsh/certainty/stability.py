@@ -24,8 +24,8 @@ from torch import Tensor
 
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.certainty.independence import as_drawn, runs, with_design
-from spex_mech.walsh.certainty.inference import confirm
-from spex_mech.walsh.decoders.refit import fit, significance
+from spex_mech.walsh.certainty.inference import confirm_sets
+from spex_mech.walsh.decoders.refit import refit, significance
 from spex_mech.walsh.decoding import Decoder, Samples
 from spex_mech.walsh.spectrum import Basis, pad_sets
 
@@ -181,12 +181,12 @@ def _decoded(halves: Iterator[Samples], by: Decoder, seed: int) -> tuple[Tensor,
 def _refitted(halves: list[Samples], members: Tensor, over: str) -> Bool[Tensor, "resample set"]:
     """Which sets of a pool are found in each half."""
     halves = [as_drawn(half, torch.arange(len(half.keep))) for half in halves]
-    fits = [fit(half.keep, half.mean_values, members, Basis.orthonormal(half.keep_prob)) for half in halves]
+    fits = [refit(half.keep, half.mean_values, members, Basis.orthonormal(half.keep_prob)) for half in halves]
     if over == "outputs":
         p = [significance(one)[one.orders > 0] for one in fits]
         return torch.stack([torch.from_numpy(false_discovery_control(x.numpy()) <= LEVEL) for x in p])
     others = [number ^ 1 for number in range(len(halves))]
-    found = [confirm(half, fits[other]).q_values() for half, other in zip(halves, others, strict=True)]
+    found = [confirm_sets(half, fits[other]).q_values() for half, other in zip(halves, others, strict=True)]
     sets = [s for s in fits[0].sets if s]
     return torch.tensor([[q[s] <= LEVEL for s in sets] for q in found])
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.certainty.independence import FEWEST, as_drawn
-from spex_mech.walsh.certainty.inference import Inference, confirm, infer
+from spex_mech.walsh.certainty.inference import Inference, confirm_sets, infer
 from spex_mech.walsh.certainty.stability import LEVEL, Stability, stability
 from spex_mech.walsh.decoding import Decoded, Decoder, Samples, r_squared, split_masks
 from spex_mech.walsh.masks.design import MaskDesign
@@ -30,9 +30,9 @@ from spex_mech.walsh.spectrum import Spectrum
 
 _POOL = 128  # sets that are refitted to halves of the masks
 _HALVES = 100
-SHOWN = 512  # held-out masks whose values are kept
+KEPT_HELD_VALUES = 512  # held-out masks whose values are kept
 
-Members = tuple[int, ...]
+Subset = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,8 @@ class Certainty:
     """
 
     spectrum: Spectrum
-    q_value: Mapping[Members, float] | None
-    stability: Mapping[Members, float] | None
+    q_value: Mapping[Subset, float] | None
+    stability: Mapping[Subset, float] | None
     record: Mapping[str, Any]
 
 
@@ -122,7 +122,7 @@ def heldout_points(samples: Samples, decoder: Decoder, decoded: Decoded, seed: i
     held = heldout_samples(samples, decoder, decoded, seed)
     if held is None:
         return None
-    some = held.take(torch.arange(min(SHOWN, len(held.keep)), device=held.keep.device))
+    some = held.take(torch.arange(min(KEPT_HELD_VALUES, len(held.keep)), device=held.keep.device))
     predicted = decoded.judged.predict(some.keep)
     return {"measured": some.mean_values.tolist(), "predicted": predicted.tolist()}
 
@@ -139,11 +139,11 @@ def _inference(samples: Samples, decoder: Decoder, decoded: Decoded, seed: int, 
     if folds and decoded.link.is_identity:
         return infer(samples, decoder, folds=folds, seed=seed, also=decoded.spectrum.members)
     held = heldout_samples(samples, decoder, decoded, seed)
-    return None if held is None else confirm(decoded.on_latent_scale(held), decoded.judged.spectrum)
+    return None if held is None else confirm_sets(decoded.on_latent_scale(held), decoded.judged.spectrum)
 
 
 def _refits(
-    samples: Samples, spectrum: Spectrum, q_value: Mapping[Members, float] | None, seed: int
+    samples: Samples, spectrum: Spectrum, q_value: Mapping[Subset, float] | None, seed: int
 ) -> Stability | None:
     """The strongest of the sets that pass, refitted to halves; all other terms are taken out of the values."""
     mean = spectrum.mean_output().sorted()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.decoders.lines_and_trees import BASES, Base, Grown, add
-from spex_mech.walsh.decoders.refit import fit, nested_pair, noise_floor, prune
+from spex_mech.walsh.decoders.refit import nested_pair, noise_floor, prune, refit
 from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Decoded, Samples, folds_of, judge, r_squared, split_masks
 from spex_mech.walsh.spectrum import Basis, Spectrum
@@ -28,7 +28,7 @@ _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
-class Choice:
+class TreeChoice:
     """One way from trees to polynomial: which proxy, how the strongest sets are refitted, how many, how stiffly."""
 
     base: Base
@@ -42,7 +42,7 @@ class Choice:
         return (self.mode != "pruned", self.size)
 
 
-Tried = Mapping[Choice, Float[Tensor, " mask"]]
+Tried = Mapping[TreeChoice, Float[Tensor, " mask"]]
 
 
 @dataclass(frozen=True)
@@ -112,19 +112,19 @@ class ProxySpex:
         """Every choice, fitted without one fold: its errors there."""
         return dict(self._trials(grown, fold))
 
-    def polynomial(self, choice: Choice, grown: Grown, fold: int | None) -> Spectrum:
+    def polynomial(self, choice: TreeChoice, grown: Grown, fold: int | None) -> Spectrum:
         """The polynomial of a choice: proxy, sets and coefficients from the masks outside a fold, or all."""
         rows = grown.rows(fold)
         return _build(choice, grown.polynomial(fold, choice.base), grown.keep[rows], grown.values[rows], grown.basis)
 
-    def _trials(self, grown: Grown, fold: int) -> Iterator[tuple[Choice, Float[Tensor, " mask"]]]:
+    def _trials(self, grown: Grown, fold: int) -> Iterator[tuple[TreeChoice, Float[Tensor, " mask"]]]:
         """The errors on a fold of every choice fitted without it."""
         rows = grown.rows(fold)
         seen, unseen = (grown.keep[rows], grown.values[rows]), (grown.keep[~rows], grown.values[~rows])
         for base in BASES:
             proxy = grown.polynomial(fold, base)
-            pruned = _build(Choice(base, "pruned", 0, 0.0), proxy, *seen, grown.basis)
-            yield Choice(base, "pruned", 0, 0.0), pruned.evaluate(unseen[0]) - unseen[1]
+            pruned = _build(TreeChoice(base, "pruned", 0, 0.0), proxy, *seen, grown.basis)
+            yield TreeChoice(base, "pruned", 0, 0.0), pruned.evaluate(unseen[0]) - unseen[1]
             sizes = _sizes(len(proxy), min(self.most_sets, len(seen[0])))
             if not sizes:
                 continue
@@ -135,7 +135,9 @@ class ProxySpex:
             modes: tuple[Mode, Mode] = ("refit", "near proxy")
             for mode, found in zip(modes, errors, strict=True):
                 for number, ridge in enumerate(_RIDGES):
-                    yield from ((Choice(base, mode, k, ridge), e) for k, e in zip(sizes, found[number], strict=True))
+                    yield from (
+                        (TreeChoice(base, mode, k, ridge), e) for k, e in zip(sizes, found[number], strict=True)
+                    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,13 +147,13 @@ class Trials:
     errors: Mapping[int, Tried]
     grown: Grown
 
-    def best(self, without: int | None = None) -> Choice:
+    def best(self, without: int | None = None) -> TreeChoice:
         """The sparsest choice within a standard error of the least squared error over the folds, or all but one."""
         squared = self._squared(without)
         best = min(squared, key=lambda choice: float(squared[choice].mean()))
         floor = noise_floor(self.grown.values) ** 2
 
-        def close(choice: Choice) -> bool:
+        def close(choice: TreeChoice) -> bool:
             gap = squared[choice] - squared[best]
             allowed = gap.std() / len(gap) ** 0.5 if choice.mode == "pruned" else 0.0
             return float(gap.mean()) <= max(float(allowed), 4 * floor)
@@ -178,7 +180,7 @@ class Trials:
             base: 1 - min(loss[c] for c in loss if c.base == base) / spread for base in sorted({c.base for c in loss})
         }
 
-    def _squared(self, without: int | None) -> dict[Choice, Float[Tensor, " mask"]]:
+    def _squared(self, without: int | None) -> dict[TreeChoice, Float[Tensor, " mask"]]:
         """Squared errors of the choices that every fold could try."""
         folds = [number for number in self.errors if number != without]
         common = set.intersection(*(set(self.errors[number]) for number in self.errors))
@@ -186,15 +188,15 @@ class Trials:
         return {c: torch.cat([self.errors[number][c] ** 2 for number in folds]) for c in ordered}
 
 
-def _build(choice: Choice, proxy: Spectrum, keep: Tensor, values: Tensor, basis: Basis) -> Spectrum:
+def _build(choice: TreeChoice, proxy: Spectrum, keep: Tensor, values: Tensor, basis: Basis) -> Spectrum:
     """The polynomial of a choice, fitted to all masks given."""
     if choice.mode == "pruned":
         return _pruned(proxy, keep, values, basis)
     top = _strongest(proxy, choice.size)
     scale = _scale(top)
     if choice.mode == "refit":
-        return fit(keep, values, top.members, basis, ridge=choice.ridge, scale=scale)
-    correction = fit(keep, values - top.evaluate(keep), top.members, basis, ridge=choice.ridge, scale=scale)
+        return refit(keep, values, top.members, basis, ridge=choice.ridge, scale=scale)
+    correction = refit(keep, values - top.evaluate(keep), top.members, basis, ridge=choice.ridge, scale=scale)
     return add(top, correction)
 
 

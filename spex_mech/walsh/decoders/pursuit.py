@@ -1,8 +1,8 @@
 """Hierarchical matching pursuit: the sets that a function needs, found a batch at a time by matrix products.
 
 A round correlates what is left over with every component and every pair, and with every set in hand extended by a
-component (`screening.Search`); takes the best of those that pay; solves for all coefficients at once. Only when none of
-these pays is every triple looked at, and every quadruple, where that can be afforded.
+component (`screening.SetSearch`); takes the best of those that pay; solves for all coefficients at once. Only when none
+of these pays is every triple looked at, and every quadruple, where that can be afforded.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spex_mech.walsh.decoders.screening import NORMAL, Members, Search
+from spex_mech.walsh.decoders.screening import NORMAL, Members, SetSearch
 from spex_mech.walsh.spectrum import Basis, monomials, pad_sets
 
 _FLOOR = 0.25  # of the largest gain: sets down to it are taken in one round
@@ -60,7 +60,7 @@ class Pursuit:
         """The sets in hand and their coefficients after every round, for whoever wants to stop earlier; `known` ones
         are in hand from the first."""
         offset, slope = basis.affine
-        search = Search(offset + slope * keep.float(), self.degree)
+        search = SetSearch(offset + slope * keep.float(), self.degree)
         y, scale = values.double(), float(values.double().var(correction=0))
         most = 1 + min(self.most_sets, len(keep) // 2)
         sets = [(), *known][:most]
@@ -83,7 +83,9 @@ class Pursuit:
             left = y - columns @ coefficients
             yield sets, coefficients
 
-    def _chosen(self, search: Search, left: Tensor, sets: list[Members], columns: Tensor, room: int) -> list[Members]:
+    def _chosen(
+        self, search: SetSearch, left: Tensor, sets: list[Members], columns: Tensor, room: int
+    ) -> list[Members]:
         """The sets of largest gain among those that are worth their price, best first."""
         count = self._count(len(sets), room)
         gains = search.gains(left, sets, columns, 4 * count + 16)
@@ -92,7 +94,9 @@ class Pursuit:
             gains, left, in_hand, count, lambda order: (math.comb(n, order) if order <= 2 else n * in_hand) / allowed
         )
 
-    def _chosen_wide(self, search: Search, left: Tensor, sets: list[Members], basis: Basis, room: int) -> list[Members]:
+    def _chosen_wide(
+        self, search: SetSearch, left: Tensor, sets: list[Members], basis: Basis, room: int
+    ) -> list[Members]:
         """The same for triples, and if none pays for quadruples, whatever their subsets do."""
         count, allowed = self._count(len(sets), room), min(self.false_sets, _FALSE_WIDE)
         for order in range(3, 1 + min(self.wide, self.degree)):

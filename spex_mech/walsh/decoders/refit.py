@@ -26,7 +26,7 @@ _RIDGES = torch.cat([torch.zeros(1), torch.logspace(-8, 2, 41)]).double()
 _RANK = 1e-10  # eigenvalues below this share of the largest are directions in which the masks do not differ
 
 
-def fit(
+def refit(
     keep: Bool[Tensor, "mask component"],
     values: Float[Tensor, " mask"] | Float[Tensor, "mask output"],
     members: Int[Tensor, "set slot"],
@@ -129,7 +129,7 @@ def prune(
     """
     bound = level / max(1, len(members) if tested is None else tested)
     while True:
-        spectrum = fit(keep, values, members, basis, ridge=ridge)
+        spectrum = refit(keep, values, members, basis, ridge=ridge)
         p = significance(spectrum).masked_fill(spectrum.orders == 0, 0.0)
         weak = int((p > bound).sum())
         if not weak:

@@ -40,7 +40,7 @@ def strongest_components(
     return torch.tensor(sorted(list(chosen)[:most]), device=keep.device)
 
 
-class Search:
+class SetSearch:
     """The share of what is left that each set in view explains by itself."""
 
     def __init__(self, z: Float[Tensor, "mask component"], degree: int) -> None:

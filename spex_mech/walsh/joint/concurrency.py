@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 import torch
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 U = TypeVar("U")
 _inside = threading.local()
 
 
-def side_by_side(tasks: Sequence[Callable[[], T]], at_once: int | None = None) -> list[T]:
+def side_by_side(tasks: Sequence[Callable[[], _T]], at_once: int | None = None) -> list[_T]:
     """What every task returns, in their order; or the first error of theirs, once those that run have ended.
 
     Tasks must not share what they change. As many run at a time as torch has threads (at most `at_once`), and the
@@ -35,7 +35,7 @@ def side_by_side(tasks: Sequence[Callable[[], T]], at_once: int | None = None) -
         torch.set_num_threads(threads)
 
 
-def both(one: Callable[[], T], other: Callable[[], U], at_once: int | None = None) -> tuple[T, U]:
+def both(one: Callable[[], _T], other: Callable[[], U], at_once: int | None = None) -> tuple[_T, U]:
     """`side_by_side` for two tasks of different kinds."""
     tasks: list[Callable[[], Any]] = [one, other]
     first, second = side_by_side(tasks, at_once)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.walsh.decoders.lines_and_trees import Base, Grown
-from spex_mech.walsh.decoders.proxyspex import Choice, ProxySpex, Trials
+from spex_mech.walsh.decoders.proxyspex import ProxySpex, TreeChoice, Trials
 from spex_mech.walsh.decoders.pursuit import Pursuit
 from spex_mech.walsh.decoders.refit import prune
 from spex_mech.walsh.decoders.trees import Boosting
@@ -24,8 +24,8 @@ from spex_mech.walsh.joint.gaussian import GaussianProcess, Posterior, Trained
 from spex_mech.walsh.joint.neural import Network
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
-T = TypeVar("T")
-Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
+_T = TypeVar("_T")
+_Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
 _QUICK = 1 << 33  # masks × components²: a round of pursuit takes a fraction of a second up to this
 FINE = 12  # folds of parts that take no time; the others' folds are made of them, fewer the longer a fit takes
 MANY = 1 << 10  # masks: of more, a fold says enough of a part, and half of them enough to learn a covariance from
@@ -46,7 +46,7 @@ class Fitted:
     """
 
     name: str
-    predict: Predict
+    predict: _Predict
     unseen: Float[Tensor, " mask"]
     again: Callable[["Given"], "Fitted"]
     r2: float = float("nan")
@@ -126,7 +126,7 @@ def fit_parts(parts: list[Part], given: Given) -> list[Fitted]:
     return for_each(fitted, parts, given)
 
 
-def for_each(do: Callable[[Part], T], parts: list[Part], given: Given) -> list[T]:
+def for_each(do: Callable[[Part], _T], parts: list[Part], given: Given) -> list[_T]:
     """Something for every part, in their order. Those that share lines and trees go one after another; the others side
     by side, but for more masks than two processes may hold in memory."""
     grown = [part for part in parts if isinstance(part, ProxyPart | GrownPart)]
@@ -205,7 +205,7 @@ class ProxyPart:
         short = replace(self.proxy, most_sets=min(self.proxy.most_sets, _LOOKED_SETS))
         return Trials({LOOKED: short.try_fold(given.grown, LOOKED)}, given.grown).unseen()[given.looked.cpu()]
 
-    def _whole(self, given: Given, choice: Choice, unseen: Float[Tensor, " mask"]) -> Fitted:
+    def _whole(self, given: Given, choice: TreeChoice, unseen: Float[Tensor, " mask"]) -> Fitted:
         whole = self.proxy.polynomial(choice, given.grown, None)
         return Fitted(
             self.name,

@@ -2,9 +2,9 @@
 
 Noise is added after g, so the squared error is taken on the metric's own scale and g is never inverted. A round of
 growth takes the sets whose products correlate best with the gradient of that error, ``(f - g(η)) g'(η)`` (matching
-pursuit, `screening.Search`; main effects first, since a bent g makes false pairs of them), then moves coefficients and
-shape together by damped Gauss–Newton steps (Marquardt 1963): the columns of the linearised problem are ``g'(η) φ_S``
-and the derivatives of g by its parameters. In the end, sets that are not significant are taken out again.
+pursuit, `screening.SetSearch`; main effects first, since a bent g makes false pairs of them), then moves coefficients
+and shape together by damped Gauss–Newton steps (Marquardt 1963): the columns of the linearised problem are
+``g'(η) φ_S`` and the derivatives of g by its parameters. In the end, sets that are not significant are taken out again.
 """
 
 import math
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.walsh.decoders.refit import noise_floor
-from spex_mech.walsh.decoders.screening import Members, Search
+from spex_mech.walsh.decoders.screening import Members, SetSearch
 from spex_mech.walsh.link.link import Link
 from spex_mech.walsh.link.shapes import SHAPES, Shape
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
@@ -78,14 +78,14 @@ class Grower:
         state = _State.start(keep, values, basis, SHAPES.get(shape), seeds)
         offset, slope = basis.affine
         z = offset + slope * keep.float()
-        state, search = self._grown(Search(z, 1), state), Search(z, self.degree)
+        state, search = self._grown(SetSearch(z, 1), state), SetSearch(z, self.degree)
         for _ in range(1 + self.again):
             before, state = state.noise, self._pruned(self._grown(search, state).refined(_LAST_STEPS))
             if not state.noise < _AGAIN * before:
                 break
         return state.result()
 
-    def _grown(self, search: Search, state: "_State") -> "_State":
+    def _grown(self, search: SetSearch, state: "_State") -> "_State":
         most = 1 + min(self.most_sets, len(state.y) // 3)
         while len(state.sets) < most:
             fresh = self._chosen(search, state, most - len(state.sets))
@@ -110,7 +110,7 @@ class Grower:
             unseen[out] = self.fit(keep[~out], values[~out], basis, shape, seeds).predict(keep[out]).cpu()
         return unseen
 
-    def _chosen(self, search: Search, state: "_State", room: int) -> list[Members]:
+    def _chosen(self, search: SetSearch, state: "_State", room: int) -> list[Members]:
         """The sets that take most of the squared error away to first order and are worth their price, best first."""
         count = min(room, max(self.at_least, int(self.share * len(state.sets))))
         value, slope, _ = state.at

@@ -17,7 +17,7 @@ from spex_mech.walsh.link.link import Link, LinkName
 KNOTS = (-2.0, -1.2, -0.4, 0.4, 1.2, 2.0)  # of the spline, in standard deviations of η
 _PAD = 0.1  # of the range of the values: how far beyond it ends begin
 
-Features = tuple[Float[Tensor, "mask feature"], Float[Tensor, "mask feature"]]
+LinkFeatures = tuple[Float[Tensor, "mask feature"], Float[Tensor, "mask feature"]]
 Positive = tuple[float, ...]  # u_1, u_2, …
 
 
@@ -36,7 +36,7 @@ class Shape:
 
     name: str
     link: LinkName
-    features: Callable[[Float[Tensor, " mask"]], Features]
+    features: Callable[[Float[Tensor, " mask"]], LinkFeatures]
     start: Callable[[float, float], tuple[float, float, Positive]]
     make: Callable[[float, Positive], Link]
     free_scale: bool = True
@@ -47,7 +47,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _logistic(eta: Tensor) -> Features:
+def _logistic(eta: Tensor) -> LinkFeatures:
     one, up = torch.ones_like(eta), torch.sigmoid(eta)
     return torch.stack([one, up], 1), torch.stack([torch.zeros_like(eta), up * torch.sigmoid(-eta)], 1)
 
@@ -57,7 +57,7 @@ def _logistic_start(low: float, high: float) -> tuple[float, float, Positive]:
     return math.log(-low / high), low, (high - low,)
 
 
-def _above(eta: Tensor) -> Features:
+def _above(eta: Tensor) -> LinkFeatures:
     one, up = torch.ones_like(eta), torch.nn.functional.softplus(eta)
     return torch.stack([one, up], 1), torch.stack([torch.zeros_like(eta), torch.sigmoid(eta)], 1)
 
@@ -67,7 +67,7 @@ def _above_start(low: float, high: float) -> tuple[float, float, Positive]:
     return math.log(math.expm1(-low)), low, (1.0,)
 
 
-def _below(eta: Tensor) -> Features:
+def _below(eta: Tensor) -> LinkFeatures:
     mirrored, slope = _above(-eta)
     return mirrored * mirrored.new_tensor([1.0, -1.0]), slope
 
@@ -77,7 +77,7 @@ def _below_start(low: float, high: float) -> tuple[float, float, Positive]:
     return -at, -limit, rise
 
 
-def _spline(eta: Tensor) -> Features:
+def _spline(eta: Tensor) -> LinkFeatures:
     """Hat functions on the knots, constant beyond the last ones, and their integrals from the first knot."""
     x = eta.new_tensor(KNOTS)
     width, inside = x.diff(), eta.clamp(x[0], x[-1]).contiguous()

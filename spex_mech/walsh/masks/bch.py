@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from spex_mech.walsh.masks.galois_field import Field, field
-from spex_mech.walsh.masks.roots import roots, search
+from spex_mech.walsh.masks.roots import roots, search_roots
 
 
 def field_degree(length: int) -> int:
@@ -111,7 +111,7 @@ class Bch:
         whole = torch.zeros(len(polynomials), dtype=torch.bool, device=polynomials.device)
         for number, exponents in enumerate(self.exponents):
             rows = (group == number).nonzero()[:, 0]
-            positions[rows], whole[rows] = search(self.field, polynomials[rows], exponents)
+            positions[rows], whole[rows] = search_roots(self.field, polynomials[rows], exponents)
         return positions, whole
 
 

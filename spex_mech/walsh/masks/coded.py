@@ -216,10 +216,10 @@ def smallest_budget(n: int, degree: int = 4) -> int:
     return GROUPS * (1 + parity_rows(n, degree)) << min(MIN_BITS, n)
 
 
-def plan(n: int, degree: int, budget: int | None, seed: int) -> Code:
+def plan_code(n: int, degree: int, budget: int | None, seed: int) -> Code:
     """The code for a budget: as many bins as fit, then delays for all but a tenth of the budget.
 
-    >>> plan(64, 5, 1728, 0).describe()
+    >>> plan_code(64, 5, 1728, 0).describe()
     '64 players, sets of at most 5: 1,728 masks (3 groups × 36 delays × 16 bins), about 38 sets'
     """
     least = smallest_budget(n, degree)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spex_mech.errors import DesignError
 from spex_mech.walsh.hashing import uniform_bits as uniform_bits
-from spex_mech.walsh.masks.coded import Code, plan
+from spex_mech.walsh.masks.coded import Code, plan_code
 
 DesignKind = Literal["bernoulli", "stratified", "complete", "coded"]
 _PIECE = 1 << 21  # keep bits drawn at a time, for which a hash needs some dozens of bytes each
@@ -138,7 +138,7 @@ class MaskDesign:
         chosen = None if candidates is None else tuple(int(i) for i in candidates)
         groups = None if players is None else tuple(tuple(int(i) for i in group) for group in players)
         many = len(groups) if groups is not None else n if chosen is None else len(chosen)
-        code = plan(many, degree, budget, seed)
+        code = plan_code(many, degree, budget, seed)
         masks = code.size if budget is None else budget
         return cls("coded", n, masks, seed, (), code, chosen, rest_kept, players=groups)
 

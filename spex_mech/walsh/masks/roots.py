@@ -83,7 +83,7 @@ def _affine(field: Field, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     return torch.where(solved, torch.cat(inner, 1), -1)
 
 
-def search(
+def search_roots(
     field: Field, polynomials: Int[Tensor, "row term"], exponents: Int[Tensor, " point"]
 ) -> tuple[Int[Tensor, "row root"], Bool[Tensor, " row"]]:
     """Numbers of the points ``α^e`` that are roots, and whether there are L of them: Chien's search, any degree.

@@ -17,7 +17,7 @@ _ELEMENTS = 1 << 23  # bin values gathered, or signs remembered, at a time: 64 M
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class BinPool:
     """Candidates, and what is known of them whatever has been found so far.
 
     Attributes:
@@ -44,7 +44,7 @@ class Pool:
     def take(self, rows: Bool[Tensor, " set"]) -> "Pool":
         """Some of them."""
         spelled = None if self.spelled is None else (self.spelled[0][rows], self.spelled[1][rows])
-        return Pool(self.members[rows], self.prices[rows], spelled)
+        return BinPool(self.members[rows], self.prices[rows], spelled)
 
     def spell(self, bins: Bins, rows: slice) -> tuple[Float[Tensor, "set group delay"], Int[Tensor, "set group"]]:
         """`Bins.spell` of some of them."""
@@ -66,7 +66,7 @@ def evidence(
     residual: Float[Tensor, "bin delay output"],
     fitted: int,
     noise: Float[Tensor, " output"],
-    pool: Pool,
+    pool: BinPool,
 ) -> tuple[Float[Tensor, " set"], Int[Tensor, "set group"]]:
     """Log-likelihood ratio of each candidate being in its bins against not, in nats, and its bins.
 

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spex_mech.walsh.decoders.refit import ROUNDING
 from spex_mech.walsh.spex.bins import Bins
 from spex_mech.walsh.spex.candidates import SmallSets, Sorted, decode_signs, match
-from spex_mech.walsh.spex.likelihood_ratio import Pool, evidence, price_of
+from spex_mech.walsh.spex.likelihood_ratio import BinPool, evidence, price_of
 
-ROUNDING = 2.0**-20  # of the largest |value|: what a forward pass in float32 leaves of its 24 bits
 _QUARTILE = -0.6745  # of the standard normal
 _TOP = 8  # matches looked at per bin and soft vector
 _MATCHES = 1 << 13  # matches looked at in all bins together, where that is more
@@ -83,44 +83,44 @@ def _begin(bins: Bins, options: Peeling, start: Peeled | None) -> Peeled:
     """The empty set, or what these bins support of a start and accept of its doubtful candidates."""
     nothing = torch.full((1, bins.code.degree), -1, dtype=torch.long, device=bins.values.device)
     if start is None:
-        return fit(bins, nothing)
-    found = fit(bins, start.members)
-    found = fit(bins, found.members[_supported(bins, found, options)])
+        return fit_bins(bins, nothing)
+    found = fit_bins(bins, start.members)
+    found = fit_bins(bins, found.members[_supported(bins, found, options)])
     doubtful = nothing[:0] if start.doubtful is None else start.doubtful
-    pool = Pool.of(bins, doubtful, found.members, options.false_sets)
+    pool = BinPool.of(bins, doubtful, found.members, options.false_sets)
     fresh, pool = _accepted(bins, found, pool)
     while len(fresh):
-        found = fit(bins, torch.cat([found.members, fresh]), found.rounds + 1)
+        found = fit_bins(bins, torch.cat([found.members, fresh]), found.rounds + 1)
         fresh, pool = _accepted(bins, found, pool)
     return found
 
 
-def _until_nothing_more(bins: Bins, found: Peeled, options: Peeling, small: SmallSets) -> tuple[Peeled, Pool]:
+def _until_nothing_more(bins: Bins, found: Peeled, options: Peeling, small: SmallSets) -> tuple[Peeled, BinPool]:
     """Rounds of adding what pays, then of taking out what the joint fit does not support, until neither changes.
 
     Beside the result, the candidates that were looked at last.
     """
     banned = found.members[:0]
-    pool = Pool.of(bins, banned, banned, options.false_sets)
+    pool = BinPool.of(bins, banned, banned, options.false_sets)
     while found.rounds < options.rounds:
         fresh, pool = _accepted(bins, found, pool)
         for level in range(3):
             if not len(fresh):
                 proposed = _proposed(bins, found, options, level, small)
-                pool = Pool.of(bins, proposed, torch.cat([found.members, banned]), options.false_sets)
+                pool = BinPool.of(bins, proposed, torch.cat([found.members, banned]), options.false_sets)
                 fresh, pool = _accepted(bins, found, pool)
         if len(fresh):
-            found = fit(bins, torch.cat([found.members, fresh]), found.rounds + 1)
+            found = fit_bins(bins, torch.cat([found.members, fresh]), found.rounds + 1)
             continue
         supported = _supported(bins, found, options)
         if supported.all():
             break
         banned = torch.cat([banned, found.members[~supported]])
-        found = fit(bins, found.members[supported], found.rounds + 1)
+        found = fit_bins(bins, found.members[supported], found.rounds + 1)
     return found, pool
 
 
-def _on_trial(bins: Bins, found: Peeled, pool: Pool) -> Peeled | None:
+def _on_trial(bins: Bins, found: Peeled, pool: BinPool) -> Peeled | None:
     """A few of the likeliest sets added at any price, as soon as one that pays comes in sight; None if none does."""
     for number in range(_TRIALS + 1):
         fresh, rest = _accepted(bins, found, pool)
@@ -129,7 +129,7 @@ def _on_trial(bins: Bins, found: Peeled, pool: Pool) -> Peeled | None:
         fresh, pool = _accepted(bins, found, rest, on_trial=True)
         if not len(fresh):
             return None
-        found = fit(bins, torch.cat([found.members, fresh]), found.rounds + 1)
+        found = fit_bins(bins, torch.cat([found.members, fresh]), found.rounds + 1)
     return None
 
 
@@ -142,7 +142,7 @@ def _length(bins: Bins, found: Peeled, options: Peeling) -> float:
     return bins.masks / 2 * float(variance.log().sum()) + float(price.sum())
 
 
-def fit(bins: Bins, members: Int[Tensor, "set slot"], rounds: int = 0) -> Peeled:
+def fit_bins(bins: Bins, members: Int[Tensor, "set slot"], rounds: int = 0) -> Peeled:
     """Least squares of the bins on these sets."""
     spelled = bins.spell(members)
     coefficients, inverse = bins.solve(*spelled)
@@ -174,7 +174,7 @@ def stand_out(bins: Bins, found: Peeled, deviations: float = _STANDS_OUT) -> Boo
     return energy > expected + deviations * math.sqrt(2 * expected)
 
 
-def _accepted(bins: Bins, found: Peeled, pool: Pool, *, on_trial: bool = False) -> tuple[Tensor, Pool]:
+def _accepted(bins: Bins, found: Peeled, pool: BinPool, *, on_trial: bool = False) -> tuple[Tensor, BinPool]:
     """Sets to add, and those to keep in mind: accepted is what is likelier than any rival in each of its bins."""
     if not len(pool):
         return pool.members, pool

@@ -21,11 +21,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.errors import DecodeError, ResponseError
+from spex_mech.walsh.decoders.refit import ROUNDING
 from spex_mech.walsh.decoding import Decoded, Outcome, Samples, judge, r_squared
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.spex.bins import Bins
-from spex_mech.walsh.spex.peeling import ROUNDING, Peeled, Peeling, fit, peel, residual_variance, stand_out
+from spex_mech.walsh.spex.peeling import Peeled, Peeling, fit_bins, peel, residual_variance, stand_out
 
 DIRECTIONS = 32  # of the outputs' space that sets are located in
 _CROWDED = 0.1  # share of bins that hold more than noise, from which the budget is called too small
@@ -33,7 +34,7 @@ _FEWEST_HELD_OUT = 16  # below that R² of held-out masks is chance
 _LEFT_OUT = 0.2  # share of delays that a second decoding does without
 _BITS = 1 << 24  # keep bits drawn, or compared with the design's own, at a time
 
-Function = Callable[[Bool[Tensor, "mask component"]], Tensor]
+MaskFunction = Callable[[Bool[Tensor, "mask component"]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Spex:
 
 
 def decode_function(
-    function: Function,
+    function: MaskFunction,
     n: int,
     degree: int = 4,
     budget: int | None = None,
@@ -104,7 +105,7 @@ def decode_function(
     return _decode(decoder, design, values, design.keep(design.code.size, device=device))
 
 
-def _asked(function: Function, keep: Tensor, start: int) -> Tensor:
+def _asked(function: MaskFunction, keep: Tensor, start: int) -> Tensor:
     values = function(keep)
     if values.ndim not in (1, 2) or len(values) != len(keep) or not values.is_floating_point():
         raise ResponseError(
@@ -172,7 +173,7 @@ def _reported(found: Peeled, answer: Bins, options: Spex) -> Peeled:
     """Without the sets that were found where outputs differ and are zero on average, where the mean is asked for."""
     if options.per_output or found.residual.shape[2] == 1:
         return found
-    fitted = fit(answer, found.members)
+    fitted = fit_bins(answer, found.members)
     z2 = fitted.coefficients[:, 0].square() / (residual_variance(answer, fitted) * fitted.inverse.diagonal())
     seen = (z2 / 2 > math.log(len(z2) / options.false_sets)) | (found.members < 0).all(1)
     return replace(found, members=found.members[seen])
@@ -203,7 +204,7 @@ def _directions(values: Float[Tensor, "bin delay output"]) -> Float[Tensor, "out
 
 
 def _spectrum(design: MaskDesign, bins: Bins, found: Peeled) -> Spectrum:
-    fitted = fit(bins, found.members)
+    fitted = fit_bins(bins, found.members)
     stderr = (residual_variance(bins, fitted) * fitted.inverse.diagonal()[:, None]).sqrt()
     members = _components(design, found.members.cpu())
     shape = (slice(None), 0) if bins.outputs == 1 else (slice(None),)
@@ -239,7 +240,7 @@ def _fewer_delays(bins: Bins, options: Spex) -> tuple[Peeled, dict[str, Any]]:
     first = bins.first(kept)
     before, answer, early = _located(first, options), _answer(bins, options), _answer(first, options)
     members = _reported(before, early, options).members
-    missed = answer.residual(*answer.spell(members), fit(early, members).coefficients)[:, kept:]
+    missed = answer.residual(*answer.spell(members), fit_bins(early, members).coefficients)[:, kept:]
     truth = answer.values[:, kept:].reshape(answer.code.groups, answer.code.bins, -1, answer.outputs)
     masks = missed.shape[1] * answer.code.groups * answer.code.bins
     mean = truth[:, 0].mean((0, 1))  # a mask's responses average to what its bin 0 holds
@@ -253,9 +254,9 @@ def _fewer_delays(bins: Bins, options: Spex) -> tuple[Peeled, dict[str, Any]]:
 def _left(bins: Bins, found: Peeled) -> dict[str, Any]:
     """What the sets do not explain: the share of the mean's variance, and the bins that hold more than noise."""
     pooled, mean = replace(bins, values=bins.values @ _directions(bins.values)), _mean(bins)
-    fitted, own = fit(pooled, found.members), fit(mean, found.members)
+    fitted, own = fit_bins(pooled, found.members), fit_bins(mean, found.members)
     crowded = int(stand_out(pooled, fitted).sum())
-    constant = fit(mean, found.members[(found.members < 0).all(1)])
+    constant = fit_bins(mean, found.members[(found.members < 0).all(1)])
     spread = float(constant.residual.square().sum())
     share = float(own.residual.square().sum()) / spread if spread > 0 else 0.0
     text = f"{share:.1%} of the variance is left, {crowded} of {len(bins.values):,} bins still hold more than noise"
