@@ -18,8 +18,8 @@ _HOMES = {
     "spex_mech.api.audit": ("audit",),
     "spex_mech.auditing.audit_record": ("Audit", "load_audit"),
     "spex_mech.circuit.backups": ("Backup", "find_backups"),
-    "spex_mech.circuit.codec": ("load_circuit",),
-    "spex_mech.circuit.graph": ("Circuit", "Interaction", "Node"),
+    "spex_mech.circuit.graph": ("Circuit", "load_circuit"),
+    "spex_mech.circuit.nodes": ("Interaction", "Node"),
     "spex_mech.formats.hif": ("read_hif",),
     "spex_mech.formats.interchange": ("export", "read_circuit"),
     "spex_mech.formats.mib": ("mib_circuit", "node_scores", "read_mib"),
@@ -90,10 +90,10 @@ if TYPE_CHECKING:
     from spex_mech.auditing.scoring import audit_circuit as audit_circuit
     from spex_mech.circuit.backups import Backup as Backup
     from spex_mech.circuit.backups import find_backups as find_backups
-    from spex_mech.circuit.codec import load_circuit as load_circuit
     from spex_mech.circuit.graph import Circuit as Circuit
-    from spex_mech.circuit.graph import Interaction as Interaction
-    from spex_mech.circuit.graph import Node as Node
+    from spex_mech.circuit.graph import load_circuit as load_circuit
+    from spex_mech.circuit.nodes import Interaction as Interaction
+    from spex_mech.circuit.nodes import Node as Node
     from spex_mech.circuit.select import Selection as Selection
     from spex_mech.circuit.select import choose as choose
     from spex_mech.circuit.select import choose_path as choose_path

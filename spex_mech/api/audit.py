@@ -31,10 +31,10 @@ from spex_mech.auditing.verification import (
     try_fresh,
     try_minimality,
 )
-from spex_mech.circuit.build import plain_value as plain_evidence
 from spex_mech.errors import DesignError, ResponseError, all_problems
 from spex_mech.files.locks import hold
 from spex_mech.files.records import differences
+from spex_mech.files.records import plain as plain_evidence
 from spex_mech.measuring.experiment import describe_experiment
 from spex_mech.progress import mask_progress
 from spex_mech.store.discovery import Discovery, lens_of

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spex_mech.auditing.audit_record import Audit, Search
-from spex_mech.cli.figures import like
+from spex_mech.files.text import like
 
 SHOWN = 15
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from spex_mech.circuit.graph import Circuit, Node
+from spex_mech.circuit.graph import Circuit
+from spex_mech.circuit.nodes import Node
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import FormatError, all_problems
 from spex_mech.files.checked_fields import BOOL, NUMBER, OBJECT, FieldReader, Rule, optional, or_null, whole_number

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.graph import Circuit
+from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.errors import FormatError
 from spex_mech.formats.hif import SEMANTICS
 from spex_mech.formats.mib import node_scores

@@ -5,7 +5,8 @@ import math
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.graph import Circuit
+from spex_mech.circuit.nodes import Interaction, Node
 
 if TYPE_CHECKING:
     import networkx as nx
