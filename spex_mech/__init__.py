@@ -22,7 +22,8 @@ _HOMES = {
     "spex_mech.circuit.nodes": ("Interaction", "Node"),
     "spex_mech.formats.hif": ("read_hif",),
     "spex_mech.formats.interchange": ("export", "read_circuit"),
-    "spex_mech.formats.mib": ("mib_circuit", "node_scores", "read_mib"),
+    "spex_mech.circuit.node_scores": ("node_scores",),
+    "spex_mech.formats.mib": ("mib_circuit", "read_mib"),
     "spex_mech.circuit.select": ("Selection", "choose", "choose_path"),
     "spex_mech.show.plot": ("plot_circuit", "plot_faithfulness", "plot_predictions", "plot_spectrum"),
     "spex_mech.components": ("Component", "ComponentSet", "group", "heads", "kv_groups", "mlps", "neurons", "select"),
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from spex_mech.circuit.backups import find_backups as find_backups
     from spex_mech.circuit.graph import Circuit as Circuit
     from spex_mech.circuit.graph import load_circuit as load_circuit
+    from spex_mech.circuit.node_scores import node_scores as node_scores
     from spex_mech.circuit.nodes import Interaction as Interaction
     from spex_mech.circuit.nodes import Node as Node
     from spex_mech.circuit.select import Selection as Selection
@@ -110,7 +112,6 @@ if TYPE_CHECKING:
     from spex_mech.formats.interchange import export as export
     from spex_mech.formats.interchange import read_circuit as read_circuit
     from spex_mech.formats.mib import mib_circuit as mib_circuit
-    from spex_mech.formats.mib import node_scores as node_scores
     from spex_mech.formats.mib import read_mib as read_mib
     from spex_mech.formats.transformer_lens_hooks import hook_frame as hook_frame
     from spex_mech.formats.transformer_lens_hooks import hook_interactions as hook_interactions

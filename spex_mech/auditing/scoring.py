@@ -31,9 +31,9 @@ from spex_mech.auditing.faithfulness import (
 from spex_mech.auditing.knockouts import kept
 from spex_mech.auditing.passes import Ledger, Passes, seed_of
 from spex_mech.circuit.graph import Circuit
+from spex_mech.circuit.node_scores import node_scores
 from spex_mech.errors import ComponentError, DesignError, all_problems
 from spex_mech.files.json import write_whole
-from spex_mech.formats.mib import node_scores
 from spex_mech.tasks.metrics import resolve
 from spex_mech.tasks.task import Task
 

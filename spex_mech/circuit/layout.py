@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from spex_mech.circuit.node_scores import component_strengths
 from spex_mech.circuit.nodes import CircuitView, Interaction, Node
 
 MAX_DRAWN = 200  # joint effects in one drawing
@@ -63,15 +64,6 @@ def shown_first(drawn: Sequence[Interaction], frame: Frame = WIDE) -> int:
     """How many of the strongest are shown at first: those of some size, a few at least, never too many."""
     strong = sum(abs(i.coefficient) >= _CLUTTER * abs(drawn[0].coefficient) for i in drawn)
     return min(len(drawn), max(strong, 6), frame.shown)
-
-
-def component_strengths(circuit: CircuitView) -> dict[str, float]:
-    """√Σ coefficient² over a node's interactions: how far the metric moves with it."""
-    energy = dict.fromkeys(circuit.names, 0.0)
-    for interaction in circuit.interactions:
-        for name in interaction.components:
-            energy[name] += interaction.coefficient**2
-    return {name: value**0.5 for name, value in energy.items()}
 
 
 def arrange(circuit: CircuitView, frame: Frame) -> Layout:

@@ -7,7 +7,7 @@ may stand for millions.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -30,9 +30,9 @@ class Open:
     """A base of dataclasses whose files may hold more fields than these; more are passed over."""
 
 
-def whole_number(low: int, high: int) -> Any:
-    """The type of whole numbers from `low` to `high`."""
-    return Annotated[int, Meta(ge=low, le=high, description=f"a whole number from {low:,} to {high:,}")]
+def between(low: int, high: int) -> Meta:
+    """Whole numbers from `low` to `high`: ``Annotated[int, between(1, 9)]``."""
+    return Meta(ge=low, le=high, description=f"a whole number from {low:,} to {high:,}")
 
 
 def read_as(kind: type[_T], path: str | Path, schema: str, what: str, *, complete: bool = False) -> _T:
@@ -63,29 +63,25 @@ class Reading:
 
     def value(self, kind: Any, value: Any, where: str) -> Any:
         """A value of a declared type; None where it is wrong (then the problem is noted)."""
-        inner = _without_null(kind)
-        if value is None and inner is not kind:
+        shape = _shape(kind)
+        if value is None and shape.null:
             return None
-        if inner is Component:
+        if shape.inner is Component:
             return self.component(value, where)
-        if inner is ComponentSet and isinstance(value, list):
-            parts = [self.component(name, f"{where}[{i}]") for i, name in enumerate(value)]
-            return (
-                None
-                if None in parts
-                else self.attempt(lambda: ComponentSet(tuple(part for part in parts if part)), where)
-            )
-        if isinstance(inner, type) and is_dataclass(inner) and isinstance(value, dict):
-            return self.fields(inner, value, where)
-        items = get_args(inner)[-1] if get_origin(inner) is Mapping else (*get_args(inner), None)[0]
-        if is_dataclass(items) and get_origin(inner) is tuple and isinstance(value, list):
-            return tuple(self.value(items, item, f"{where}[{i}]") for i, item in enumerate(value))
-        if is_dataclass(items) and get_origin(inner) is Mapping and isinstance(value, dict):
-            return {key: self.value(items, item, f"{where}[{key[:40]!r}]") for key, item in value.items()}
-        if not is_dataclass(inner) and not is_dataclass(items) and inner is not ComponentSet:
+        if shape.inner is ComponentSet and isinstance(value, list):
+            found = [self.component(name, f"{where}[{i}]") for i, name in enumerate(value)]
+            known = tuple(component for component in found if component is not None)
+            return self.attempt(lambda: ComponentSet(known), where) if len(known) == len(found) else None
+        if shape.is_object and isinstance(value, dict):
+            return self.fields(shape.inner, value, where)
+        if shape.items and shape.is_map and isinstance(value, dict):
+            return {key: self.value(shape.items, item, f"{where}[{key[:40]!r}]") for key, item in value.items()}
+        if shape.items and not shape.is_map and isinstance(value, list):
+            return tuple(self.value(shape.items, item, f"{where}[{i}]") for i, item in enumerate(value))
+        if not shape.is_object and not shape.items and shape.inner is not ComponentSet:
             try:
-                return convert(value, _finite(kind), strict=True, str_keys=True)
-            except (ValidationError, OverflowError):
+                return convert(value, shape.leaf, strict=True, str_keys=True)
+            except ValidationError:
                 pass
         self.problems.append(f"{where or 'the whole'} must be {_wanted(kind)}, not {shown(value)}")
         return None
@@ -142,6 +138,31 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """A type taken apart: without null, whether it is an object or a map, and the dataclass of its items, if any."""
+
+    inner: Any
+    null: bool
+    is_object: bool
+    is_map: bool
+    items: Any
+    leaf: Any
+
+
+@cache
+def _shape(kind: Any) -> _Shape:
+    args = get_args(kind)
+    rest = [arg for arg in args if arg is not NoneType] if get_origin(kind) in (UnionType, Union) else []
+    inner = rest[0] if len(rest) == 1 else kind
+    origin, inside = get_origin(inner), get_args(inner)
+    items = inside[-1 if origin is Mapping else 0] if origin in (Mapping, tuple) else None
+    items = items if isinstance(items, type) and is_dataclass(items) else None
+    is_object = isinstance(inner, type) and is_dataclass(inner) and inner not in (Component, ComponentSet)
+    special = is_object or items is not None or inner in (Component, ComponentSet)
+    return _Shape(inner, NoneType in args, is_object, origin is Mapping, items, None if special else _finite(kind))
+
+
 @cache
 def _schema(kind: type) -> dict[str, tuple[str, Any, bool]]:
     """Key in the file → name of the field, its type, whether it has a default."""
@@ -154,13 +175,6 @@ def _schema(kind: type) -> dict[str, tuple[str, Any, bool]]:
     }  # fmt: skip
 
 
-def _without_null(kind: Any) -> Any:
-    """The other type of ``X | None``."""
-    args = [arg for arg in get_args(kind) if arg is not NoneType] if get_origin(kind) in (UnionType, Union) else []
-    return args[0] if len(args) == 1 else kind
-
-
-@cache
 def _finite(kind: Any) -> Any:
     """The same type with numbers that float64 and int64 hold."""
     if kind is float:
