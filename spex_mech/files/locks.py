@@ -2,10 +2,13 @@
 
 import os
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from spex_mech.errors import ResponseError
 
@@ -16,66 +19,57 @@ LOCK = "run.lock"
 def hold(folder: str | Path | None) -> Iterator[None]:
     """Hold a run folder, made where there is none, for the length of a with-block; None holds nothing.
 
-    A file that a killed process left is no obstacle: what counts is the lock on it, which died with the process.
+    A file that a killed process left is no obstacle: what counts is the lock on it, which died with the process. A link
+    in its place is never followed.
 
     Raises:
         ResponseError: another process holds the folder (it is named), or the folder cannot be written.
     """
-    if folder is None or sys.platform == "win32":  # there the journal's own lock guards the values
+    if folder is None:
         yield
         return
     path = Path(folder) / LOCK
+    lock = FileLock(path, timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = _take(path)
+        if not _is_ours(path):
+            raise OSError(f"{LOCK} in it is a link, or no plain file; remove it")
+        lock.acquire()
+    except Timeout as error:
+        raise ResponseError(
+            f"{folder} is in use: {_holder(path)} works in this run folder. Wait until it ends, or choose another "
+            "folder."
+        ) from error
     except OSError as error:
         raise ResponseError(f"{folder} cannot be a run folder: {error}. Make room or choose another.") from error
     try:
+        _sign(path)
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the lock goes, so that nobody's file is removed but our own
-        os.close(handle)
+        if sys.platform != "win32":  # there an open file cannot be removed
+            path.unlink(missing_ok=True)  # before the lock goes, so that nobody's file is removed but our own
+        lock.release()
 
 
-def _take(path: Path) -> int:
-    """An open file that is locked and still the one that stands at `path`."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if not _lock(handle):
-                raise ResponseError(_in_use(path, handle))
-            if _stands_at(path, handle):
-                _sign(handle)
-                return handle
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # its owner removed it between our opening and our locking; the next one is another file
-
-
-def _lock(handle: int) -> bool:
-    import fcntl
-
+def _is_ours(path: Path) -> bool:
+    """Whether nothing, or a plain file that has no other name, is at the place of the lock."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _stands_at(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(handle))
+        found = path.lstat()
     except FileNotFoundError:
-        return False
+        return True
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
 
-def _sign(handle: int) -> None:
+def _sign(path: Path) -> None:
     with suppress(OSError):  # a courtesy to whoever is refused; on a full disk it is left out
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        handle = os.open(path, os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
 
 
-def _in_use(path: Path, handle: int) -> str:
-    who = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
-    return f"{path.parent} is in use: {who} works in this run folder. Wait until it ends, or choose another folder."
+def _holder(path: Path) -> str:
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(handle, "rb") as file:
+            return file.read(200).decode(errors="replace") or "another process"
+    return "another process"
