@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("components", "order", "coefficient", "stderr", "q_value", "stability", "kind", "knockout")
+_LARGEST = 1e100  # of a number in a circuit: sums of squares stay far from where float64 ends
 LINKS = ("identity", "logistic", "softplus", "spline")
 
 
@@ -227,7 +228,7 @@ def _number_problems(who: str, *, low: float = -math.inf, high: float = math.inf
     return [
         f"{who}: {name} is {value}; it must be {bounds}, or None where it is not known"
         for name, value in values.items()
-        if value is not None and not (math.isfinite(value) and low <= value <= high)
+        if value is not None and not (abs(value) < _LARGEST and low <= value <= high)
     ]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from spex_mech.circuit.graph import Circuit
+from spex_mech.errors import SpexMechError
 
 Cell = str | float | int | bool | None
 
@@ -36,6 +37,13 @@ class Points:
     r2: float | None
     masks: int
     source: str
+
+    def __post_init__(self) -> None:
+        if len(self.predicted) != len(self.measured):
+            raise SpexMechError(
+                f"{len(self.predicted):,} predicted and {len(self.measured):,} measured values were given; there is "
+                "one of each for every mask. The record of this run or audit is damaged."
+            )
 
 
 @dataclass(frozen=True)
