@@ -138,9 +138,8 @@ class Desk:
                 path.write_bytes((as_toml(mutant) if toml else json.dumps(mutant)).encode(errors="surrogatepass"))
                 try:
                     show()
-                except SpexMechError as error:
+                except SpexMechError:
                     refused += 1
-                    assert str(error).encode(errors="surrogatepass")
                 except Exception as error:  # the point of the test
                     frame = error.__traceback__
                     while frame.tb_next is not None:
