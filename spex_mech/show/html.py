@@ -1,19 +1,22 @@
-"""HTML from text nobody has checked: escaping, embedded data, and a page that can neither fetch nor run anything else.
+"""A page that can neither fetch nor run anything else, from text nobody has checked.
 
-Every text reaches the page through `escaped` or `embed`. The policy of the page (a CSP meta tag) allows one style sheet
-and one script, each named by its hash, and no network at all: a text that slipped through would still not run.
+Every text reaches the page through the template, which escapes it, or through `embed`. The policy of the page (a CSP
+meta tag) allows one style sheet and one script, each named by its hash, and no network at all: a text that slipped
+through would still not run.
 """
 
 import base64
 import hashlib
 import html
 import json
-from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from spex_mech.files.json import write_whole
 from spex_mech.files.text import escaped
@@ -42,60 +45,39 @@ class Page:
     __repr__ = __str__
 
 
-def foreign(value: Any) -> str:
-    """Text of people's own: escaped, and its writing direction kept to itself."""
-    return f"<bdi>{escaped(value)}</bdi>"
-
-
-def embed(data: Any, name: str) -> str:
+def embed(data: Any, name: str) -> Markup:
     """Plain data as a JSON script element; nothing in it can end the element.
 
-    >>> embed(["</script>"], "data")
-    '<script type="application/json" id="data">["\\\\u003c/script\\\\u003e"]</script>'
+    >>> print(embed(["</script>"], "data"))
+    <script type="application/json" id="data">["\\u003c/script\\u003e"]</script>
     """
     plain = json.dumps(data, separators=(",", ":"), allow_nan=False).translate(_UNSAFE)
-    return f'<script type="application/json" id="{escaped(name)}">{plain}</script>'
+    return Markup(f'<script type="application/json" id="{escaped(name)}">{plain}</script>')
 
 
-def table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    caption: str,
-    name: str = "",
-    words: Collection[int] = (0,),
-) -> str:
-    """A table in a region that scrolls by itself. Columns are text, cells HTML; those of `words` are left-aligned."""
-    kinds = ["" if i in words else ' class="num"' for i in range(len(columns))]
-    head = "".join(f'<th scope="col"{kind}>{escaped(c)}</th>' for c, kind in zip(columns, kinds, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
-        for row in rows
-    )
-    where = f' id="{escaped(name)}"' if name else ""
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escaped(caption)}"><table{where}>'
-        f'<caption class="quiet">{escaped(caption)}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def page(title: str, body: str, data: Any) -> Page:
-    """The whole document: policy, style, body, data, script."""
+def page(title: str, data: Any, **values: Any) -> Page:
+    """The whole document: ``report.html`` filled in, with policy, style, data and script."""
     style, script = asset("report.css"), asset("report.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    return Page(
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="generator" content="spex_mech">\n<meta name="referrer" content="no-referrer">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escaped(title)}</title>\n<style>{style}</style>\n</head>\n'
-        f"<body>\n{body}\n{embed(data, 'data')}\n<script>{script}</script>\n</body>\n</html>\n",
-        title,
+    # what no text may change: our own files, the policy and the data, which `embed` made safe
+    own = {name: Markup(text) for name, text in (("style", style), ("script", script), ("policy", policy))}
+    return Page(_template("report.html").render(**own, data=embed(data, "data"), **values), title)
+
+
+@cache
+def _template(name: str) -> Any:
+    """A template; what is no `Markup` is escaped, whether it is text or not."""
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_safe
     )
+    return environment.from_string(asset(name))
+
+
+def _safe(value: Any) -> Markup:
+    return value if isinstance(value, Markup) else Markup(escaped(value))
 
 
 @cache

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from spex_mech.circuit.drawing import DASHES, KIND_COLOURS
 from spex_mech.circuit.graph import Circuit
-from spex_mech.circuit.layout import NARROW, WIDE, Frame, shown_first, strongest_joint
+from spex_mech.circuit.layout import WIDE, Frame, shown_first, strongest_joint
 from spex_mech.circuit.nodes import Interaction
 from spex_mech.files.text import escaped, number
 from spex_mech.show.dossier import PromptText
@@ -56,16 +56,12 @@ def draw_passage(passage: PromptText, circuit: Circuit, frame: Frame = WIDE) -> 
     )
 
 
-def passage_section(passage: PromptText, circuit: Circuit) -> str:
-    """The drawing, wide and narrow, with how to read it."""
-    told = (
+def passage_reading(circuit: Circuit) -> str:
+    """How to read the drawing."""
+    return (
         f"Blue parts raise the metric where they are kept, orange ones lower it, the more the stronger the colour; the "
         f"largest effect of one part is {number(_largest(circuit))} {circuit.unit}. Arcs join the parts that act "
         "together; dashed ones are redundancies."
-    )
-    return (
-        f'<p>{escaped(told)}</p><div class="stage"><div class="wide">{draw_passage(passage, circuit, WIDE)}</div>'
-        f'<div class="narrow">{draw_passage(passage, circuit, NARROW)}</div></div>'
     )
 
 
