@@ -16,6 +16,7 @@ from spex_mech.api.discover import decode
 from spex_mech.auditing.faithfulness import counts, faithfulness, model_distance, performance_ratio
 from spex_mech.auditing.passes import seed_of
 from spex_mech.errors import DesignError, FormatError, ResponseError
+from spex_mech.gallery.studies import true_spectrum
 from spex_mech.measuring.experiment import describe_experiment
 from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoding import Samples, r_squared
@@ -367,7 +368,7 @@ def card_check(study, found, budget):
     audit = sm.audit(found, study.subject, study.task, budget=budget, known=known)
     truth = Enumerated(card.truth.components, card.truth.values)
     assert truth.names == found.components.names
-    walsh, unit = sm.true_spectrum(card), abs(audit.intact - audit.empty)
+    walsh, unit = true_spectrum(card), abs(audit.intact - audit.empty)
     check_against(audit, truth, lambda names: walsh.get(found.components.indices(names)) or 0.0, unit)
     fresh = audit.fresh
     keep = sm.MaskDesign.stratified(len(truth.names), fresh.masks, fresh.keep_probs, seed_of(1, "fresh")).keep()

@@ -9,6 +9,7 @@ import torch
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
 from spex_mech.auditing.faithfulness import SIZES
+from spex_mech.circuit.graph import Node
 from spex_mech.errors import ComponentError, DesignError, ResponseError
 from spex_mech.formats.mib import node_scores
 from spex_mech.walsh.masks.design import MaskDesign
@@ -89,8 +90,8 @@ def test_a_circuit_of_eap_ig_is_audited_and_every_figure_is_the_enumerated_one(s
 
 def test_our_own_circuit_goes_out_as_mib_and_comes_back_to_the_same_audit(study, tmp_path):
     found = sm.discover(study.subject, study.task, study.components, budget=64, decoder="linear", link="identity")
-    sm.export(found.circuit, tmp_path / "c.json", "mib", config=sm.mib_config(study.subject))
-    back = sm.read_mib(tmp_path / "c.json")
+    sm.export(found.circuit, tmp_path / "c.json", "mib", config=sm.tl.mib_config(study.subject))
+    back = sm.read_circuit(tmp_path / "c.json")
     assert node_scores(back) == pytest.approx(node_scores(found.circuit))
     one, other = (
         sm.audit_circuit(c, study.subject, study.task, budget=200, per=study.per) for c in (found.circuit, back)
@@ -137,7 +138,7 @@ def or_of_two():
 
 def test_where_intact_is_lower_helping_means_lowering():
     subject, task, components = or_of_two()
-    circuit = sm.Circuit(components, (sm.Node(components[0]),), (), "logit")
+    circuit = sm.Circuit(components, (Node(components[0]),), (), "logit")
     scores = {name: {"a0.h0": -1.0, "a1.h0": -0.5}.get(name, 0.1 * i) for i, name in enumerate(components.names)}
     audit = sm.audit_circuit(circuit, subject, task, scores=scores, budget=300)
     assert audit.faithfulness == pytest.approx(1.0)  # one of the two is enough
@@ -149,7 +150,7 @@ def test_where_intact_is_lower_helping_means_lowering():
 
 def test_a_circuit_without_scores_has_no_areas_and_a_small_budget_says_what_it_left_out():
     subject, task, components = or_of_two()
-    nodes = tuple(map(sm.Node, components))
+    nodes = tuple(map(Node, components))
     audit = sm.audit_circuit(sm.Circuit(components, nodes, (), "logit"), subject, task)
     assert (audit.cpr, audit.cmd, audit.sizes) == (None, None, ())
     assert audit.idle["a0.h0"] == pytest.approx(0.0)  # backed up
@@ -158,7 +159,7 @@ def test_a_circuit_without_scores_has_no_areas_and_a_small_budget_says_what_it_l
     assert (empty.faithfulness, empty.idle) == (None, {})
     names = [f"a{i}.h{j}" for i in range(8) for j in range(8)]
     many = planted.additive(dict.fromkeys(names, 1.0), layout=planted.PlantedLayout(8, 8, 0))
-    wide = sm.Circuit(sm.heads(many), tuple(map(sm.Node, sm.heads(many))), (), "logit")
+    wide = sm.Circuit(sm.heads(many), tuple(map(Node, sm.heads(many))), (), "logit")
     small = sm.audit_circuit(wide, many, planted.task(many), scores=dict.fromkeys(names, 1.0), budget=32)
     assert small.record["masks"] <= 32
     assert any("random" in text for text in small.skipped)
@@ -183,7 +184,7 @@ def test_what_cannot_be_audited_is_refused():
 
 def test_the_same_seed_gives_the_same_bits_and_another_other_random_sets():
     subject, task, components = or_of_two()
-    circuit = sm.Circuit(components, tuple(map(sm.Node, components[:2])), (), "logit")
+    circuit = sm.Circuit(components, tuple(map(Node, components[:2])), (), "logit")
     one, two, other = (sm.audit_circuit(circuit, subject, task, seed=seed) for seed in (1, 1, 2))
     assert one == two
     assert one.random_faithfulness != other.random_faithfulness

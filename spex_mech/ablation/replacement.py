@@ -15,6 +15,7 @@ from spex_mech.ablation.row_edit import RowEdit
 from spex_mech.ablation.subject import Edit, Prompted, Site, Subject
 from spex_mech.components import ComponentSet
 from spex_mech.errors import TaskError
+from spex_mech.names import MEAN_KINDS
 from spex_mech.tasks.task import Prompts, Task
 
 ASSUMPTIONS = {
@@ -187,7 +188,7 @@ def _resolve_per(per: str | None, task: Task, prompts: Prompts) -> str:
     lengths = set(prompts.lengths.tolist()) | set(task.prompts.lengths.tolist())
     if per is None:
         return "position" if len(lengths) == 1 else "pooled"
-    if per not in ("position", "pooled"):
+    if per not in MEAN_KINDS:
         raise TaskError(f"means are taken per 'position' or 'pooled', not {per!r}.")
     if per == "position" and len(lengths) > 1:
         raise TaskError(f"means per position need prompts of one length; these have {sorted(lengths)[:8]}. Use pooled.")

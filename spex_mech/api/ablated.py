@@ -19,6 +19,7 @@ from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet, select
 from spex_mech.errors import ComponentError, TaskError
 from spex_mech.formats.transformer_lens_hooks import transformer_lens_of
+from spex_mech.names import HEADS, HEADS_AND_MLPS
 from spex_mech.tasks.task import Task
 
 Names = str | Iterable[str] | ComponentSet
@@ -127,7 +128,7 @@ def _plan(subject: Subject, keep: KeepWhat | None, ablate: Names | None, compone
             raise ComponentError("components=… goes with keep=…; with ablate=… all else stays as it is.")
         gone = _select(subject, ablate)
         return _Plan(gone, torch.zeros(len(gone), dtype=torch.bool))
-    default = "a*.h*, m*" if any(subject.shape.mlps) else "a*.h*"
+    default = HEADS_AND_MLPS if any(subject.shape.mlps) else HEADS
     universe = _select(subject, default if components is None else components)
     if isinstance(keep, Tensor):
         return _Plan(universe, _bits(universe, keep))

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from spex_mech.circuit.graph import Circuit, Interaction, Node
-from spex_mech.circuit.kinds import KINDS
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, all_problems
 from spex_mech.files.checked_fields import NAMES, NUMBER, OBJECT, ROWS, TEXT, FieldReader, Rule, or_null
 from spex_mech.files.json import is_number, plain_problems, read_json, sorted_keys, write_whole
+from spex_mech.names import KINDS
 
 CIRCUIT_SCHEMA = "spex_mech.circuit/1"
 

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spex_mech.circuit.kinds import KINDS, InteractionKind
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import SpexMechError, all_problems
+from spex_mech.names import KINDS, LINK_NAMES, InteractionKind
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("components", "order", "coefficient", "stderr", "q_value", "stability", "kind", "knockout")
-LINKS = ("identity", "logistic", "softplus", "spline")
 _HTML_ROWS = 12
 
 
@@ -233,8 +232,8 @@ def _header_problems(circuit: Circuit) -> list[str]:
         )
     if circuit.keep_prob is not None and not 0 < circuit.keep_prob < 1:
         problems.append(f"keep_prob is {circuit.keep_prob}; it lies strictly between 0 and 1")
-    if circuit.link not in LINKS:
-        problems.append(f"link is {circuit.link!r}; this version knows {', '.join(LINKS)}")
+    if circuit.link not in LINK_NAMES:
+        problems.append(f"link is {circuit.link!r}; this version knows {', '.join(LINK_NAMES)}")
     problems += _number_problems("the circuit", baseline=circuit.baseline)
     for order, energy in circuit.energy.items():
         problems += _number_problems(f"energy of order {order}", low=0.0, energy=energy)

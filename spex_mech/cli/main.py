@@ -9,6 +9,7 @@ from rich.console import Console
 
 from spex_mech import __version__
 from spex_mech.cli import options as o
+from spex_mech.cli.bench_command import bench
 from spex_mech.errors import SpexMechError
 
 app = typer.Typer(
@@ -58,13 +59,13 @@ def discover(
     prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
-    replacement: o.ReplacementName = None,
+    replacement: o.ReplacementOption = None,
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
     refine: o.Refine = False,
     device: o.Device = None,
-    decoder: o.DecoderName = "auto",
+    decoder: o.DecoderOption = "auto",
     link: o.LinkOption = "auto",
     folds: o.Folds = 0,
     resamples: o.Resamples = 0,
@@ -89,12 +90,12 @@ def plan(
     prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
-    replacement: o.ReplacementName = None,
+    replacement: o.ReplacementOption = None,
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
     device: o.Device = None,
-    decoder: o.DecoderName = "auto",
+    decoder: o.DecoderOption = "auto",
     seed: o.Seed = 0,
     gpu: o.Gpu = None,
     price: o.Price = None,
@@ -126,12 +127,12 @@ def respond(
     prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
-    replacement: o.ReplacementName = None,
+    replacement: o.ReplacementOption = None,
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
     device: o.Device = None,
-    decoder: o.DecoderName = "auto",
+    decoder: o.DecoderOption = "auto",
     seed: o.Seed = 0,
     workers: o.WorkerCount = None,
     ray: o.RayAddress = None,
@@ -176,7 +177,7 @@ def merge(
 def decode(
     responses: Annotated[Path, typer.Argument(help="responses.safetensors of a run.")],
     out: o.Out,
-    decoder: o.DecoderName = "auto",
+    decoder: o.DecoderOption = "auto",
     link: o.LinkOption = "auto",
     folds: o.Folds = 0,
     resamples: o.Resamples = 0,
@@ -281,26 +282,7 @@ def doctor(
         raise SpexMechError(f"{len(found['problems'])} packages do not fit: {'; '.join(found['problems'])}.")
 
 
-@app.command()
-def bench(
-    what: o.Bench,
-    device: o.BenchDevice = "cpu",
-    json_file: o.BenchJson = None,
-    quick: o.Quick = False,
-    peer_python: o.PeerPython = None,
-    cards: o.BenchCards = None,
-    search: o.SearchOption = False,
-    budgets: o.Budgets = None,
-    out: o.BenchOut = None,
-) -> None:
-    """Measure the engine or the decoders against floors, neighbours and each other, all in one run."""
-    from spex_mech.cli.commands import run_bench
-    from spex_mech.cli.printing import print_bench
-
-    result = run_bench(
-        what, device=device, quick=quick, peer_python=peer_python, cards=cards, search=search, budgets=budgets, out=out
-    )
-    print_bench(result, json_file, _console())
+app.command()(bench)
 
 
 @app.command()
@@ -347,7 +329,3 @@ def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-if __name__ == "__main__":
-    main()

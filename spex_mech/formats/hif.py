@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from spex_mech.circuit.graph import Circuit, Interaction, Node
-from spex_mech.circuit.kinds import KINDS, InteractionKind
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import FormatError, all_problems
 from spex_mech.files.checked_fields import NAMES, NUMBER, OBJECT, ROWS, TEXT, FieldReader, Rule, optional, or_null
 from spex_mech.files.json import read_object
 from spex_mech.formats.projections import edge_numbers, node_numbers
+from spex_mech.names import KINDS, InteractionKind
 
 SEMANTICS = "joint effect of the set on the metric; not a path through the model"
 _ID = Rule("a text or a whole number", lambda value: isinstance(value, str) or type(value) is int)

@@ -4,7 +4,8 @@ import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spex_mech.gallery.card import METRICS, MODEL_KINDS, PER, REPLACEMENTS, PromptParts
+from spex_mech.gallery.card import PromptParts
+from spex_mech.names import MEAN_KINDS, METRIC_NAMES, MODEL_KINDS, REPLACEMENT_KINDS
 from spex_mech.tasks import GENERATORS
 
 FieldRule = tuple[str, Callable[[Any], bool]]
@@ -44,14 +45,14 @@ _FIELDS: dict[str, dict[str, FieldRule]] = {
     },
     "model": {"kind": _one_of(*MODEL_KINDS), "path": _TEXT, "hub": _TEXT},
     "task": {
-        "metric": _one_of(*METRICS),
+        "metric": _one_of(*METRIC_NAMES),
         "unit": _TEXT,
         "generator": _one_of(*(name for name in GENERATORS if name != "modular_arithmetic")),
         "prompts": _whole(1),
         "seed": _whole(0),
     },
     "components": {"default": _TEXT},
-    "replacement": {"default": _one_of(*REPLACEMENTS), "per": _one_of(*PER)},
+    "replacement": {"default": _one_of(*REPLACEMENT_KINDS), "per": _one_of(*MEAN_KINDS)},
     "lens": {
         "parts": ("'tokens', or a list of [first position, after the last]", _spans),
         "filler": ("'corrupt', or a token", lambda value: value == "corrupt" or (type(value) is int and value >= 0)),

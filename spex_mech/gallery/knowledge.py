@@ -7,8 +7,9 @@ from typing import Any
 
 from spex_mech.components import Component
 from spex_mech.errors import ComponentError
-from spex_mech.gallery.card import RELATIONS, Published, Truth
+from spex_mech.gallery.card import Published, Truth
 from spex_mech.gallery.card_files import CardFiles
+from spex_mech.names import KINDS
 
 _MAX_INDEX = 1_000_000  # of a layer, head or neuron in a name
 
@@ -21,7 +22,7 @@ def read_published(files: CardFiles) -> Published:
         files.problems.append("published.json: nodes must be an object {component: role}")
         nodes = {}
     if not isinstance(rows, list) or not all(map(_is_relation, rows)):
-        kinds = ", ".join(RELATIONS)
+        kinds = ", ".join(KINDS)
         files.problems.append(
             f'published.json: interactions must be a list of {{"components": [names], "kind": one of {kinds}}}'
         )
@@ -94,7 +95,7 @@ def _texts(values: Iterable[Any]) -> bool:
 
 
 def _is_relation(row: Any) -> bool:
-    if not isinstance(row, dict) or row.get("kind") not in RELATIONS:
+    if not isinstance(row, dict) or row.get("kind") not in KINDS:
         return False
     return isinstance(row.get("components"), list) and bool(row["components"]) and _texts(row["components"])
 

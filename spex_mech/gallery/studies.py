@@ -19,6 +19,7 @@ from spex_mech.components import ComponentSet, select
 from spex_mech.errors import FormatError, ModelError
 from spex_mech.files.json import is_path, read_json, write_whole
 from spex_mech.gallery import Card, cards, open_card
+from spex_mech.names import HEADS, HEADS_AND_MLPS
 from spex_mech.tasks.task import Task
 from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoding import Samples
@@ -187,5 +188,5 @@ def _from_hub(card: Card, device: str | None) -> tuple[Any, Any]:
 
 
 def _study(title: str, subject: Subject, task: Task, components: str | None) -> Study:
-    chosen = select(subject, components or ("a*.h*, m*" if any(subject.shape.mlps) else "a*.h*"))
+    chosen = select(subject, components or (HEADS_AND_MLPS if any(subject.shape.mlps) else HEADS))
     return Study(title, subject, task.check(subject.shape), chosen)

@@ -15,6 +15,7 @@ from spex_mech.circuit.graph import Circuit
 from spex_mech.errors import DecodeError
 from spex_mech.files.records import plain
 from spex_mech.measuring.threads import threads
+from spex_mech.names import DecoderName
 from spex_mech.store.discovery import RUN_SCHEMA, Discovery, store
 from spex_mech.store.responses import Responses
 from spex_mech.walsh.certainty.weigh import Certainty, check_certainty, heldout_points, weigh
@@ -28,7 +29,7 @@ from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spex.spex import Spex
 
 FEW_BITS = 1 << 14  # masks × components: 512 masks of 32 components
-DECODERS: dict[str, type[Decoder]] = {
+DECODERS: dict[DecoderName, type[Decoder]] = {
     "exact": Exact, "joint": Joint, "linear": Linear, "proxyspex": ProxySpex, "spex": Spex
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ from spex_mech.ablation.replacement import Replacement
 from spex_mech.ablation.subject import Subject
 from spex_mech.components import ComponentSet, select
 from spex_mech.files.records import plain
+from spex_mech.names import HEADS, HEADS_AND_MLPS
 from spex_mech.store.fingerprints import hash_function
 from spex_mech.tasks.task import Task
 from spex_mech.walsh.masks.design import MaskDesign
@@ -14,7 +15,7 @@ from spex_mech.walsh.masks.design import MaskDesign
 def choose_components(subject: Subject, components: ComponentSet | str | None) -> ComponentSet:
     """The components asked for, checked against the model; by default all heads and MLP layers."""
     if components is None:
-        components = "a*.h*, m*" if any(subject.shape.mlps) else "a*.h*"
+        components = HEADS_AND_MLPS if any(subject.shape.mlps) else HEADS
     return select(subject, components) if isinstance(components, str) else components.check(subject.shape)
 
 

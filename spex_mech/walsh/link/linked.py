@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
+from spex_mech.names import LINK_CHOICES
 from spex_mech.walsh.certainty.independence import FEWEST
 from spex_mech.walsh.certainty.weigh import set_aside
 from spex_mech.walsh.decoders.refit import noise_floor
@@ -32,7 +33,6 @@ from spex_mech.walsh.link.fit import Grower, LinkedFit
 from spex_mech.walsh.link.shapes import SHAPES
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
-LINK_CHOICES = ("auto", "identity", "logistic", "softplus", "spline")
 LEAST_MASKS = 24  # fewer are not cross-validated
 MOST_LOOKED_AT = 1 << 33  # components² × masks: what one round of pursuit multiplies
 _WORTH = 0.005  # of the variance: what a link must explain more, since interactions behind a link are harder to read
