@@ -16,13 +16,13 @@ _HOMES = {
     "spex_mech.ablation.load": ("load_model",),
     "spex_mech.measuring.workers": ("Workers",),
     "spex_mech.api.audit": ("audit",),
-    "spex_mech.auditing.audit_record": ("Audit", "load_audit"),
+    "spex_mech.auditing.run_audit": ("Audit", "load_audit"),
     "spex_mech.circuit.backups": ("Backup", "find_backups"),
     "spex_mech.circuit.codec": ("load_circuit",),
     "spex_mech.circuit.graph": ("Circuit", "Interaction", "Node"),
     "spex_mech.formats.hif": ("read_hif",),
     "spex_mech.formats.interchange": ("export", "read_circuit"),
-    "spex_mech.formats.mib": ("mib_circuit", "node_scores", "read_mib"),
+    "spex_mech.formats.mib": ("mib_circuit", "read_mib"),
     "spex_mech.circuit.select": ("Selection", "choose", "choose_path"),
     "spex_mech.show.plot": ("plot_circuit", "plot_faithfulness", "plot_predictions", "plot_spectrum"),
     "spex_mech.components": ("Component", "ComponentSet", "group", "heads", "kv_groups", "mlps", "neurons", "select"),
@@ -36,7 +36,9 @@ _HOMES = {
     "spex_mech.api.report": ("report",),
     "spex_mech.store.responses": ("Responses",),
     "spex_mech.store.discovery": ("Discovery", "load_run"),
-    "spex_mech.auditing.scoring": ("CircuitAudit", "audit_circuit"),
+    "spex_mech.auditing.circuit_audit": ("CircuitAudit",),
+    "spex_mech.circuit.node_scores": ("node_scores",),
+    "spex_mech.api.audit_circuit": ("audit_circuit",),
     "spex_mech.api.shards": ("Shard", "merge_shards", "respond_shard"),
     "spex_mech.gallery.studies": ("Study", "open_study", "true_spectrum"),
     "spex_mech.tasks.task": ("Task",),
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from spex_mech.api.ablated import ablated as ablated
     from spex_mech.api.ablated import hooks as hooks
     from spex_mech.api.audit import audit as audit
+    from spex_mech.api.audit_circuit import audit_circuit as audit_circuit
     from spex_mech.api.data import discover_data as discover_data
     from spex_mech.api.discover import discover as discover
     from spex_mech.api.features import discover_features as discover_features
@@ -84,16 +87,16 @@ if TYPE_CHECKING:
     from spex_mech.api.shards import Shard as Shard
     from spex_mech.api.shards import merge_shards as merge_shards
     from spex_mech.api.shards import respond_shard as respond_shard
-    from spex_mech.auditing.audit_record import Audit as Audit
-    from spex_mech.auditing.audit_record import load_audit as load_audit
-    from spex_mech.auditing.scoring import CircuitAudit as CircuitAudit
-    from spex_mech.auditing.scoring import audit_circuit as audit_circuit
+    from spex_mech.auditing.circuit_audit import CircuitAudit as CircuitAudit
+    from spex_mech.auditing.run_audit import Audit as Audit
+    from spex_mech.auditing.run_audit import load_audit as load_audit
     from spex_mech.circuit.backups import Backup as Backup
     from spex_mech.circuit.backups import find_backups as find_backups
     from spex_mech.circuit.codec import load_circuit as load_circuit
     from spex_mech.circuit.graph import Circuit as Circuit
     from spex_mech.circuit.graph import Interaction as Interaction
     from spex_mech.circuit.graph import Node as Node
+    from spex_mech.circuit.node_scores import node_scores as node_scores
     from spex_mech.circuit.select import Selection as Selection
     from spex_mech.circuit.select import choose as choose
     from spex_mech.circuit.select import choose_path as choose_path
@@ -110,7 +113,6 @@ if TYPE_CHECKING:
     from spex_mech.formats.interchange import export as export
     from spex_mech.formats.interchange import read_circuit as read_circuit
     from spex_mech.formats.mib import mib_circuit as mib_circuit
-    from spex_mech.formats.mib import node_scores as node_scores
     from spex_mech.formats.mib import read_mib as read_mib
     from spex_mech.formats.transformer_lens_hooks import hook_frame as hook_frame
     from spex_mech.formats.transformer_lens_hooks import hook_interactions as hook_interactions
