@@ -8,14 +8,14 @@ from spex_mech.api import shards as shards
 from spex_mech.api.ablated import ablated as ablated
 from spex_mech.api.ablated import hooks as hooks
 from spex_mech.api.audit import audit as audit
+from spex_mech.api.audit_circuit import audit_circuit as audit_circuit
 from spex_mech.api.data import discover_data as discover_data
 from spex_mech.api.discover import discover as discover
 from spex_mech.api.features import discover_features as discover_features
 from spex_mech.api.plan import plan_run as plan_run
 from spex_mech.api.report import report as report
-from spex_mech.auditing.audit_record import Audit as Audit
-from spex_mech.auditing.audit_record import load_audit as load_audit
-from spex_mech.auditing.scoring import audit_circuit as audit_circuit
+from spex_mech.auditing.run_audit import Audit as Audit
+from spex_mech.auditing.run_audit import load_audit as load_audit
 from spex_mech.circuit.backups import find_backups as find_backups
 from spex_mech.circuit.codec import load_circuit as load_circuit
 from spex_mech.circuit.graph import Circuit as Circuit

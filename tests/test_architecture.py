@@ -33,7 +33,7 @@ FLOORS: dict[str, set[str]] = {
     "gallery": {"components", "walsh", "files", "tasks", "ablation"},
     "measuring": {"components", "walsh", "files", "tasks", "circuit", "store", "ablation", "gallery"},
     "lenses": {"components", "tasks", "store", "ablation", "measuring"},
-    "auditing": {"components", "walsh", "files", "tasks", "circuit", "store", "ablation", "formats", "measuring"},
+    "auditing": {"components", "walsh", "files", "tasks", "circuit", "store", "ablation", "measuring"},
     "show": {"components", "walsh", "files", "tasks", "circuit", "store", "gallery", "auditing"},
     "api": {
         "components", "walsh", "files", "tasks", "circuit", "store", "ablation", "formats", "measuring", "lenses",
@@ -53,7 +53,6 @@ ONLY = {
     ("circuit", "walsh"): {"circuit.build", "circuit.backups", "circuit.select", "circuit.search", "circuit.solve"},
     ("formats", "ablation"): {"formats.transformer_lens_hooks"},
     ("measuring", "gallery"): {"measuring.workers"},  # a worker of its own opens the study
-    ("auditing", "formats"): {"auditing.circuits"},
 }
 # The wings of walsh, from the ground up; "" are the files of walsh itself (spectrum, transform, decoding …).
 WINGS = ["masks", "", "decoders", "certainty", "spex", "joint", "link"]

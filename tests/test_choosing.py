@@ -9,11 +9,10 @@ import spex_mech as sm
 from spex_mech.ablation.backends import planted
 from spex_mech.ablation.respond import Engine
 from spex_mech.api.audit import _replacement_of
-from spex_mech.auditing.choosing import choose_circuits
+from spex_mech.auditing.chosen_circuits import choose_circuits
 from spex_mech.auditing.circuit_search import Goal, best_row, search_circuits
 from spex_mech.auditing.faithfulness import counts
 from spex_mech.auditing.passes import Ledger, Passes
-from spex_mech.auditing.verification import Case
 
 LAYOUT = planted.PlantedLayout(n_layers=2, n_heads=5, d_mlp=5)  # 20 components
 NEEDED = ("a0.h0", "a1.h2", "m0.n1")
@@ -32,8 +31,7 @@ def opened(subject, n_prompts=4, **options):
     task = task.check(bound.shape)
     ledger = Ledger(10_000)
     passes = Passes(Engine(bound, task, found.components, _replacement_of(found, bound, task)), ledger)
-    ends = passes.means(torch.tensor([[True], [False]]).expand(2, len(found.components))).tolist()
-    return Case(found, passes, ledger, 1, *ends)
+    return open_run_case(found, passes, ledger, 1)
 
 
 @pytest.fixture(scope="module")

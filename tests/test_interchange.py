@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from spex_mech.circuit.codec import load_circuit
 from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.node_scores import node_scores
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
 from spex_mech.files.json import MAX_BYTES
 from spex_mech.formats.hif import read_hif
 from spex_mech.formats.interchange import export, read_circuit
-from spex_mech.formats.mib import MAX_FILE, mib_circuit, node_scores, read_mib
+from spex_mech.formats.mib import MAX_FILE, mib_circuit, read_mib
 
 CONFIG = {"n_layers": 2, "n_heads": 2, "d_model": 8, "parallel_attn_mlp": False}
 SLOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

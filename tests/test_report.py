@@ -17,7 +17,7 @@ from reports import HOSTILE, circuit, dossier
 
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
-from spex_mech.auditing.audit_record import ContextRow, ReplacementRow, Search, StabilityRow
+from spex_mech.auditing.findings import ContextRow, ReplacementRow, Search, StabilityRow
 from spex_mech.circuit.drawing import draw
 from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.layout import NARROW, NOTEBOOK, WIDE, arrange, shown_first, strongest_joint

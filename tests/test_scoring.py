@@ -10,8 +10,8 @@ import spex_mech as sm
 from spex_mech.ablation.backends import planted
 from spex_mech.auditing.faithfulness import SIZES
 from spex_mech.circuit.graph import Node
+from spex_mech.circuit.node_scores import node_scores
 from spex_mech.errors import ComponentError, DesignError, ResponseError
-from spex_mech.formats.mib import node_scores
 from spex_mech.walsh.masks.design import MaskDesign
 
 
@@ -159,8 +159,9 @@ def test_a_circuit_without_scores_has_no_areas_and_a_small_budget_says_what_it_l
     assert (empty.faithfulness, empty.idle) == (None, {})
     names = [f"a{i}.h{j}" for i in range(8) for j in range(8)]
     many = planted.additive(dict.fromkeys(names, 1.0), layout=planted.PlantedLayout(8, 8, 0))
-    wide = sm.Circuit(sm.heads(many), tuple(map(Node, sm.heads(many))), (), "logit")
-    small = sm.audit_circuit(wide, many, planted.task(many), scores=dict.fromkeys(names, 1.0), budget=32)
+    wide = sm.Circuit(sm.heads(many), tuple(map(Node, sm.heads(many)))[:40], (), "logit")
+    mixed = {name: (-1.0) ** i for i, name in enumerate(names)}
+    small = sm.audit_circuit(wide, many, planted.task(many), scores=mixed, budget=32)
     assert small.record["masks"] <= 32
     assert any("random" in text for text in small.skipped)
     assert any("nodes are idle" in text for text in small.skipped)

@@ -8,9 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from spex_mech.api.audit import audit, refuse_other_lens
+from spex_mech.api.audit_circuit import audit_circuit
 from spex_mech.api.report import write_report
-from spex_mech.auditing.audit_record import Audit
-from spex_mech.auditing.scoring import CircuitAudit, audit_circuit
+from spex_mech.auditing.circuit_audit import CircuitAudit
+from spex_mech.auditing.run_audit import Audit
 from spex_mech.cli.audit_printing import print_audit
 from spex_mech.cli.figures import like
 from spex_mech.errors import FormatError

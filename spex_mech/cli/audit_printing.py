@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spex_mech.auditing.audit_record import Audit, Search
+from spex_mech.auditing.findings import Search
+from spex_mech.auditing.run_audit import Audit
 from spex_mech.cli.figures import like
 
 SHOWN = 15

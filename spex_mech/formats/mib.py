@@ -6,17 +6,17 @@ with NaN) was not scored and always stays in the model; that is how components t
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from spex_mech.circuit.graph import Circuit, Node
+from spex_mech.circuit.node_scores import node_scores
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import FormatError, all_problems
 from spex_mech.files.checked_fields import BOOL, NUMBER, OBJECT, FieldReader, Rule, optional, or_null, whole_number
-from spex_mech.files.json import is_number, read_object
+from spex_mech.files.json import read_object
 
 MAX_EDGES = 500_000  # of a whole model that are written; beyond, none, which circuits of nodes do without
 MAX_FILE = 256 << 20  # bytes: models of eight billion parameters have a million edges and more
@@ -32,27 +32,6 @@ _TOP = {"cfg": OBJECT, "nodes": OBJECT, "edges": optional(OBJECT)}
 _BOOLS = Rule("a list of true and false", lambda v: isinstance(v, list) and all(isinstance(x, bool) for x in v))
 _NODE = {"in_graph": BOOL, "score": optional(or_null(NUMBER)), "neurons": optional(_BOOLS)}
 _EDGE = {"score": or_null(NUMBER), "in_graph": optional(BOOL)}
-
-
-def node_scores(circuit: Circuit) -> dict[str, float]:
-    """A score for every studied component: how far the metric moves with it, negative where keeping it lowers it.
-
-    ``± √Σ_{S∋i} F(S)²`` over the circuit's interactions, the sign that of the main effect (plus where none was found);
-    0 for components in no interaction. A circuit that was read from EAP-IG or MIB keeps the scores it came with.
-
-    >>> node_scores(Circuit(ComponentSet.of("a0.h0"), (), (), "logit"))
-    {'a0.h0': 0.0}
-    """
-    given = circuit.evidence.get("scores")
-    if isinstance(given, Mapping) and all(map(is_number, given.values())):
-        return {name: float(given[name]) for name in circuit.components.names if name in given}
-    energy, sign = dict.fromkeys(circuit.components.names, 0.0), dict[str, float]()
-    for interaction in circuit.interactions:
-        for name in interaction.components:
-            energy[name] += interaction.coefficient**2
-        if interaction.order == 1:
-            sign[interaction.components[0]] = interaction.coefficient
-    return {name: math.copysign(math.sqrt(value), sign.get(name, 1.0)) for name, value in energy.items()}
 
 
 def to_mib(circuit: Circuit, *, config: Mapping[str, Any] | None = None) -> str:

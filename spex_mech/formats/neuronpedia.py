@@ -11,9 +11,9 @@ from importlib.metadata import version
 from typing import Any
 
 from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.node_scores import node_scores
 from spex_mech.errors import FormatError
 from spex_mech.formats.hif import SEMANTICS
-from spex_mech.formats.mib import node_scores
 from spex_mech.formats.projections import edge_numbers, joint_effects
 
 _TYPES = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from spex_mech.auditing.audit_record import Audit
+from spex_mech.auditing.run_audit import Audit
 from spex_mech.show.dossier import Cell, Check, Points, Sheet, SizePoint
 from spex_mech.store.discovery import Discovery
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from spex_mech.auditing.audit_record import Audit, Verified
+from spex_mech.auditing.findings import Verified
+from spex_mech.auditing.run_audit import Audit
 from spex_mech.circuit.graph import Interaction
 from spex_mech.show.html import number, percent, quoted_roles
 from spex_mech.store.discovery import Discovery, lens_of
