@@ -48,7 +48,11 @@ FLOORS: dict[str, set[str]] = {
 }  # fmt: skip
 # Inside a room: files that alone may import another room, or may not import a sibling.
 ONLY = {
-    ("ablation", "walsh"): {"ablation.backends.planted"},  # the rest of the surgery has never heard of a polynomial
+    ("ablation", "walsh"): {  # the rest of the surgery has never heard of a polynomial
+        "ablation.backends.planted",
+        "ablation.backends.planted_file",
+        "ablation.backends.planted_subject",
+    },
     ("ablation", "store"): {"ablation.respond"},
     ("circuit", "walsh"): {"circuit.build", "circuit.backups", "circuit.select", "circuit.search", "circuit.solve"},
     ("formats", "ablation"): {"formats.transformer_lens_hooks"},

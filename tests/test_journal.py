@@ -61,7 +61,7 @@ def slow(self, keep):
     return plain(self, keep)
 
 respond.Engine.values = slow
-subject = planted.additive(WEIGHTS, layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
+subject = planted.additive(WEIGHTS, layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
 task = planted.task(subject, n_prompts=4, seed=0)
 
 def run():

@@ -202,6 +202,32 @@ def test_other_values_and_other_weights_are_told(discovered):
         sm.hooks(bridge_of(tiny("gpt2", seed=3)), found.circuit, task)
 
 
+def test_a_warning_names_the_users_own_line(discovered):
+    found = discovered[-1]
+    other, task = bridge_of(tiny("gpt2", seed=3)), tokens_task()
+    model = tiny("gpt2")
+    model.transformer.h[0].mlp.register_forward_hook(lambda *_: None)
+
+    def ablated():
+        with sm.ablated(other, found.circuit, task):
+            pass
+
+    calls = {
+        "ablated": ablated,
+        "hooks": lambda: sm.hooks(other, found.circuit, task),
+        "bind": lambda: sm.bind(model),
+        "with_prompt": lambda: sm.with_prompt(model, task),
+        "discover": lambda: sm.discover(model, task, "a0.h*", budget=16),
+    }
+    for call in calls.values():
+        with pytest.warns(UserWarning, match="weights are not|hooks of yours") as caught:
+            call()
+        (told,) = caught
+        first = call.__code__.co_firstlineno
+        assert told.filename == __file__
+        assert told.lineno == first + (call is ablated)
+
+
 def test_nodes_by_transformer_lens_names(discovered):
     _, subject, _, found = discovered
     frame = sm.tl.hook_frame(subject, found.circuit)

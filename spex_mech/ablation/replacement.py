@@ -16,7 +16,8 @@ from spex_mech.ablation.subject import Edit, Prompted, Site, Subject
 from spex_mech.components import ComponentSet
 from spex_mech.errors import TaskError
 from spex_mech.names import MEAN_KINDS
-from spex_mech.tasks.task import Prompts, Task
+from spex_mech.tasks.prompts import Prompts
+from spex_mech.tasks.task import Task
 
 ASSUMPTIONS = {
     "mean": "the mean over reference prompts is an uninformative value",
