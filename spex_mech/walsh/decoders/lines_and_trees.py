@@ -88,10 +88,8 @@ def lasso_line(keep: Bool[Tensor, "mask component"], values: Float[Tensor, " mas
     offset, slope = basis.affine
     folds = torch.arange(len(values)) % _INNER_FOLDS
     found = lasso_cv(offset + slope * keep.double(), values.double(), folds, _PENALTIES)
-    chosen = found.coefficients.nonzero()[:, 0].cpu()
-    coefficients = torch.cat(
-        [torch.tensor([found.intercept], dtype=torch.float64), found.coefficients.cpu().double()[chosen]]
-    )
+    chosen = found.coefficients.nonzero()[:, 0]
+    coefficients = torch.cat([torch.tensor([found.intercept]).double(), found.coefficients[chosen]])
     return Spectrum(keep.shape[1], pad_sets([(), *((i,) for i in chosen.tolist())]), coefficients, basis)
 
 
