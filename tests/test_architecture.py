@@ -151,7 +151,7 @@ def test_the_table_names_no_arrow_that_is_not_there():
 
 
 def floors_table() -> str:
-    """The table of floors as docs/how-it-works.md has it: a room a row, the files that alone may use an arrow in italics."""
+    """The floors as docs/how-it-works.md shows them: a room a row, files that alone may use an arrow in italics."""
 
     def beside(here: str, there: str) -> str:
         sole = sorted(name.removeprefix(f"{here}.") for name in ONLY.get((here, there), ()))
