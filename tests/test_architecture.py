@@ -13,6 +13,7 @@ import networkx as nx
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "spex_mech"
+HOUSE = PACKAGE.parent / "docs" / "how-it-works.md"
 MAX_LINES, SMALL = 340, 40
 
 # The rooms from the ground up. A room imports only what is named beside it, and all of that stands above its line, so
@@ -150,6 +151,31 @@ def test_the_table_names_no_arrow_that_is_not_there():
         if name not in modules() or not any(room(t) == pair[1] for t in inside(modules()[name]))
     }  # fmt: skip
     assert not users
+
+
+def floors_table() -> str:
+    """The floors as docs/how-it-works.md shows them: a room a row, files that alone may use an arrow in italics."""
+
+    def beside(here: str, there: str) -> str:
+        sole = sorted(name.removeprefix(f"{here}.") for name in ONLY.get((here, there), ()))
+        return f"{there} (*{', '.join(sole)}*)" if sole else there
+
+    rows = [
+        f"| `{here}` | {', '.join(beside(here, there) for there in FLOORS if there in below) or '–'} |"
+        for here, below in FLOORS.items()
+        if here not in OPEN
+    ]
+    return "\n".join(["| room | imports |", "|---|---|", *rows])
+
+
+def test_the_page_shows_the_floors():
+    """Where it does not: ``python tests/test_architecture.py`` writes them there."""
+    assert HOUSE.read_text() == page_with_floors()
+
+
+def page_with_floors() -> str:
+    head, _, rest = HOUSE.read_text().partition("<!-- floors -->")
+    return f"{head}<!-- floors -->\n\n{floors_table()}\n\n<!-- /floors -->{rest.partition('<!-- /floors -->')[2]}"
 
 
 def test_no_circle_not_even_a_lazy_one():
@@ -303,3 +329,7 @@ def test_no_module_bears_the_name_of_a_public_function():
     top = {room(name) for name in modules() if name}
     shadowed = {name for name in top & set(spex_mech.__all__) if not isinstance(getattr(spex_mech, name), type(ast))}
     assert not shadowed
+
+
+if __name__ == "__main__":
+    HOUSE.write_text(page_with_floors())
