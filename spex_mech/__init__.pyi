@@ -17,8 +17,8 @@ from spex_mech.api.report import report as report
 from spex_mech.auditing.run_audit import Audit as Audit
 from spex_mech.auditing.run_audit import load_audit as load_audit
 from spex_mech.circuit.backups import find_backups as find_backups
-from spex_mech.circuit.codec import load_circuit as load_circuit
 from spex_mech.circuit.graph import Circuit as Circuit
+from spex_mech.circuit.graph import load_circuit as load_circuit
 from spex_mech.circuit.select import choose as choose
 from spex_mech.circuit.select import choose_path as choose_path
 from spex_mech.components import Component as Component

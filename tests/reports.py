@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.kinds import kind_of
+from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.components import ComponentSet
 from spex_mech.show.dossier import Check, Dossier, Fact, Points, Sheet, SizePoint
 

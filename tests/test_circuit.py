@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from spex_mech.circuit.build import build_circuit, knockouts, plain_value, q_values
-from spex_mech.circuit.graph import COLUMNS, Circuit, Interaction, Node
+from spex_mech.circuit.build import build_circuit, knockouts, q_values
+from spex_mech.circuit.graph import COLUMNS, Circuit
 from spex_mech.circuit.kinds import kind_of
+from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.components import ComponentSet
 from spex_mech.errors import ComponentError, DecodeError, SpexMechError
+from spex_mech.files.records import plain
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
 EVIDENCE = {"heldout_r2": 0.9, "decoder": "exact"}
@@ -293,7 +295,13 @@ class Colour(Enum):
 
 def test_evidence_becomes_plain_data():
     value = {"a": np.float32(0.5), 1: torch.tensor([1, 2]), "b": Colour.RED, "c": (float("inf"), {3}), "d": Basis()}
-    assert plain_value(value) == {"a": 0.5, "1": [1, 2], "b": "RED", "c": [None, [3]], "d": str(Basis())}
+    assert plain(value) == {
+        "a": 0.5,
+        "1": [1, 2],
+        "b": "RED",
+        "c": [None, [3]],
+        "d": {"kind": "walsh", "keep_prob": None},
+    }
 
 
 def test_a_circuit_that_does_not_fit_together_says_everything_at_once():

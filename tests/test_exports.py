@@ -8,7 +8,8 @@ import jsonschema
 import networkx as nx
 import pytest
 
-from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.graph import Circuit
+from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
 from spex_mech.formats.interchange import EXPORTERS, export, to_dot, to_networkx

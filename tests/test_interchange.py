@@ -10,9 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spex_mech.circuit.codec import load_circuit
-from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.graph import Circuit, load_circuit
 from spex_mech.circuit.node_scores import node_scores
+from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
 from spex_mech.files.json import MAX_BYTES
@@ -70,10 +70,15 @@ def test_hif_of_other_tools_needs_names_and_weights_only(tmp_path):
         ("m1",): (1.5, "main"),
     }
     assert found.components.names == ("m1", "a0.h1")
-    with pytest.raises(FormatError) as error:
-        read_hif(written(tmp_path / "c", {**record, "network-type": "asc", "edges": [{"edge": 7, "weight": None}]}))
-    for part in ("network-type must be undirected", "edges[0].weight must be", "the edge 'x'", "the edge 0"):
-        assert part in str(error.value)
+    wrong = [
+        ({"network-type": "asc", "edges": [{"edge": 7, "weight": None}]},
+         ("network-type must be undirected", "edges[0].weight must be")),
+        ({"edges": [{"edge": 7, "weight": 1.0}]}, ("edges[0] has no nodes", "the edge 'x'", "the edge 0")),
+    ]  # fmt: skip
+    for change, parts in wrong:
+        with pytest.raises(FormatError) as error:
+            read_hif(written(tmp_path / "c", {**record, **change}))
+        assert all(part in str(error.value) for part in parts)
 
 
 def test_mib_comes_back_with_nodes_components_and_scores(tmp_path):

@@ -24,9 +24,9 @@ from spex_mech.circuit.layout import NARROW, NOTEBOOK, WIDE, arrange, shown_firs
 from spex_mech.cli import main as cli
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
+from spex_mech.files.text import escaped, number, percent
 from spex_mech.show.charts import curves, scatter
 from spex_mech.show.dossier import Dossier, Points, SizePoint
-from spex_mech.show.html import number, percent, text
 from spex_mech.show.origins import expression
 from spex_mech.show.report_page import render
 from spex_mech.show.tables import MAX_TABLE_ROWS
@@ -93,7 +93,7 @@ def test_numbers_for_people():
         "–",
     ]
     assert [percent(v) for v in (0.5, -0.031, 1.2, None)] == ["50 %", "−3.1 %", "120 %", "–"]
-    assert text('a<b>&"\x00\x07\ud800') == "a&lt;b&gt;&amp;&quot;?"
+    assert escaped('a<b>&"\x00\x07\ud800') == "a&lt;b&gt;&amp;&quot;?"
 
 
 def test_a_page_is_well_formed_and_allows_nothing_but_itself():

@@ -9,8 +9,8 @@ import torch
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
 from spex_mech.auditing.faithfulness import SIZES
-from spex_mech.circuit.graph import Node
 from spex_mech.circuit.node_scores import node_scores
+from spex_mech.circuit.nodes import Node
 from spex_mech.errors import ComponentError, DesignError, ResponseError
 from spex_mech.walsh.masks.design import MaskDesign
 

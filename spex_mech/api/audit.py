@@ -31,10 +31,10 @@ from spex_mech.auditing.rankings import Ranking, spectrum_strengths
 from spex_mech.auditing.resampled_halves import try_stability
 from spex_mech.auditing.run_audit import Audit
 from spex_mech.auditing.verdicts import share_as_good
-from spex_mech.circuit.build import plain_value as plain_evidence
 from spex_mech.errors import ResponseError, all_problems
 from spex_mech.files.locks import hold
 from spex_mech.files.records import differences
+from spex_mech.files.records import plain as plain_evidence
 from spex_mech.measuring.experiment import describe_experiment
 from spex_mech.progress import mask_progress
 from spex_mech.store.discovery import Discovery, lens_of

@@ -9,9 +9,10 @@ from spex_mech.api.audit import AUDIT
 from spex_mech.auditing.run_audit import Audit, load_audit
 from spex_mech.circuit.graph import Circuit
 from spex_mech.errors import SpexMechError
+from spex_mech.files.text import number, percent
 from spex_mech.show.dossier import Dossier, Fact, PromptText
 from spex_mech.show.exhibits import checks_of, points_of, sheets_of, sizes_of
-from spex_mech.show.html import Page, number, percent
+from spex_mech.show.html import Page
 from spex_mech.show.origins import Origin, commands_of, expression, origin_of
 from spex_mech.show.report_page import render
 from spex_mech.show.wording import answer_sentences, confidence, limits, warnings

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,12 @@ from scipy.sparse import csr_array
 from scipy.special import erfc
 from scipy.stats import false_discovery_control
 
-from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.kinds import Effects, kind_of
+from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import ComponentError, DecodeError
+from spex_mech.files.records import plain
 from spex_mech.walsh.spectrum import Spectrum
 
 FLOOR = 1e-6  # of the largest coefficient: what float32 responses leave behind of a term that is not there
@@ -89,7 +90,7 @@ def build_circuit(
         link=link,
         baseline=mean.get(()),
         energy={order: energy for order, energy in mean.energy_by_order().items() if order},
-        evidence=plain_value(evidence),
+        evidence=plain(evidence),
     )
 
 
@@ -202,25 +203,6 @@ def _nodes(interactions: Iterable[Interaction], components: ComponentSet, roles:
 
 def _node(component: Component, main: Interaction | None, role: str | None) -> Node:
     return Node(component, role=role) if main is None else Node(component, main.coefficient, main.stderr, role)
-
-
-def plain_value(value: Any) -> Any:
-    """Evidence as JSON data: numpy and torch numbers unwrapped, enums by name, NaN and ±∞ as None, the rest as text.
-
-    >>> plain({"r2": np.float64(0.5), "sizes": (1, 2), "gap": float("nan")})
-    {'r2': 0.5, 'sizes': [1, 2], 'gap': None}
-    """
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, Mapping):
-        return {str(key): plain_value(item) for key, item in value.items()}
-    if hasattr(value, "tolist"):
-        return plain_value(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain_value(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _numpy(tensor: Any) -> _Numbers:

@@ -7,17 +7,30 @@ that the drawing stands alone; a style sheet may override them by class.
 
 from collections.abc import Sequence
 
-from spex_mech.circuit.graph import Circuit, Interaction, Node
-from spex_mech.circuit.layout import DOT, TALL, WIDE, Band, Frame, Layout, Point, arrange, shown_first, strongest_joint
-from spex_mech.show.html import number, text
+from spex_mech.circuit.layout import (
+    DOT,
+    NOTEBOOK,
+    TALL,
+    WIDE,
+    Band,
+    Frame,
+    Layout,
+    Point,
+    arrange,
+    shown_first,
+    strongest_joint,
+)  # fmt: skip
+from spex_mech.circuit.nodes import CircuitView, Interaction, Node
+from spex_mech.files.text import escaped, number
 
 KIND_COLOURS = {"synergy": "#009E73", "redundancy": "#CC79A7", "helps": "#0072B2", "hurts": "#D55E00"}
 DASHES = {"synergy": "", "redundancy": ' stroke-dasharray="7 5"'}
 _HIGH = 110.0  # what an arc over a row may rise, doubled
+_NOTEBOOK_ROWS = 12  # interactions in the table under the drawing
 _OFF = ' display="none"'
 
 
-def draw(circuit: Circuit, frame: Frame = WIDE) -> str:
+def draw(circuit: CircuitView, frame: Frame = WIDE) -> str:
     """The drawing as one ``<svg>`` element; components that are in no interaction of the circuit are not in it."""
     layout = arrange(circuit, frame)
     title = f"Circuit of {len(circuit.nodes)} components by layer"
@@ -31,6 +44,21 @@ def draw(circuit: Circuit, frame: Frame = WIDE) -> str:
     )
 
 
+def notebook_html(circuit: CircuitView, columns: Sequence[str]) -> str:
+    """The drawing, then the strongest interactions as a table: attributes of theirs by name."""
+    rows = "".join(_table_row(interaction, columns) for interaction in circuit.interactions[:_NOTEBOOK_ROWS])
+    rest = len(circuit.interactions) - _NOTEBOOK_ROWS
+    more = f"<p>… and {rest:,} more in <code>.frame()</code></p>" if rest > 0 else ""
+    head = "".join(f"<th>{name}</th>" for name in columns)
+    return f"{draw(circuit, NOTEBOOK) if circuit.nodes else ''}<table><tr>{head}</tr>{rows}</table>{more}"
+
+
+def _table_row(interaction: Interaction, columns: Sequence[str]) -> str:
+    cells = [interaction.label if name == "components" else getattr(interaction, name) for name in columns]
+    shown = ["" if cell is None else number(cell, 4) if isinstance(cell, float) else str(cell) for cell in cells]
+    return "<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in shown) + "</tr>"
+
+
 def _ground(band: Band, frame: Frame, place: int) -> str:
     shade = 0.07 if place % 2 == 0 else 0.04
     return (
@@ -41,7 +69,7 @@ def _ground(band: Band, frame: Frame, place: int) -> str:
 
 def _name(band: Band, frame: Frame) -> str:
     """A band's name, over the lines: beside its rows, or above them where there is no room."""
-    ink, title, remark = 'fill="currentColor"', text(band.title), text(band.remark)
+    ink, title, remark = 'fill="currentColor"', escaped(band.title), escaped(band.remark)
     if not frame.gutter:
         return (
             f'<text class="layer" x="12" y="{band.top + 21:.0f}" font-size="13" font-weight="600" {ink}>{title}'
@@ -54,7 +82,7 @@ def _name(band: Band, frame: Frame) -> str:
     )
 
 
-def _edges(circuit: Circuit, layout: Layout, frame: Frame) -> str:
+def _edges(circuit: CircuitView, layout: Layout, frame: Frame) -> str:
     drawn, taken = strongest_joint(circuit), list[Point]()
     shown, largest = shown_first(drawn, frame), max((abs(i.coefficient) for i in drawn), default=1.0) or 1.0
     drawn = drawn if frame.spare else drawn[:shown]
@@ -72,7 +100,7 @@ def _edge(i: Interaction, rank: int, share: float, layout: Layout, taken: list[P
     label = f"{i.label}: {number(i.coefficient, sign=True)}, {i.kind}"
     return (
         f'<g class="edge {i.kind}{"" if shown else " off"}" data-e="{rank}"{"" if shown else _OFF}>'
-        f'<title>{text(label)}</title><path class="hit" d="{path}" stroke="transparent" stroke-width="14"/>'
+        f'<title>{escaped(label)}</title><path class="hit" d="{path}" stroke="transparent" stroke-width="14"/>'
         f'<path class="line" d="{path}" stroke="{KIND_COLOURS[i.kind]}" stroke-width="{width:.1f}" '
         f'stroke-opacity="0.8" '
         f'stroke-linecap="round"{DASHES[i.kind]}/>{mark}</g>'
@@ -146,7 +174,7 @@ def _free(spot: Point, layout: Layout, taken: Sequence[Point]) -> bool:
     return not any(abs(spot[0] - x) < w and abs(spot[1] - y) < h for (x, y), (w, h) in boxes)
 
 
-def _nodes(circuit: Circuit, layout: Layout) -> str:
+def _nodes(circuit: CircuitView, layout: Layout) -> str:
     largest = max((abs(node.main or 0.0) for node in circuit.nodes), default=0.0) or 1.0
     ordered = sorted(circuit.nodes, key=lambda n: (layout.places[n.name][1], layout.places[n.name][0]))
     index = {name: i for i, name in enumerate(circuit.names)}
@@ -162,8 +190,8 @@ def _node(node: Node, index: int, layout: Layout, largest: float, *, first: bool
     shape = _shape(node, layout, colour, abs(main) / largest)
     return (
         f'<g class="node {sort}" data-n="{index}" tabindex="{0 if first else -1}" role="button" aria-pressed="false" '
-        f'aria-label="{text(", ".join(words))}" transform="translate({x:.1f} {y:.1f})">'
-        f"<title>{text(', '.join(words))}</title>{shape}</g>"
+        f'aria-label="{escaped(", ".join(words))}" transform="translate({x:.1f} {y:.1f})">'
+        f"<title>{escaped(', '.join(words))}</title>{shape}</g>"
     )
 
 
@@ -177,7 +205,7 @@ def _shape(node: Node, layout: Layout, colour: str, share: float) -> str:
         f'<rect class="back" {box} fill="#ffffff"/>'
         f'<rect class="box" {box} fill="{colour}" fill-opacity="{0.08 + 0.3 * share:.2f}" {paint}/>'
         f'<text class="name" y="-4" font-size="12.5" font-weight="600" text-anchor="middle" fill="#1c2126">'
-        f"{text(_label(node.name))}</text>"
+        f"{escaped(_label(node.name))}</text>"
         f'<text class="main" y="13" font-size="11.5" text-anchor="middle" fill="#1c2126">'
         f"{number(node.main, 2, sign=True) if node.main is not None else 'joint only'}</text>"
     )

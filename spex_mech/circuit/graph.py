@@ -1,6 +1,5 @@
 """`Circuit`: components as nodes, and the signed, weighted sets of them that act together as hyperedges."""
 
-import html
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -8,69 +7,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spex_mech.components import Component, ComponentSet
+from spex_mech.circuit.codec import CIRCUIT_SCHEMA, circuit_json
+from spex_mech.circuit.drawing import notebook_html
+from spex_mech.circuit.nodes import Interaction, Node
+from spex_mech.components import ComponentSet
 from spex_mech.errors import SpexMechError, all_problems
-from spex_mech.names import KINDS, LINK_NAMES, InteractionKind
+from spex_mech.files.json import write_whole
+from spex_mech.files.schema import read_as
+from spex_mech.files.text import escaped
+from spex_mech.names import KINDS, LINK_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("components", "order", "coefficient", "stderr", "q_value", "stability", "kind", "knockout")
-_HTML_ROWS = 12
-
-
-@dataclass(frozen=True)
-class Node:
-    """A component that takes part in the circuit.
-
-    Attributes:
-        component: what is kept or ablated.
-        main: its order-1 coefficient in the circuit's basis and unit; None where none was found (which is not zero).
-        stderr: standard error of `main`, same unit; None where unknown.
-        role: a name from the literature or from the user, such as "name mover".
-    """
-
-    component: Component
-    main: float | None = None
-    stderr: float | None = None
-    role: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.component.name
-
-
-@dataclass(frozen=True)
-class Interaction:
-    """A set of components that act together: one term of the polynomial. An order-1 set is a main effect.
-
-    Attributes:
-        components: canonical names, in the order of the circuit's `ComponentSet`.
-        coefficient: the coefficient of the set in the circuit's basis, in the circuit's unit.
-        kind: "main", "synergy" (needed jointly) or "redundancy" (each is enough); see `kinds.kind_of`.
-        stderr: standard error of `coefficient`; q_value: false discovery rate at which the term is found;
-            stability: share of resamples that found the set, in [0, 1]; each None where unknown.
-        knockout: the same set's coefficient in the knockout basis: what ablating all of it does to the intact model
-            beyond what its subsets do, summed over all recovered supersets; None where unknown.
-    """
-
-    components: tuple[str, ...]
-    coefficient: float
-    kind: InteractionKind
-    stderr: float | None = None
-    q_value: float | None = None
-    stability: float | None = None
-    knockout: float | None = None
-
-    @property
-    def order(self) -> int:
-        """Number of components in the set."""
-        return len(self.components)
-
-    @property
-    def label(self) -> str:
-        """For people: ``a0.h1 × a1.h0``."""
-        return " × ".join(self.components)
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,9 +127,7 @@ class Circuit:
 
     def save(self, path: str | Path) -> Path:
         """Write the circuit as JSON, whole or not at all; `load_circuit` reads it back unchanged."""
-        from spex_mech.circuit.codec import save_circuit
-
-        return save_circuit(self, path)
+        return write_whole(path, circuit_json(self))
 
     def _with(self, interactions: Iterable[Interaction]) -> "Circuit":
         chosen = tuple(interactions)
@@ -199,29 +147,22 @@ class Circuit:
 
     def _repr_html_(self) -> str:
         """A summary, a drawing, and the strongest interactions as an HTML table; every text is escaped."""
-        from spex_mech.circuit.drawing import draw
-        from spex_mech.circuit.layout import NOTEBOOK
+        return f"<p>{escaped(self)}</p>{notebook_html(self, COLUMNS)}"
 
-        drawing = draw(self, NOTEBOOK) if self.nodes else ""
-        head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-        body = "".join(_html_row(interaction) for interaction in self.interactions[:_HTML_ROWS])
-        rest = len(self.interactions) - _HTML_ROWS
-        more = f"<p>… and {rest:,} more in <code>.frame()</code></p>" if rest > 0 else ""
-        return f"<p>{html.escape(str(self))}</p>{drawing}<table><tr>{head}</tr>{body}</table>{more}"
+
+def load_circuit(path: str | Path) -> Circuit:
+    """Read a circuit's file; the circuit is equal to the saved one, to the last bit.
+
+    Raises:
+        FormatError: the file is missing, larger than 64 MiB, nested deeper than 32, not JSON, of another schema, or
+            has fields that are missing, unknown, of a wrong type, or do not fit together; all problems at once.
+    """
+    return read_as(Circuit, path, CIRCUIT_SCHEMA, "a sound circuit file", complete=True)
 
 
 def _rank(interaction: Interaction, place: Mapping[str, int]) -> tuple[float, int, list[int]]:
     """Strongest first; ties by order, then by the components' places, so that the order is determined."""
     return -abs(interaction.coefficient), interaction.order, [place[name] for name in interaction.components]
-
-
-def _html_row(interaction: Interaction) -> str:
-    cells = [interaction.label, *(getattr(interaction, name) for name in COLUMNS[1:])]
-    return "<tr>" + "".join(f"<td>{html.escape(_cell(cell))}</td>" for cell in cells) + "</tr>"
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _header_problems(circuit: Circuit) -> list[str]:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.node_scores import component_strengths
+from spex_mech.circuit.nodes import CircuitView, Interaction, Node
 
 MAX_DRAWN = 200  # joint effects in one drawing
 TALL, DOT = 44.0, 6.0  # height of a box, radius of a dot
@@ -54,7 +55,7 @@ class Layout:
     height: float
 
 
-def strongest_joint(circuit: Circuit) -> list[Interaction]:
+def strongest_joint(circuit: CircuitView) -> list[Interaction]:
     """The sets of two and more that are drawn, strongest first."""
     return [i for i in circuit.interactions if i.order > 1][:MAX_DRAWN]
 
@@ -65,16 +66,7 @@ def shown_first(drawn: Sequence[Interaction], frame: Frame = WIDE) -> int:
     return min(len(drawn), max(strong, 6), frame.shown)
 
 
-def component_strengths(circuit: Circuit) -> dict[str, float]:
-    """√Σ coefficient² over a node's interactions: how far the metric moves with it."""
-    energy = dict.fromkeys(circuit.names, 0.0)
-    for interaction in circuit.interactions:
-        for name in interaction.components:
-            energy[name] += interaction.coefficient**2
-    return {name: value**0.5 for name, value in energy.items()}
-
-
-def arrange(circuit: Circuit, frame: Frame) -> Layout:
+def arrange(circuit: CircuitView, frame: Frame) -> Layout:
     """Places by layer. Rows are as wide as the frame allows; the strongest components bear names, others are dots."""
     strength = component_strengths(circuit)
     strong = sorted(circuit.names, key=lambda name: -strength[name])
@@ -100,7 +92,7 @@ def _parted(nodes: Sequence[Node], labelled: frozenset[str]) -> tuple[list[str],
     return [name for name in names if name in labelled], [name for name in names if name not in labelled]
 
 
-def _studied(circuit: Circuit, node: Node) -> int:
+def _studied(circuit: CircuitView, node: Node) -> int:
     """How many of the components that were studied are in a node's band."""
     here = _band_of(node.component.kind, node.component.layer)
     return sum(_band_of(c.kind, c.layer) == here for c in circuit.components)

@@ -13,8 +13,8 @@ from spex_mech.api.report import write_report
 from spex_mech.auditing.circuit_audit import CircuitAudit
 from spex_mech.auditing.run_audit import Audit
 from spex_mech.cli.audit_printing import print_audit
-from spex_mech.cli.figures import like
 from spex_mech.errors import FormatError
+from spex_mech.files.text import like
 from spex_mech.formats.interchange import read_circuit
 from spex_mech.gallery.studies import Study, open_study, reopen
 from spex_mech.store.discovery import load_run

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from spex_mech.auditing.findings import Search
 from spex_mech.auditing.run_audit import Audit
-from spex_mech.cli.figures import like
+from spex_mech.files.text import like
 
 SHOWN = 15
 

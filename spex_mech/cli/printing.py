@@ -11,7 +11,7 @@ from rich.table import Table
 
 from spex_mech.api.plan import Plan
 from spex_mech.cli.costs import Cost, in_words
-from spex_mech.cli.figures import like
+from spex_mech.files.text import like
 from spex_mech.gallery.studies import Study
 from spex_mech.store.discovery import Discovery
 

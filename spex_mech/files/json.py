@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,11 @@ def write_whole(path: str | Path, text: str) -> Path:
     return path
 
 
+def json_text(value: Any, indent: int | None = 1) -> str:
+    """JSON as every file of this package holds it: the same text for the same value, no NaN, a newline at the end."""
+    return json.dumps(value, indent=indent, allow_nan=False) + "\n"
+
+
 def is_path(text: str) -> bool:
     """Whether a text from a file nobody has checked could be a path at all, before any system is asked.
 
@@ -52,7 +58,7 @@ def read_json(path: str | Path, schema: str) -> dict[str, Any]:
     """A JSON object of one schema, from a file nobody has checked.
 
     Raises `FormatError`: missing, larger than 64 MiB or 8 million values, nested deeper than 32, not UTF-8 JSON, a key
-    twice in an object, NaN or Infinity in it, or another schema.
+    twice in an object, a number that float64 does not hold, or another schema.
     """
     record = _parse(path)
     found = record.get("schema")
@@ -138,8 +144,13 @@ def _parse(path: str | Path, nan_is_null: bool = False, max_bytes: int = MAX_BYT
         raise FormatError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(record, dict):
         raise FormatError(f"{path} holds a {type(record).__name__}; every file of this package holds an object.")
-    if any(depth > MAX_DEPTH for depth, _, _ in walk(record)):
-        raise FormatError(f"{path} is nested deeper than {MAX_DEPTH} levels; no file of this package is.")
+    for depth, where, item in walk(record):
+        if depth > MAX_DEPTH:
+            raise FormatError(f"{path} is nested deeper than {MAX_DEPTH} levels; no file of this package is.")
+        if isinstance(item, str) and not _is_utf8(item):
+            raise FormatError(f"{path}: {where[1:]} is text that UTF-8 cannot hold.")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise FormatError(f"{path}: {where[1:]} is larger than any number that float64 holds.")
     return record
 
 
@@ -159,4 +170,4 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_utf8(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or not re.search("[\ud800-\udfff]", text)

@@ -1,8 +1,9 @@
 """Records of how a thing was measured: made plain for JSON, compared by name, refused where they differ."""
 
-import json
+import math
 from collections.abc import Mapping
-from math import isfinite
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -43,24 +44,29 @@ def differences(
     return found
 
 
-def plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as JSON will give it back (tuples become lists), so that a live one compares equal to a stored one."""
-    return json.loads(json.dumps(record, default=str))
+def plain(value: Any) -> Any:
+    """Anything as JSON data: numpy and torch numbers unwrapped, dataclasses as objects, enums by name, tuples as lists.
+
+    NaN and ±∞ become null, for which JSON has no word; what is none of these becomes its text.
+
+    >>> plain({"r2": 0.5, "sizes": (1, 2), "gap": float("nan")})
+    {'r2': 0.5, 'sizes': [1, 2], 'gap': None}
+    """
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def finite(value: Any) -> Any:
-    """The same, null where a number is none: JSON has no word for NaN and infinities, and other readers refuse them.
-
-    >>> finite({"r2": float("nan"), "masks": [12]})
-    {'r2': None, 'masks': [12]}
-    """
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

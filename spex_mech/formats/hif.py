@@ -4,43 +4,79 @@ Tools for hypergraphs (XGI, HyperNetX, HypergraphX, SimpleHypergraphs.jl) read i
 HIF file whose nodes are component names.
 """
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.graph import Circuit
+from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import FormatError, all_problems
-from spex_mech.files.checked_fields import NAMES, NUMBER, OBJECT, ROWS, TEXT, FieldReader, Rule, optional, or_null
-from spex_mech.files.json import read_object
+from spex_mech.files.json import json_text, read_object
+from spex_mech.files.schema import Open, Reading, checked
 from spex_mech.formats.projections import edge_numbers, node_numbers
-from spex_mech.names import KINDS, InteractionKind
+from spex_mech.names import InteractionKind
 
 SEMANTICS = "joint effect of the set on the metric; not a path through the model"
-_ID = Rule("a text or a whole number", lambda value: isinstance(value, str) or type(value) is int)
-_ATTRS = optional(OBJECT)
-_TOP = {
-    "network-type": optional(Rule("undirected", lambda value: value == "undirected")),
-    "metadata": _ATTRS,
-    "nodes": optional(ROWS),
-    "edges": optional(ROWS),
-    "incidences": ROWS,
-}
-_META = {
-    "unit": optional(TEXT),
-    "basis": optional(TEXT),
-    "keep_prob": optional(or_null(NUMBER)),
-    "link": optional(TEXT),
-    "baseline": optional(or_null(NUMBER)),
-    "components": optional(NAMES),
-}
-_NODE = {"node": TEXT, "weight": optional(NUMBER), "attrs": _ATTRS}
-_NODE_ATTRS = {"main": optional(NUMBER), "stderr": optional(NUMBER), "role": optional(TEXT)}
-_EDGE = {"edge": _ID, "weight": optional(NUMBER), "attrs": _ATTRS}
-_KNOWN = {name: optional(NUMBER) for name in ("stderr", "q_value", "stability", "knockout")}
-_EDGE_ATTRS = {"kind": optional(Rule(f"one of {', '.join(KINDS)}", lambda value: value in KINDS)), **_KNOWN}
-_INCIDENCE = {"edge": _ID, "node": TEXT, "weight": optional(NUMBER), "attrs": _ATTRS}
+_Id = str | int
+
+
+@dataclass(frozen=True)
+class _NodeAttrs(Open):
+    main: float | None = None
+    stderr: float | None = None
+    role: str | None = None
+
+
+@dataclass(frozen=True)
+class _NodeRow:
+    node: Component
+    weight: float = 0.0
+    attrs: _NodeAttrs = _NodeAttrs()
+
+
+@dataclass(frozen=True)
+class _EdgeAttrs(Open):
+    kind: InteractionKind | None = None
+    stderr: float | None = None
+    q_value: float | None = None
+    stability: float | None = None
+    knockout: float | None = None
+
+
+@dataclass(frozen=True)
+class _EdgeRow:
+    edge: _Id
+    weight: float
+    attrs: _EdgeAttrs = _EdgeAttrs()
+
+
+@dataclass(frozen=True)
+class _Incidence:
+    edge: _Id
+    node: Component
+    weight: float = 0.0
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Header(Open):
+    unit: str = "weight"
+    basis: str = "walsh"
+    keep_prob: float | None = None
+    link: str = "identity"
+    baseline: float | None = None
+    components: ComponentSet | None = None
+
+
+@dataclass(frozen=True)
+class _HifFile:
+    incidences: tuple[_Incidence, ...]
+    network: Literal["undirected"] = field(default="undirected", metadata={"key": "network-type"})
+    metadata: _Header = _Header()
+    nodes: tuple[_NodeRow, ...] = ()
+    edges: tuple[_EdgeRow, ...] = ()
 
 
 def to_hif(circuit: Circuit) -> str:
@@ -63,7 +99,7 @@ def to_hif(circuit: Circuit) -> str:
         "edges": edges,
         "incidences": incidences,
     }
-    return json.dumps(record, indent=1, allow_nan=False) + "\n"
+    return json_text(record)
 
 
 def read_hif(path: str | Path) -> Circuit:
@@ -75,65 +111,47 @@ def read_hif(path: str | Path) -> Circuit:
         FormatError: the file cannot be trusted (see `files.json.read_json`), or fields are missing, of a wrong type
             or do not fit together; all problems at once.
     """
-    reader = _HifReader()
-    circuit = reader.circuit(read_object(path))
+    headline, reading = f"{path} is not a circuit in HIF:", Reading()
+    file = checked(_HifFile, read_object(path), headline)
+    circuit = reading.attempt(lambda: _circuit(file, reading.problems))
     if circuit is None:
-        raise FormatError(all_problems(f"{path} is not a circuit in HIF:", reader.problems))
+        raise FormatError(all_problems(headline, reading.problems))
     return circuit
 
 
-class _HifReader(FieldReader):
-    """The fields of HIF, and of the attributes that we write."""
+def _circuit(file: _HifFile, problems: list[str]) -> Circuit | None:
+    """What the rows say together; None where they do not fit (then what does not is noted)."""
+    members: dict[_Id, list[str]] = {}
+    for row in file.incidences:
+        members.setdefault(row.edge, []).append(row.node.name)
+    edges = [_interaction(row, members.pop(row.edge, []), i, problems) for i, row in enumerate(file.edges)]
+    problems += [f"incidences name the edge {key!r}, which edges has not" for key in members]
+    if problems:
+        return None
+    interactions = tuple(edge for edge in edges if edge is not None)
+    nodes = {row.node.name: Node(row.node, row.attrs.main, row.attrs.stderr, row.attrs.role) for row in file.nodes}
+    if len(nodes) < len(file.nodes):
+        problems.append("a node is there twice")
+        return None
+    extra = {name for edge in interactions for name in edge.components} - set(nodes)
+    head = file.metadata
+    return Circuit(
+        head.components or ComponentSet(tuple(node.component for node in nodes.values())),
+        (*nodes.values(), *(Node(Component.parse(name)) for name in extra)),
+        interactions,
+        head.unit,
+        head.basis,
+        head.keep_prob,
+        head.link,
+        head.baseline,
+    )
 
-    def circuit(self, record: Mapping[str, Any]) -> Circuit | None:
-        top = self.fields(record, "", _TOP)
-        meta = self.fields(top["metadata"] or {}, "metadata.", _META, strict=False)
-        nodes = [self.node(row, f"nodes[{i}].") for i, row in enumerate(top["nodes"] or [])]
-        members = self.members(top["incidences"] or [])
-        rows = enumerate(top["edges"] or [])
-        interactions = [self.interaction(row, f"edges[{i}].", members) for i, row in rows]
-        self.problems += [f"incidences name the edge {key!r}, which edges has not" for key in members]
-        names = meta["components"] or [node.name for node in nodes if node]
-        components = [self.component(name, f"metadata.components[{i}]") for i, name in enumerate(names)]
-        if self.problems:
-            return None
-        there = {node.name for node in nodes if node}
-        extra = {name for edge in interactions if edge for name in edge.components} - there
-        header = {key: value for key, value in meta.items() if key != "components" and value is not None}
-        return self.attempt(
-            lambda: Circuit(
-                components=ComponentSet(tuple(c for c in components if c)),
-                nodes=tuple(node for node in nodes if node) + tuple(Node(Component.parse(name)) for name in extra),
-                interactions=tuple(edge for edge in interactions if edge),
-                **{"unit": "weight", **header},
-            )
-        )
 
-    def node(self, row: Mapping[str, Any], where: str) -> Node | None:
-        values = self.fields(row, where, _NODE)
-        component = self.component(values["node"], f"{where}node")
-        attributes = self.fields(values["attrs"] or {}, f"{where}attrs.", _NODE_ATTRS, strict=False)
-        return None if component is None else Node(component, **attributes)
-
-    def members(self, rows: list[dict[str, Any]]) -> dict[str | int, list[str]]:
-        """The nodes of every edge; more than one of the same stays, and is told later."""
-        found: dict[str | int, list[str]] = {}
-        for number, row in enumerate(rows):
-            values = self.fields(row, f"incidences[{number}].", _INCIDENCE)
-            name = values["node"]
-            if values["edge"] is not None and name is not None and self.component(name, f"incidences[{number}].node"):
-                found.setdefault(values["edge"], []).append(name)
-        return found
-
-    def interaction(
-        self, row: Mapping[str, Any], where: str, members: dict[str | int, list[str]]
-    ) -> Interaction | None:
-        values = self.fields(row, where, _EDGE)
-        attributes = self.fields(values["attrs"] or {}, f"{where}attrs.", _EDGE_ATTRS, strict=False)
-        names = members.pop(values["edge"], None) if values["edge"] is not None else None
-        if not names or values["weight"] is None:
-            self.problems.append(f"{where[:-1]} has {'no weight' if names else 'no nodes, or stands there twice'}")
-            return None
-        sign: InteractionKind = "synergy" if values["weight"] > 0 else "redundancy"
-        kind = attributes.pop("kind") or ("main" if len(names) == 1 else sign)
-        return Interaction(tuple(names), values["weight"], kind, **attributes)
+def _interaction(row: _EdgeRow, names: list[str], number: int, problems: list[str]) -> Interaction | None:
+    if not names:
+        problems.append(f"edges[{number}] has no nodes, or stands there twice")
+        return None
+    sign: InteractionKind = "synergy" if row.weight > 0 else "redundancy"
+    a = row.attrs
+    kind = a.kind or ("main" if len(names) == 1 else sign)
+    return Interaction(tuple(names), row.weight, kind, a.stderr, a.q_value, a.stability, a.knockout)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spex_mech.circuit.codec import circuit_json, load_circuit
-from spex_mech.circuit.graph import Circuit, Node
+from spex_mech.circuit.codec import circuit_json
+from spex_mech.circuit.graph import Circuit, load_circuit
+from spex_mech.circuit.nodes import Node
 from spex_mech.errors import FormatError
 from spex_mech.files.json import read_object, write_whole
 from spex_mech.formats.hif import read_hif, to_hif

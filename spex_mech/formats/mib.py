@@ -5,33 +5,52 @@
 with NaN) was not scored and always stays in the model; that is how components that were not studied are written.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from spex_mech.circuit.graph import Circuit, Node
+from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.node_scores import node_scores
+from spex_mech.circuit.nodes import Node
 from spex_mech.components import Component, ComponentSet
-from spex_mech.errors import FormatError, all_problems
-from spex_mech.files.checked_fields import BOOL, NUMBER, OBJECT, FieldReader, Rule, optional, or_null, whole_number
-from spex_mech.files.json import read_object
+from spex_mech.errors import FormatError, SpexMechError, all_problems
+from spex_mech.files.json import json_text, read_object
+from spex_mech.files.schema import Open, Reading, between, checked
 
 MAX_EDGES = 500_000  # of a whole model that are written; beyond, none, which circuits of nodes do without
 MAX_FILE = 256 << 20  # bytes: models of eight billion parameters have a million edges and more
 _NAME = re.compile(r"input|logits|m\d{1,4}|a\d{1,4}\.h\d{1,4}")
 _EDGE_NAME = re.compile(r"(input|m\d{1,4}|a\d{1,4}\.h\d{1,4})->(logits|m\d{1,4}|a\d{1,4}\.h\d{1,4})(?:<([qkv])>)?")
-_CFG = {
-    "n_layers": whole_number(1, 1000),
-    "n_heads": whole_number(1, 1000),
-    "parallel_attn_mlp": optional(BOOL),
-    "d_model": optional(whole_number(1, 1_000_000)),
-}
-_TOP = {"cfg": OBJECT, "nodes": OBJECT, "edges": optional(OBJECT)}
-_BOOLS = Rule("a list of true and false", lambda v: isinstance(v, list) and all(isinstance(x, bool) for x in v))
-_NODE = {"in_graph": BOOL, "score": optional(or_null(NUMBER)), "neurons": optional(_BOOLS)}
-_EDGE = {"score": or_null(NUMBER), "in_graph": optional(BOOL)}
+
+
+@dataclass(frozen=True)
+class _Config(Open):
+    n_layers: Annotated[int, between(1, 1000)]
+    n_heads: Annotated[int, between(1, 1000)]
+    parallel_attn_mlp: bool | None = None
+    d_model: Annotated[int, between(1, 1_000_000)] | None = None
+
+
+@dataclass(frozen=True)
+class _MibFile(Open):
+    cfg: _Config
+    nodes: Mapping[str, Any]
+    edges: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _NodeRow(Open):
+    in_graph: bool
+    score: float | None = None
+    neurons: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class _EdgeRow(Open):
+    score: float | None
+    in_graph: bool = False
 
 
 def to_mib(circuit: Circuit, *, config: Mapping[str, Any] | None = None) -> str:
@@ -64,7 +83,7 @@ def to_mib(circuit: Circuit, *, config: Mapping[str, Any] | None = None) -> str:
         edge: {"score": 0.0, "in_graph": one in inside and other in inside}
         for edge, one, other in (_all_edges(cfg) if _count_edges(cfg) <= MAX_EDGES else ())
     }
-    return json.dumps({"cfg": cfg, "nodes": nodes, "edges": edges}, allow_nan=False) + "\n"
+    return json_text({"cfg": cfg, "nodes": nodes, "edges": edges}, indent=None)
 
 
 def read_mib(path: str | Path) -> Circuit:
@@ -78,11 +97,8 @@ def read_mib(path: str | Path) -> Circuit:
         FormatError: the file cannot be trusted (see `files.json.read_json`), fields are missing or wrong, names do
             not fit the model of ``cfg``, or single coordinates of a node are in the graph; all problems at once.
     """
-    reader = _MibReader()
-    circuit = reader.circuit(read_object(path, nan_is_null=True, max_bytes=MAX_FILE))
-    if circuit is None:
-        raise FormatError(all_problems(f"{path} is not a circuit of EAP-IG or MIB:", reader.problems))
-    return circuit
+    record = read_object(path, nan_is_null=True, max_bytes=MAX_FILE)
+    return _circuit(record, f"{path} is not a circuit of EAP-IG or MIB:")
 
 
 def mib_circuit(state: Mapping[str, Any]) -> Circuit:
@@ -118,86 +134,71 @@ def mib_circuit(state: Mapping[str, Any]) -> Circuit:
         for target, score, inside in zip(targets, row, flags, strict=True)
         if score or inside
     }
-    reader = _MibReader()
-    circuit = reader.circuit(record)
-    if circuit is None:
-        raise FormatError(all_problems("this is not the state of an EAP-IG graph:", reader.problems))
-    return circuit
+    return _circuit(record, "this is not the state of an EAP-IG graph:")
 
 
 def _is_list(value: Any, length: int | None = None) -> bool:
     return isinstance(value, list) and (length is None or len(value) == length)
 
 
-class _MibReader(FieldReader):
-    """What those files hold; fields of other versions of them are passed over."""
+def _circuit(record: Mapping[str, Any], headline: str) -> Circuit:
+    file = checked(_MibFile, record, headline)
+    reader = _RowReader(file.cfg)
+    nodes = {name: reader.node(name, row) for name, row in file.nodes.items()}
+    edges = {name: reader.edge(name, row) for name, row in file.edges.items()}
+    ends = {end for name in edges for end in re.split("->|<", name)[:2]} - {"input", "logits"}
+    reader.problems += [f"edges name {end[:40]!r}, which nodes has not" for end in sorted(ends - set(nodes))]
+    if reader.problems:
+        raise FormatError(all_problems(headline, reader.problems))
+    scored = {name: row.score for name, row in nodes.items() if row.score is not None and name != "input"}
+    source = "nodes" if scored else "edges"
+    scored = scored or _outgoing(edges, nodes)
+    names = sorted(Component.parse(name) for name in scored or nodes if name not in ("input", "logits"))
+    evidence = {
+        "format": "EAP-IG/MIB",
+        "cfg": {key: value for key, value in asdict(file.cfg).items() if value is not None},
+        "scores": {c.name: scored[c.name] for c in names} if scored else {},
+        "scores_from": source if scored else "none",
+        "edges_in_graph": sum(row.in_graph for row in edges.values()),
+    }
+    kept = tuple(Node(c) for c in names if nodes[c.name].in_graph)
+    try:
+        return Circuit(ComponentSet(tuple(names)), kept, (), "attribution score", evidence=evidence)
+    except SpexMechError as error:
+        raise FormatError(f"{headline} {error}") from error
 
-    def __init__(self) -> None:
+
+class _RowReader(Reading):
+    """Nodes and edges of a model of given sizes; fields of other versions of these files are passed over."""
+
+    def __init__(self, cfg: _Config) -> None:
         super().__init__()
+        self._sizes = (cfg.n_layers, cfg.n_heads)
         self._right = set[str]()  # names that are nodes of the model
 
-    def circuit(self, record: Mapping[str, Any]) -> Circuit | None:
-        top = self.fields(record, "", _TOP, strict=False)
-        cfg = self.fields(top["cfg"] or {}, "cfg.", _CFG, strict=False)
-        if self.problems:
-            return None
-        nodes = {name: self.node(name, row, cfg) for name, row in top["nodes"].items()}
-        edges = {name: self.edge(name, row, cfg) for name, row in (top["edges"] or {}).items()}
-        ends = {end for name in edges for end in re.split("->|<", name)[:2]} - {"input", "logits"}
-        self.problems += [f"edges name {end[:40]!r}, which nodes has not" for end in sorted(ends - set(nodes))]
-        if self.problems:
-            return None
-        scored = {name: row["score"] for name, row in nodes.items() if row["score"] is not None and name != "input"}
-        source = "nodes" if scored else "edges"
-        scored = scored or _outgoing(edges, nodes)
-        names = sorted(Component.parse(name) for name in scored or nodes if name not in ("input", "logits"))
-        evidence = {
-            "format": "EAP-IG/MIB",
-            "cfg": {key: value for key, value in cfg.items() if value is not None},
-            "scores": {c.name: float(scored[c.name]) for c in names} if scored else {},
-            "scores_from": source if scored else "none",
-            "edges_in_graph": sum(bool(row["in_graph"]) for row in edges.values()),
-        }
-        return self.attempt(
-            lambda: Circuit(
-                ComponentSet(tuple(names)),
-                tuple(Node(c) for c in names if nodes[c.name]["in_graph"]),
-                (),
-                "attribution score",
-                evidence=evidence,
-            )
-        )
-
-    def node(self, name: str, row: Any, cfg: Mapping[str, Any]) -> dict[str, Any]:
+    def node(self, name: str, row: Any) -> _NodeRow:
         where = f"nodes[{name[:40]!r}]"
-        self.place(name, cfg, where)
-        if isinstance(row, bool):  # as older versions write them
-            row = {"in_graph": row}
-        if not isinstance(row, dict):
-            self.problems.append(f"{where} must be an object, not a {type(row).__name__}")
-            return {"in_graph": False, "score": None}
-        values = self.fields(row, f"{where}.", _NODE, strict=False)
-        if values["in_graph"] and not all(values["neurons"] or ()):
+        self.place(name, where)
+        row = {"in_graph": row} if isinstance(row, bool) else row  # as older versions write them
+        found = self.value(_NodeRow, row, where) or _NodeRow(False)
+        if found.in_graph and not all(found.neurons):
             self.problems.append(f"{where} is in the graph with some of its coordinates only; here nodes are whole")
-        return values
+        return found
 
-    def edge(self, name: str, row: Any, cfg: Mapping[str, Any]) -> dict[str, Any]:
+    def edge(self, name: str, row: Any) -> _EdgeRow:
         where = f"edges[{name[:40]!r}]"
         match = _EDGE_NAME.fullmatch(name)
         if match is None or ("." in match[2]) != (match[3] is not None):
             self.problems.append(f"{where} is no edge such as a0.h0->m0 or m0->a1.h3<q>")
-            return {"in_graph": False, "score": None}
+            return _EdgeRow(None)
         for end in match.group(1, 2):
-            self.place(end, cfg, where)
-        if not isinstance(row, dict):
-            self.problems.append(f"{where} must be an object, not a {type(row).__name__}")
-            return {"in_graph": False, "score": None}
-        return self.fields(row, f"{where}.", _EDGE, strict=False)
+            self.place(end, where)
+        return self.value(_EdgeRow, row, where) or _EdgeRow(None)
 
-    def place(self, name: str, cfg: Mapping[str, Any], where: str) -> None:
+    def place(self, name: str, where: str) -> None:
         """Note a name that is no node of a model of these sizes, as this format writes it."""
         if name not in self._right:
-            digits, sizes = re.findall(r"\d+", name), (cfg["n_layers"], cfg["n_heads"])
+            digits, sizes = re.findall(r"\d+", name), self._sizes
             plain = all(str(int(text)) == text for text in digits) if _NAME.fullmatch(name) else False
             if not plain or any(int(text) >= size for text, size in zip(digits, sizes, strict=False)):
                 self.problems.append(f"{where}: {name[:40]!r} is no node of {sizes[0]} layers of {sizes[1]} heads")
@@ -205,10 +206,10 @@ class _MibReader(FieldReader):
             self._right.add(name)
 
 
-def _outgoing(edges: Mapping[str, Mapping[str, Any]], nodes: Mapping[str, Any]) -> dict[str, float]:
+def _outgoing(edges: Mapping[str, _EdgeRow], nodes: Mapping[str, Any]) -> dict[str, float]:
     """For every node but the input, the sum of the scores of its outgoing edges; nothing where no edge has one."""
     found = {name: 0.0 for name in nodes if name not in ("input", "logits")}
-    scored = [(name.partition("->")[0], row["score"]) for name, row in edges.items() if row["score"] is not None]
+    scored = [(name.partition("->")[0], row.score) for name, row in edges.items() if row.score is not None]
     for source, score in scored:
         if source in found:
             found[source] += score
@@ -221,12 +222,13 @@ def _check_config(config: Any) -> dict[str, Any]:
             "EAP-IG's files name the sizes of the whole model, which a circuit does not know. Give "
             "config=mib_config(subject), or n_layers, n_heads, d_model and parallel_attn_mlp."
         )
-    reader = FieldReader()
-    there = config if isinstance(config, Mapping) else {}
-    cfg = reader.fields(there, "config.", {key: Rule(r.wanted, r.test) for key, r in _CFG.items()}, strict=False)
-    if reader.problems:
-        raise FormatError(all_problems("this config is not one of EAP-IG's:", reader.problems))
-    return cfg
+    known = config if isinstance(config, Mapping) else {}
+    there = {f.name: known[f.name] for f in fields(_Config) if f.name in known}
+    reading = Reading(complete=True)
+    cfg = reading.value(_Config, there, "config")
+    if cfg is None or None in asdict(cfg).values():
+        raise FormatError(all_problems("this config is not one of EAP-IG's:", reading.problems or ["a size is null"]))
+    return asdict(cfg)
 
 
 def _all_nodes(cfg: Mapping[str, Any]) -> Iterator[str]:

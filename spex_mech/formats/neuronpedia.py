@@ -4,15 +4,16 @@ The viewer was made for graphs of direct linear effects. Ours are joint effects,
 the description, ``spex_mech.edge_semantics``, and a vertex of its own for every interaction of three and more.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.node_scores import node_scores
+from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.errors import FormatError
+from spex_mech.files.json import json_text
 from spex_mech.formats.hif import SEMANTICS
 from spex_mech.formats.projections import edge_numbers, joint_effects
 
@@ -80,7 +81,7 @@ def to_neuronpedia(
         "links": _links(circuit, ids, vertices, metric),
         "spex_mech": _our_own(circuit),
     }
-    return json.dumps(record, indent=1, allow_nan=False) + "\n"
+    return json_text(record)
 
 
 def _ids(circuit: Circuit, columns: Sequence[str]) -> dict[str, str]:

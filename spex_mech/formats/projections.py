@@ -1,11 +1,12 @@
 """A circuit as an ordinary graph: bipartite (whole), or every joint effect as a clique of pairs (lossy)."""
 
-import json
 import math
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from spex_mech.circuit.graph import Circuit, Interaction, Node
+from spex_mech.circuit.graph import Circuit
+from spex_mech.circuit.nodes import Interaction, Node
+from spex_mech.files.json import json_text
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -97,4 +98,4 @@ def _graph_of(circuit: Circuit) -> "nx.Graph":
 def _node_link(graph: "nx.Graph") -> str:
     import networkx as nx
 
-    return json.dumps(nx.node_link_data(graph, edges="edges"), indent=1, allow_nan=False) + "\n"
+    return json_text(nx.node_link_data(graph, edges="edges"))

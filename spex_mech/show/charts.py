@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from spex_mech.files.text import escaped, fit_words, percent
 from spex_mech.show.dossier import Points, SizePoint
-from spex_mech.show.html import fit_words, percent, text
 
 _WIDTH, _HEIGHT = 360.0, 290.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 14.0, 14.0, 44.0
@@ -21,10 +21,10 @@ def bars(rows: Sequence[tuple[str, float, str]], label: str, *, line: float | No
     for i, (name, share, words) in enumerate(rows):
         y, length = 8 + i * step, room * min(max(share, 0.0), 1.0)
         parts.append(
-            f'<text class="tick" x="{left - 8}" y="{y + 14}" text-anchor="end">{text(_short(name, _NAME))}</text>'
+            f'<text class="tick" x="{left - 8}" y="{y + 14}" text-anchor="end">{escaped(_short(name, _NAME))}</text>'
             f'<rect class="track" x="{left}" y="{y + 2}" width="{room}" height="16" rx="3"/>'
             f'<rect class="bar" x="{left}" y="{y + 2}" width="{length:.1f}" height="16" rx="3"/>'
-            f'<text class="value" x="{left + room + 8}" y="{y + 14}">{text(words)}</text>'
+            f'<text class="value" x="{left + room + 8}" y="{y + 14}">{escaped(words)}</text>'
         )
     if line is not None:
         x = left + room * line
@@ -103,7 +103,7 @@ def legend(rows: Sequence[tuple[str, str]]) -> str:
     """(series, words) as a list."""
     items = "".join(
         f'<li><svg class="key" viewBox="0 0 34 14" aria-hidden="true"><g class="series {name}">'
-        f'<polyline points="1,7 33,7"/>{mark(name, 17, 7)}</g></svg>{text(words)}</li>'
+        f'<polyline points="1,7 33,7"/>{mark(name, 17, 7)}</g></svg>{escaped(words)}</li>'
         for name, words in rows
     )
     return f'<ul class="legend">{items}</ul>'
@@ -159,22 +159,26 @@ def _ticks(low: float, high: float, about: int = 5) -> list[tuple[float, str]]:
 
 def _axis_x(marks: Sequence[tuple[float, str]], label: str) -> str:
     y = _HEIGHT - _BOTTOM
-    ticks = "".join(f'<text class="tick" x="{x}" y="{y + 17}" text-anchor="middle">{text(w)}</text>' for x, w in marks)
+    ticks = "".join(
+        f'<text class="tick" x="{x}" y="{y + 17}" text-anchor="middle">{escaped(w)}</text>' for x, w in marks
+    )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     return (
         f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>{ticks}'
-        f'<text class="label" x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{text(label)}</text>'
+        f'<text class="label" x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">'
+        f"{escaped(label)}</text>"
     )
 
 
 def _axis_y(marks: Sequence[tuple[float, str]], label: str) -> str:
     ticks = "".join(
-        f'<text class="tick" x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{text(w)}</text>' for y, w in marks
+        f'<text class="tick" x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{escaped(w)}</text>' for y, w in marks
     )
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     return (
         f'<line class="axis" x1="{_LEFT}" x2="{_LEFT}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>{ticks}'
-        f'<text class="label" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{text(label)}</text>'
+        f'<text class="label" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
+        f"{escaped(label)}</text>"
     )
 
 
@@ -184,6 +188,6 @@ def _short(name: str, most: int) -> str:
 
 def _svg(body: str, label: str, height: float) -> str:
     return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} {height:.0f}" role="img" aria-label="{text(label)}" '
+        f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} {height:.0f}" role="img" aria-label="{escaped(label)}" '
         f'font-family="ui-sans-serif,system-ui,sans-serif" font-size="12">{body}</svg>'
     )

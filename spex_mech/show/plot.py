@@ -5,7 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from spex_mech.circuit.graph import Circuit, Interaction
+from spex_mech.circuit.graph import Circuit
+from spex_mech.circuit.nodes import Interaction
 from spex_mech.components import Component
 from spex_mech.errors import SpexMechError
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from spex_mech.circuit.drawing import DASHES, KIND_COLOURS
-from spex_mech.circuit.graph import Circuit, Interaction
+from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.layout import NARROW, WIDE, Frame, shown_first, strongest_joint
+from spex_mech.circuit.nodes import Interaction
+from spex_mech.files.text import escaped, number
 from spex_mech.show.dossier import PromptText
-from spex_mech.show.html import number, text
 
 MAX_LINES = 400
 _COLUMN, _LINE, _TALL = 8.6, 27.0, 21.0  # pixels a column, a line, a highlighted piece
@@ -63,7 +64,7 @@ def passage_section(passage: PromptText, circuit: Circuit) -> str:
         "together; dashed ones are redundancies."
     )
     return (
-        f'<p>{text(told)}</p><div class="stage"><div class="wide">{draw_passage(passage, circuit, WIDE)}</div>'
+        f'<p>{escaped(told)}</p><div class="stage"><div class="wide">{draw_passage(passage, circuit, WIDE)}</div>'
         f'<div class="narrow">{draw_passage(passage, circuit, NARROW)}</div></div>'
     )
 
@@ -148,7 +149,7 @@ def _arc(i: Interaction, places: dict[str, Piece], tops: Sequence[float], share:
     path = " ".join(_path(one, other, tops) for one, other in _steps(i, places))
     label = f"{i.label}: {number(i.coefficient, sign=True)}, {i.kind}"
     return (
-        f'<g class="arc {i.kind}"><title>{text(label)}</title><path d="{path}" stroke="{KIND_COLOURS[i.kind]}" '
+        f'<g class="arc {i.kind}"><title>{escaped(label)}</title><path d="{path}" stroke="{KIND_COLOURS[i.kind]}" '
         f'stroke-width="{1.2 + 3.3 * share:.1f}" stroke-opacity="0.85" stroke-linecap="round"{DASHES[i.kind]}/></g>'
     )
 
@@ -171,7 +172,7 @@ def _piece(piece: Piece, passage: PromptText, circuit: Circuit, tops: Sequence[f
     x, y, wide = 12 + piece.column * _COLUMN, tops[piece.line], piece.width * _COLUMN
     words = (
         f'<text x="{x:.1f}" y="{y + 15.5:.1f}" textLength="{wide:.1f}" lengthAdjust="spacingAndGlyphs" '
-        f'fill="currentColor" xml:space="preserve">{text(piece.words)}</text>'
+        f'fill="currentColor" xml:space="preserve">{escaped(piece.words)}</text>'
     )
     if piece.part is None:
         return f'<g fill-opacity="0.65">{words}</g>' if piece.words.strip() else ""
@@ -183,7 +184,7 @@ def _piece(piece: Piece, passage: PromptText, circuit: Circuit, tops: Sequence[f
     strength = 0.10 + 0.5 * abs(main) / _largest(circuit)
     told = f"{name}, main effect {number(main, sign=True)}" if main else f"{name}, joint effects only"
     return (
-        f'<g class="part"><title>{text(told)}</title><rect x="{x - 1:.1f}" y="{y:.1f}" width="{wide + 2:.1f}" '
+        f'<g class="part"><title>{escaped(told)}</title><rect x="{x - 1:.1f}" y="{y:.1f}" width="{wide + 2:.1f}" '
         f'height="{_TALL}" rx="4" fill="{colour}" fill-opacity="{strength:.2f}" stroke="{colour}"/>{words}</g>'
     )
 

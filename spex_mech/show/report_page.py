@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from spex_mech.circuit.drawing import draw
-from spex_mech.circuit.graph import Circuit, Interaction
+from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.layout import NARROW, WIDE, shown_first, strongest_joint
+from spex_mech.circuit.nodes import Interaction
+from spex_mech.files.text import escaped, fit_words, number, percent
 from spex_mech.show.charts import bars, curves, legend, scatter, share_rows
 from spex_mech.show.dossier import Check, Dossier, Fact
-from spex_mech.show.html import Page, fit_words, foreign, number, page, percent, table, text
+from spex_mech.show.html import Page, foreign, page, table
 from spex_mech.show.prompt_text import passage_section
 from spex_mech.show.tables import evidence_sheet, interactions
 
@@ -54,13 +56,13 @@ def render(dossier: Dossier) -> Page:
 
 
 def _answer(dossier: Dossier) -> str:
-    warnings = "".join(f'<p class="warning"><strong>Caution.</strong> {text(w)}</p>' for w in dossier.warnings)
+    warnings = "".join(f'<p class="warning"><strong>Caution.</strong> {escaped(w)}</p>' for w in dossier.warnings)
     figures = "".join(
-        f'<div class="figure"><dt>{text(f.label)}</dt><dd><strong>{text(f.value)}</strong>'
-        f"{f'<span>{text(f.note)}</span>' if f.note else ''}</dd></div>"
+        f'<div class="figure"><dt>{escaped(f.label)}</dt><dd><strong>{escaped(f.value)}</strong>'
+        f"{f'<span>{escaped(f.note)}</span>' if f.note else ''}</dd></div>"
         for f in dossier.headline
     )
-    first, rest = text(" ".join(dossier.answer[:1])), text(" ".join(dossier.answer[1:]))
+    first, rest = escaped(" ".join(dossier.answer[:1])), escaped(" ".join(dossier.answer[1:]))
     told = f'<p class="lead">{first}</p>' + (f"<p>{rest}</p>" if rest else "")
     return told + warnings + (f'<dl class="figures">{figures}</dl>' if figures else "")
 
@@ -75,12 +77,12 @@ def _question(dossier: Dossier) -> str:
 
 
 def _facts(facts: Sequence[Fact]) -> str:
-    rows = "".join(f"<div><dt>{text(f.label)}</dt><dd>{foreign(f.value)}{_note(f.note)}</dd></div>" for f in facts)
+    rows = "".join(f"<div><dt>{escaped(f.label)}</dt><dd>{foreign(f.value)}{_note(f.note)}</dd></div>" for f in facts)
     return f'<dl class="facts">{rows}</dl>' if rows else ""
 
 
 def _note(words: str) -> str:
-    return f' <span class="note">{text(words)}</span>' if words else ""
+    return f' <span class="note">{escaped(words)}</span>' if words else ""
 
 
 def _passage(dossier: Dossier) -> str:
@@ -107,7 +109,7 @@ def _reading(circuit: Circuit) -> str:
         f"the metric. A line is a set that acts together: {some}."
     )
     few = len(circuit.nodes) > WIDE.labelled
-    return text(words + (" The strongest components bear names, the others are dots." if few else ""))
+    return escaped(words + (" The strongest components bear names, the others are dots." if few else ""))
 
 
 def _controls(circuit: Circuit) -> str:
@@ -130,7 +132,7 @@ def _controls(circuit: Circuit) -> str:
 
 
 def _box(name: str, value: str, words: str) -> str:
-    return f'<label><input type="checkbox" name="{name}" value="{text(value)}" checked>{text(words)}</label>'
+    return f'<label><input type="checkbox" name="{name}" value="{escaped(value)}" checked>{escaped(words)}</label>'
 
 
 def _key(circuit: Circuit, drawn: Sequence[Interaction]) -> str:
@@ -151,7 +153,7 @@ def _key(circuit: Circuit, drawn: Sequence[Interaction]) -> str:
 def _evidence(dossier: Dossier) -> str:
     cards = [_points(dossier), _sizes(dossier), _energy(dossier.circuit), _stability(dossier)]
     sheets = "".join(evidence_sheet(sheet) for sheet in dossier.sheets if sheet.rows)
-    told = "".join(f"<p>{text(sentence)}</p>" for sentence in dossier.confidence)
+    told = "".join(f"<p>{escaped(sentence)}</p>" for sentence in dossier.confidence)
     shown = "".join(cards)
     return told + (f'<div class="grid">{shown}</div>' if shown else "") + sheets
 
@@ -159,8 +161,9 @@ def _evidence(dossier: Dossier) -> str:
 def _card(title: str, note: str, chart: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     data = table(columns, rows, caption=title)
     return (
-        f'<figure class="card"><figcaption><h3>{text(title)}</h3><p>{text(note)}</p></figcaption>{chart}'
-        f'<details><summary>The numbers<span class="quiet"> of: {text(title)}</span></summary>{data}</details></figure>'
+        f'<figure class="card"><figcaption><h3>{escaped(title)}</h3><p>{escaped(note)}</p></figcaption>{chart}'
+        f'<details><summary>The numbers<span class="quiet"> of: {escaped(title)}</span></summary>{data}'
+        "</details></figure>"
     )
 
 
@@ -213,17 +216,17 @@ def _stability(dossier: Dossier) -> str:
         f"Share of resamples of the masks that found a set again, the strongest sets first; the line is at {_STABLE}."
     )
     rows = [(i.label, i.stability or 0.0, number(i.stability, 2)) for i in shown]
-    cells = [[f"<code>{text(i.label)}</code>", number(i.stability, 2)] for i in known[:_POINT_ROWS]]
+    cells = [[f"<code>{escaped(i.label)}</code>", number(i.stability, 2)] for i in known[:_POINT_ROWS]]
     return _card("Found again", note, bars(rows, "Stability", line=_STABLE), ("components", "share"), cells)
 
 
 def _list(sentences: Sequence[str], name: str) -> str:
-    return f'<ul class="{name}">{"".join(f"<li>{text(s)}</li>" for s in sentences)}</ul>' if sentences else ""
+    return f'<ul class="{name}">{"".join(f"<li>{escaped(s)}</li>" for s in sentences)}</ul>' if sentences else ""
 
 
 def _provenance(dossier: Dossier) -> str:
     commands = "\n".join(dossier.commands)
-    again = f'<h3>To do it again</h3><pre tabindex="0"><code>{text(commands)}</code></pre>' if commands else ""
+    again = f'<h3>To do it again</h3><pre tabindex="0"><code>{escaped(commands)}</code></pre>' if commands else ""
     return f'{again}<div class="small">{_facts(dossier.provenance)}</div>'
 
 

@@ -1,8 +1,10 @@
 """The tables of a report: interactions, and sheets of evidence. Numbers are kept beside their words, for sorting."""
 
-from spex_mech.circuit.graph import Circuit, Interaction
+from spex_mech.circuit.graph import Circuit
+from spex_mech.circuit.nodes import Interaction
+from spex_mech.files.text import escaped, number, quoted_roles
 from spex_mech.show.dossier import Cell, Check, Dossier, Sheet
-from spex_mech.show.html import foreign, number, quoted_roles, table, text
+from spex_mech.show.html import foreign, table
 
 MAX_TABLE_ROWS = 500  # interactions in the table
 _TINY = 1e-16  # false discovery rates below it are not told apart
@@ -24,7 +26,7 @@ def interactions(dossier: Dossier) -> str:
     rest = len(circuit.interactions) - MAX_TABLE_ROWS
     more = f"<p>{rest:,} weaker ones are in interactions.csv.</p>" if rest > 0 else ""
     return (
-        f"<p>{text(_explained(circuit, again))}</p>"
+        f"<p>{escaped(_explained(circuit, again))}</p>"
         + table(
             wide,
             rows,
@@ -53,7 +55,7 @@ def _row(i: Interaction, largest: float, check: Check | None, again: bool, said:
         f'width="{width:.1f}" height="8" rx="2"/></svg>'
     )
     cells = [
-        f"<code>{text(i.label)}</code>{f' {foreign(said)}' if said else ''}", str(i.order), text(i.kind),
+        f"<code>{escaped(i.label)}</code>{f' {foreign(said)}' if said else ''}", str(i.order), escaped(i.kind),
         f"{mark}{_sorted_by(_with_error(i.coefficient, i.stderr), i.coefficient)}",
         _number(i.knockout, sign=True), _rate(i.q_value), _number(i.stability, digits=2),
     ]  # fmt: skip
@@ -87,9 +89,9 @@ def _sorted_by(words: str, value: float | None) -> str:
 def evidence_sheet(sheet: Sheet) -> str:
     """A sheet with its title and its reading."""
     rows = [[_cell(cell) for cell in row] for row in sheet.rows]
-    note = f"<p>{text(sheet.note)}</p>" if sheet.note else ""
+    note = f"<p>{escaped(sheet.note)}</p>" if sheet.note else ""
     words = [i for i in range(len(sheet.columns)) if any(isinstance(row[i], str | bool) for row in sheet.rows)]
-    return f"<h3>{text(sheet.title)}</h3>{note}{table(sheet.columns, rows, caption=sheet.title, words=words)}"
+    return f"<h3>{escaped(sheet.title)}</h3>{note}{table(sheet.columns, rows, caption=sheet.title, words=words)}"
 
 
 def _cell(cell: Cell) -> str:

@@ -5,8 +5,8 @@ from typing import Any
 
 from spex_mech.auditing.findings import Verified
 from spex_mech.auditing.run_audit import Audit
-from spex_mech.circuit.graph import Interaction
-from spex_mech.show.html import number, percent, quoted_roles
+from spex_mech.circuit.nodes import Interaction
+from spex_mech.files.text import number, percent, quoted_roles
 from spex_mech.store.discovery import Discovery, lens_of
 from spex_mech.walsh.decoding import Outcome
 

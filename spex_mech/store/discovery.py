@@ -19,12 +19,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from spex_mech.circuit.codec import load_circuit
-from spex_mech.circuit.graph import Circuit
+from spex_mech.circuit.graph import Circuit, load_circuit
 from spex_mech.components import ComponentSet
 from spex_mech.errors import DecodeError, FormatError, SpexMechError
 from spex_mech.files.json import read_json, write_whole
-from spex_mech.files.records import finite, plain, refuse_other
+from spex_mech.files.records import plain, refuse_other
 from spex_mech.store.responses import Responses, pack_bits
 from spex_mech.walsh.decoding import Decoded, Outcome
 from spex_mech.walsh.link.link import Link
@@ -121,7 +120,7 @@ class Discovery:
             (folder / name).unlink(missing_ok=True)  # of a decoding before this one
         if self.decoded.raw is not None and self.raw_circuit is not None:
             _save_scale(folder, _RAW, self.decoded.raw, self.raw_circuit)
-        write_whole(folder / "run.json", json.dumps(finite(self.record), indent=2, sort_keys=True, default=str) + "\n")
+        write_whole(folder / "run.json", json.dumps(plain(self.record), indent=2, sort_keys=True, default=str) + "\n")
         return folder
 
 
