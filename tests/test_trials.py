@@ -3,20 +3,27 @@
 import dataclasses
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from audit_cases import EIGHT, case_of, run_case_of
+from scipy.stats import ttest_1samp
 
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
+from spex_mech.auditing import verdicts
 from spex_mech.auditing.baselines import _with_fresh, try_baselines
 from spex_mech.auditing.cautions import cautions
 from spex_mech.auditing.chosen_circuits import _nearby
 from spex_mech.auditing.circuit_search import Goal, search_circuits
+from spex_mech.auditing.confirmation import try_interactions
 from spex_mech.auditing.faithfulness import SIZES, counts
 from spex_mech.auditing.fresh_masks import fresh_masks, try_fresh
 from spex_mech.auditing.knockout_trials import try_completeness, try_idle, try_minimality
+from spex_mech.auditing.knockouts import relevant
 from spex_mech.auditing.mib_sizes import try_ranking, try_scores
+from spex_mech.auditing.other_contexts import _effect_at, _p_value, other_probs, try_contexts
+from spex_mech.auditing.other_replacements import compare_replacement
 from spex_mech.auditing.passes import Ledger
 from spex_mech.auditing.random_sets import RANDOM_SETS, RandomSets, try_random
 from spex_mech.auditing.rankings import Ranking, pair_ablation, single_ablation, spectrum_strengths
@@ -265,3 +272,96 @@ def test_a_ledger_is_never_overdrawn():
     with pytest.raises(DesignError, match="2 masks were asked for, and 1 of the budget are left"):
         case.measured([["a0.h0"], ["a0.h1"]])
     assert case.measured([["a0.h0"], ["a0.h0"]]) == [pytest.approx(0.0), pytest.approx(0.0)]
+
+
+TURNING = {PAIR: 1.0, (*PAIR, "a0.h3"): -1.5, ("a0.h0",): 1.0}  # the pair is a synergy until a third is kept
+
+
+@pytest.fixture(scope="module")
+def turning():
+    """A run whose polynomial knows all of it."""
+    return run_case_of(planted.polynomial(TURNING, layout=EIGHT), budget=180, keep_prob=0.5, decoder="proxyspex")
+
+
+def test_other_probabilities_are_far_from_the_runs(turning, claimed):
+    assert other_probs(turning) == (0.9,)
+    assert other_probs(claimed) == (0.5, 0.9)  # 0.7 is far from both
+    near = SimpleNamespace(keep_probs=(0.64, 0.76))
+    assert other_probs(near) == ()
+
+
+def test_interactions_and_backups_are_measured_as_planted(turning):
+    checks, backups, left = try_interactions(turning, spare=10)
+    (pair,) = [check for check in checks if set(check.components) == set(PAIR)]
+    assert pair.estimate == pytest.approx((1 - 0.75) / 4, abs=1e-4)  # Walsh: a quarter of 1 - 1.5/2
+    assert pair.knockout == pytest.approx(-0.5, abs=1e-4)  # with all kept: 1 - 1.5
+    assert left == 0
+    assert all(not group.confirmed() for group in backups)
+    assert turning.passes.left >= 10
+    rows = try_contexts(turning, checks, 400)
+    (row,) = [row for row in rows if set(row.components) == set(PAIR)]
+    assert (row.keep_prob, row.here) == (0.9, pytest.approx(0.25, abs=1e-3))
+    assert row.effect == pytest.approx(1 - 1.5 * 0.9, abs=1e-3)
+    assert not row.holds
+    assert _effect_at(turning.polynomial, turning.components.indices(PAIR), 0.9) == pytest.approx(-0.35, abs=1e-3)
+
+
+def test_where_there_is_no_room_nothing_is_tested(turning):
+    poor = dataclasses.replace(turning, passes=SimpleNamespace(left=40))
+    checks, backups, left = try_interactions(poor)
+    assert (checks, backups) == ((), ())
+    assert left >= 2
+    assert try_contexts(turning, [], 400) == ()
+
+
+def test_backups_are_proposed_where_their_excess_is_worth_it():
+    subject = planted.backup(PAIR, strength=2.0, layout=EIGHT)
+    case = run_case_of(subject, budget=180, keep_prob=0.5, decoder="proxyspex")
+    _, backups, _ = try_interactions(case)
+    (group,) = [group for group in backups if group.confirmed()]
+    assert set(group.components) == set(PAIR)
+    assert (group.joint, group.excess) == (pytest.approx(2.0, abs=1e-4), pytest.approx(2.0, abs=1e-4))
+    assert (group.intact_joint, group.intact_excess) == (pytest.approx(2.0), pytest.approx(2.0))
+    dear = dataclasses.replace(case, intact=case.empty + 250.0)  # two are less than a hundredth of 250
+    assert try_interactions(dear)[1] == ()
+
+
+@pytest.mark.parametrize("mean", [2.0, -2.0])
+def test_p_values_of_effects_that_do_not_vary_and_of_those_that_do(mean):
+    assert _p_value(mean, 0.0, 12, 1e-6) == 0.0
+    assert _p_value(1e-7 * mean, 0.0, 12, 1e-6) == 1.0
+    assert _p_value(mean, 1.0, 12, 1e-6) == pytest.approx(ttest_1samp(np.array([1, -1] * 6) * 11**0.5 + mean, 0).pvalue)
+
+
+def test_another_replacement_that_gives_the_same_agrees_and_one_that_turns_all_does_not(turning):
+    run, rows = turning.found.responses, torch.arange(0, 180, 2)
+
+    def other(f):
+        return SimpleNamespace(means=lambda keep: f(turning.passes.means(keep)))
+
+    same = compare_replacement(turning, "zero", other(lambda x: x), rows)
+    assert (same.kind, same.masks) == ("zero", 90)
+    assert same.effect == pytest.approx(turning.intact - turning.empty)
+    assert (same.r2, same.nodes, same.interactions) == (pytest.approx(1.0), pytest.approx(1.0), pytest.approx(1.0))
+    assert (same.signs, same.top) == (1.0, 1.0)
+    turned = compare_replacement(turning, "zero", other(lambda x: -2 * x), rows)
+    assert turned.effect == pytest.approx(-2 * (turning.intact - turning.empty))
+    assert (turned.r2, turned.nodes) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert (turned.signs, turned.top) == (0.0, 1.0)
+    assert turned.interactions == pytest.approx(-1.0)
+    flat = compare_replacement(turning, "zero", other(torch.zeros_like), rows)
+    assert (flat.r2, flat.effect) == (None, 0.0)
+    assert len(run) == 180
+
+
+def test_knockouts_of_large_circuits_are_bounded():
+    n, flat = 60, lambda keep: keep.double().sum(1)
+    sets = relevant(range(40), [(k, k + 1) for k in range(700)], n, flat)
+    assert len(sets) == len(set(sets)) <= 512
+    assert sets[:2] == [(), tuple(range(40))]
+    assert max(len(s) for s in sets[2:]) == 32  # the greedy chain
+    assert len(relevant(range(10), [], n, flat)) == 1024
+
+
+def test_verdict_numbers_are_what_the_page_says():
+    assert (verdicts.RATE, verdicts.FAITHFUL_WITHIN, verdicts.STABLE_FROM) == (0.05, 0.1, 0.8)
