@@ -186,7 +186,9 @@ def test_random_sets_are_the_null(backup):
     _, _, _, audit = backup
     row = next(r for r in audit.sizes if r.count == 1)
     assert row.preserve.faithfulness == pytest.approx(1.0, abs=1e-3)
-    assert 0 <= row.random_mean < 1
+    assert row.random_mean == pytest.approx(row.random_std**2 * 7 / 8 + row.random_mean**2)  # each is 0 or 1
+    assert row.random_as_good == pytest.approx(row.random_mean)  # ours is 1: as good are those that are
+    assert 0 < row.random_as_good < 1
     null = next(r for r in audit.rankings if r.name == "random sets")
     assert audit.cpr > null.cpr
     assert audit.cmd < null.cmd

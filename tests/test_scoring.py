@@ -1,5 +1,6 @@
 """Circuits of others, audited here: every figure against all 2^n measured masks."""
 
+import itertools
 import json
 import math
 
@@ -80,7 +81,9 @@ def test_a_circuit_of_eap_ig_is_audited_and_every_figure_is_the_enumerated_one(s
     assert audit.precision == pytest.approx(len(set(best) & set(known)) / 3)
     assert audit.skipped == ()
     assert len(audit.random_faithfulness) == 8
-    assert 0 <= audit.random_as_good <= 1
+    assert audit.random_as_good == sum(abs(1 - f) <= abs(1 - share(best)) for f in audit.random_faithfulness) / 8
+    subsets = [share(s) for s in itertools.combinations(names, len(best))]
+    assert all(any(abs(f - s) < 2e-4 for s in subsets) for f in audit.random_faithfulness)
     assert audit.record["masks"] <= 400
     saved = json.loads((tmp_path / "audit.json").read_text())
     assert (saved["faithfulness"], saved["schema"]) == (audit.faithfulness, "spex_mech.circuit_audit/1")
@@ -129,6 +132,19 @@ def test_the_command_line_converts_and_audits_files(foreign, tmp_path, capsys, m
     code, said = call("audit", path)
     assert code == 2
     assert "--model" in said.err
+
+
+def test_as_many_random_sets_do_as_well_as_chance_has_it():
+    """A pair that is all there is: it does better than any other set of two; a set without effect does not."""
+    pair = ("a0.h1", "a1.h2")
+    subject = planted.conjunction(pair, layout=planted.PlantedLayout(2, 8, 0))
+    task, components = planted.task(subject), sm.heads(subject)
+    for names, as_good in ((pair, 0.0), (("a0.h2", "a1.h3"), 1.0)):
+        circuit = sm.Circuit(components, tuple(sm.Node(c) for c in components if c.name in names), (), "logit")
+        audit = sm.audit_circuit(circuit, subject, task)
+        assert len(audit.random_faithfulness) == 8
+        assert audit.random_as_good == as_good
+        assert f"{as_good:.0%} of random sets do as well" in str(audit)
 
 
 def or_of_two():

@@ -43,6 +43,9 @@ from spex_mech.walsh.masks.design import MaskDesign
 
 LEAST_AUDIT_BUDGET = 96  # masks: the circuits at all sizes, and a few for everything else
 AUDIT = "audit.json"
+# Parts of the budget. Halved and doubled one at a time (docs/contributing.md, "Constants").
+SEARCH, FRESH, COMPLETENESS, MINIMALITY, RANDOM, CONTEXTS = 0.2, 0.2, 0.03, 0.05, 0.1, 0.08
+LEAST_FRESH = 16  # masks, however small the budget: R² of fewer says nothing
 
 
 def audit(
@@ -119,20 +122,20 @@ def _try_all(case: RunCase, engines: Engines, size: int | None, known: tuple[str
     """Every trial in turn; the order decides who has the budget."""
     part = case.ledger.part
     inside = [name for name in known if name in case.components]
-    chosen = choose_circuits(case, size, part(0.2), seconds)
+    chosen = choose_circuits(case, size, part(SEARCH), seconds)
     circuit, sizes, nodes = chosen.circuit, chosen.sizes, verify_found(case)
-    fresh = try_fresh(case, max(16, part(0.2)))
-    completeness = try_completeness(case, circuit.names, part(0.03), chosen.predict)
-    minimality = try_minimality(case, circuit.names, part(0.05), chosen.predict)
+    fresh = try_fresh(case, max(LEAST_FRESH, part(FRESH)))
+    completeness = try_completeness(case, circuit.names, part(COMPLETENESS), chosen.predict)
+    minimality = try_minimality(case, circuit.names, part(MINIMALITY), chosen.predict)
     unverified = sum(k.measured is None for k in [*completeness, *minimality])
     if unverified:
         case.skipped.append(f"{unverified:,} knockouts are predicted only")
-    null = try_random(case, [row.count for row in sizes], part(0.1))
+    null = try_random(case, [row.count for row in sizes], part(RANDOM))
     rankings = [_our_ranking(case, chosen, inside), *_null_ranking(null, sizes)]
     rankings += try_baselines(case, engines, inside, chosen.search.masks)
     circuit, sizes = add_kl(case, engines, circuit, _beside_random(case, null, sizes))
     replacements = try_replacements(case, engines)
-    spare = part(0.08) if other_probs(case) else 0
+    spare = part(CONTEXTS) if other_probs(case) else 0
     interactions, backups, left = try_interactions(case, spare)
     contexts = try_contexts(case, interactions, case.ledger.left)
     if interactions and other_probs(case) and not contexts:

@@ -6,14 +6,17 @@ from spex_mech.auditing.case import RunCase
 from spex_mech.auditing.findings import Fresh
 from spex_mech.walsh.decoding import RECOVERED_FROM
 
-# Words only; no figure or verdict depends on it. Of the components kept on average: beyond, the audited circuits (at most
-# half of the components in most runs) lie outside of what the run drew, by two standard deviations of a mask's size and
-# more from n = 12 on (0.25 n > 2 √(n · 0.75 · 0.25)).
+# Words only, no figure depends on it. Of the components kept on average: beyond, a set of at most half of them is two
+# standard deviations and more smaller than what the run drew, from n = 12 on (n/4 > 2 √(3n/16)).
 FAR_KEEP = 0.75
 
 
 def cautions(case: RunCase, fresh: Fresh) -> tuple[str, ...]:
-    """A sentence each, without its full stop."""
+    """A sentence each, without its full stop.
+
+    Of: ends so near each other that faithfulness is unstable, a polynomial that fresh masks refute, a link, and masks
+    of the run that are unlike the audited circuits.
+    """
     return tuple(_cautions(case, fresh))
 
 

@@ -68,7 +68,7 @@ def auroc(scores: Mapping[str, float], known: Collection[str]) -> float | None:
     0.5
     """
     names = list(scores)
-    is_known = np.array([name in set(known) for name in names])
+    is_known = np.array([name in set(known) for name in names], dtype=bool)
     hits, others = int(is_known.sum()), int((~is_known).sum())
     if not hits or not others:
         return None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 ALL_SUBSETS = 10  # components up to which every K is predicted: 1,024 sets
 MAX_KNOCKOUTS = 512  # sets predicted beyond that
+MOST_GREEDY = 32  # components that the worst case takes out one by one
 
 Predictor = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
 Set = tuple[int, ...]
@@ -96,7 +97,7 @@ def kept(n: int, sets: Iterable[Iterable[int]]) -> Bool[Tensor, "mask component"
 def _greedy(circuit: Sequence[int], n: int, predict: Predictor) -> list[Set]:
     """The chain of sets in which the next component always leaves the largest predicted gap."""
     removed, chain = list[int](), list[Set]()
-    while len(removed) < min(len(circuit), 32):
+    while len(removed) < min(len(circuit), MOST_GREEDY):
         candidates = [tuple(sorted([*removed, i])) for i in circuit if i not in removed]
         scores = gaps(predict(completeness_masks(circuit, candidates, n)))
         chain.append(candidates[int(scores.argmax())])

@@ -211,7 +211,8 @@ def audit(
     """Put a run to the test on fresh masks, within a budget; writes audit.json and the report beside it."""
     from dataclasses import asdict
 
-    from spex_mech.cli.audit_commands import audit_file, audit_run, print_trial
+    from spex_mech.cli.audit_commands import audit_file, audit_run
+    from spex_mech.cli.audit_printing import print_trial
 
     names = None if known is None else known.split(",")
     asked: dict[str, Any] = {"prompts": prompts, "device": device, "known": names, "budget": budget, "seed": seed}
