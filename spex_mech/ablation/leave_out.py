@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from spex_mech.ablation.row_edit import RowEdit
+from spex_mech.ablation.edits import RowEdit
 from spex_mech.ablation.subject import Edit, Shortcuts, Site, common_position
 
 

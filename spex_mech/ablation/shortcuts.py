@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from spex_mech.ablation.backends.base import ModelSubject
-from spex_mech.ablation.row_edit import RowEdit
+from spex_mech.ablation.edits import RowEdit
 from spex_mech.ablation.self_test import made_up_tokens
 from spex_mech.ablation.subject import Edit, Shortcuts, Site
 
