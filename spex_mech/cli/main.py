@@ -10,6 +10,7 @@ from rich.console import Console
 from spex_mech import __version__
 from spex_mech.cli import options as o
 from spex_mech.cli.bench_command import bench
+from spex_mech.cli.export_command import export
 from spex_mech.errors import SpexMechError
 
 app = typer.Typer(
@@ -239,19 +240,7 @@ def report(
     _console().print(f"wrote {write_report(run, out)}", highlight=False, soft_wrap=True)
 
 
-@app.command(epilog=o.TEACH_EXPORT)
-def export(
-    circuit: Annotated[Path, typer.Argument(help="circuit.json of a run; or a circuit in HIF, of EAP-IG or MIB.")],
-    to: o.FormatOption,
-    out: Annotated[Path, typer.Option("--out", help="File to write.")],
-    model: Annotated[str | None, typer.Option(help="mib: card or model, where neither file nor run says.")] = None,
-    device: o.Device = None,
-) -> None:
-    """Write a circuit for other tools; says what the format loses."""
-    from spex_mech.cli.exchange import convert
-
-    note = convert(circuit, out, to, model, device)
-    _console().print(f"wrote {out}. {note}", highlight=False, soft_wrap=True)
+app.command(epilog=o.TEACH_EXPORT)(export)
 
 
 @app.command(epilog=o.TEACH_DOCTOR)

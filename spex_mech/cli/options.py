@@ -159,6 +159,11 @@ FormatOption = Annotated[
         "--to", help=f"{', '.join(FORMAT_NAMES[:-1])} or {FORMAT_NAMES[-1]}.", autocompletion=_among(*FORMAT_NAMES)
     ),
 ]
+CircuitFile = Annotated[
+    Path, typer.Argument(metavar="CIRCUIT", help="circuit.json of a run; or a circuit in HIF, of EAP-IG or MIB.")
+]
+File = Annotated[Path, typer.Option("--out", help="File to write.")]
+SizesFrom = Annotated[str | None, typer.Option("--model", help="mib: card or model, where neither file nor run says.")]
 Bench = Annotated[
     str, typer.Argument(metavar="|".join(BENCH_NAMES), help="What to measure.", autocompletion=_among(*BENCH_NAMES))
 ]
