@@ -31,7 +31,7 @@ from collections.abc import Sequence
 import torch
 
 from spex_mech.errors import DesignError
-from spex_mech.walsh.hashing import uniform_bits
+from spex_mech.walsh.masks.hashing import uniform_bits
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
 

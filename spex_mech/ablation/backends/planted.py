@@ -24,7 +24,8 @@ from spex_mech.ablation.subject import Edit, Site
 from spex_mech.components import Component, ComponentSet, ModelShape
 from spex_mech.errors import ComponentError, FormatError, all_problems
 from spex_mech.tasks.task import Task
-from spex_mech.walsh.spectrum import Basis, Spectrum, merge_sets, pad_sets
+from spex_mech.walsh.set_rows import merge_sets, pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum
 
 PlantedLink = Literal["identity", "tanh", "sigmoid"]
 Terms = Mapping[tuple[str, ...], float]

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spex_mech.errors import DecodeError, FormatError, all_problems
-from spex_mech.walsh.link.families import DERIVATIVE, FORWARD, INVERSE, spline_parts
+from spex_mech.walsh.link_families import DERIVATIVE, FORWARD, INVERSE, spline_parts
 
 LinkName = Literal["identity", "logistic", "softplus", "spline"]
 MAX_KNOTS = 64
