@@ -34,7 +34,8 @@ from spex_mech.walsh.decoders.refit import prune
 from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Decoded, Outcome, Samples
 from spex_mech.walsh.masks.design import MaskDesign
-from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
 from spex_mech.walsh.spex.spex import Spex
 
 

@@ -21,9 +21,9 @@ from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoders.linear import Linear
 from spex_mech.walsh.decoding import Decoded, Decoder, Outcome, Samples, r_squared
 from spex_mech.walsh.link.fit import Grower
-from spex_mech.walsh.link.link import MAX_KNOTS, Link
 from spex_mech.walsh.link.linked import Linked, clearly_better
 from spex_mech.walsh.link.shapes import SHAPES
+from spex_mech.walsh.link_function import MAX_KNOTS, Link
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.spex.spex import Spex

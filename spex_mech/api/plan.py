@@ -32,7 +32,8 @@ from spex_mech.tasks.task import Task
 from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.masks.coded import smallest_budget
 from spex_mech.walsh.masks.design import MAX_COMPLETE, MaskDesign
-from spex_mech.walsh.spectrum import Spectrum, pad_sets
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Spectrum
 
 PROMPTS = 2  # of each length, over which the rate is taken
 GPUS = {"t4": 8.1, "l4": 30.3, "a10g": 31.2, "a100": 19.5, "l40s": 91.6, "rtx4090": 82.6, "h100": 66.9, "h200": 66.9}

@@ -24,7 +24,8 @@ from spex_mech.tasks.task import Task
 from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.masks.design import MaskDesign
-from spex_mech.walsh.spectrum import Spectrum, pad_sets
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Spectrum
 
 STUDY, STUDY_SCHEMA = "study.json", "spex_mech.study/1"
 

@@ -26,8 +26,9 @@ from spex_mech.files.json import read_json, write_whole
 from spex_mech.files.records import plain, refuse_other
 from spex_mech.store.responses import Responses, pack_bits
 from spex_mech.walsh.decoding import Decoded, Outcome
-from spex_mech.walsh.link.link import Link
-from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
+from spex_mech.walsh.link_function import Link
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum
 
 LensName = Literal["components", "features", "data"]
 RUN_SCHEMA = "spex_mech.run/1"

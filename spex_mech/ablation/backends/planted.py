@@ -22,7 +22,8 @@ from spex_mech.ablation.backends.planted_subject import (
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import ComponentError, FormatError
 from spex_mech.tasks.task import Task
-from spex_mech.walsh.spectrum import Basis, Spectrum, merge_sets, pad_sets
+from spex_mech.walsh.set_rows import merge_sets, pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum
 
 __all__ = [
     "D_VOCAB", "PlantedLayout", "PlantedSubject", "additive", "backup", "conjunction", "load_planted",

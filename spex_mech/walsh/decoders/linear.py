@@ -16,7 +16,8 @@ from torch import Tensor
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.decoders.lasso import LassoFit, lasso_cv
 from spex_mech.walsh.decoding import Decoded, Outcome, Samples, fold_masks, judge, r_squared, split_masks
-from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum
 
 _EXACT_ELEMENTS = 1 << 26  # masks × components up to which bits are kept in float64 (512 MB), beyond in float32
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from spex_mech.walsh.decoders.lasso import lasso_cv
 from spex_mech.walsh.decoders.trees import Boosting, Ensemble
-from spex_mech.walsh.spectrum import Basis, Spectrum, merge_sets, pad_sets
+from spex_mech.walsh.set_rows import merge_sets, pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum
 
 Base = Literal["line", "trees", "line+trees"]
 BASES: tuple[Base, ...] = ("line", "trees", "line+trees")

@@ -1,7 +1,7 @@
 """`Linked`: any decoder, with a link where the metric needs one.
 
 1. The base decoder decodes the responses as they are. Where no link is needed that is the answer, bit for bit.
-2. **A look.** Generalised pursuit (`linkfit.Grower`) is fitted with and without links to the masks that are not held
+2. **A look.** Generalised pursuit (`fit.Grower`) is fitted with and without links to the masks that are not held
    out. Unless some link leaves a twentieth less variance than none, there is none.
 3. **Cross-validation** of the two best links against the identity: every mask is predicted by fits that have not seen
    it. A link must win by more than two standard errors of the difference.

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from spex_mech.errors import DecodeError, FormatError, all_problems
 from spex_mech.names import LINK_NAMES, LinkName
-from spex_mech.walsh.link.families import DERIVATIVE, FORWARD, INVERSE, spline_parts
+from spex_mech.walsh.link_families import DERIVATIVE, FORWARD, INVERSE, spline_parts
 
 MAX_KNOTS = 64
 _FIELDS: dict[str, tuple[str, ...]] = {
