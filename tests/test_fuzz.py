@@ -20,8 +20,9 @@ from spex_mech.formats.interchange import export
 from spex_mech.gallery import open_card
 from spex_mech.gallery.studies import reopen
 from spex_mech.measuring.journal import JOURNAL, open_journal
-from spex_mech.store.discovery import load_spectrum, whole_key
+from spex_mech.store.discovery import whole_key
 from spex_mech.store.responses import pack_bits
+from spex_mech.store.spectrum_file import load_spectrum
 
 CARD = Path(__file__).resolve().parents[1] / "circuits" / "planted-and"
 SHARE = 8_300  # inputs a target in the slow test, of which there are twelve and two slow ones

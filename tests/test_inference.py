@@ -21,7 +21,7 @@ from spex_mech.bench.functions import planted_function
 from spex_mech.circuit.build import q_values
 from spex_mech.cli.main import app
 from spex_mech.errors import DecodeError
-from spex_mech.store.discovery import load_spectrum, save_spectrum
+from spex_mech.store.spectrum_file import load_spectrum, save_spectrum
 from spex_mech.walsh.certainty.estimates import Seen, mixture_gram, moderate, one_step_estimates
 from spex_mech.walsh.certainty.inference import confirm_sets, infer
 from spex_mech.walsh.certainty.stability import Stability, stability

@@ -1,14 +1,11 @@
 """HookedTransformer of TransformerLens 2.x and 3.x, by its form; and the bridge's compatibility mode."""
 
 import pytest
-import torch
 from legacy_hooked import config, from_gpt2, legacy_hooked
 from test_backends import values
 from tiny_models import bridge_of, tiny, tokens_task
 
 from spex_mech.ablation.binding import bind
-from spex_mech.errors import ResponseError
-from spex_mech.store.responses import Responses, concat
 
 EXPRESSION = "a*.h*, m0.n*, m1, a1@p-1"
 
@@ -59,15 +56,3 @@ def test_compatibility_mode_keeps_means_and_changes_zero(gpt2):
     for kind in ("mean", "resample"):
         assert (values(plain, task, "a*.h*, m1", kind) - values(folded, task, "a*.h*, m1", kind)).abs().max() <= 1e-5
     assert (values(plain, task, "a*.h*, m1", "zero") - values(folded, task, "a*.h*, m1", "zero")).abs().max() > 0.1
-
-
-def test_responses_of_differently_processed_weights_are_not_merged():
-    from spex_mech.components import ComponentSet
-
-    names, keep = ComponentSet.of(["a0.h0", "a0.h1"]), torch.tensor([[True, False]])
-    one, other = (
-        Responses(names, keep, torch.ones(1, 2), "logit", {"subject": {"weight_processing": p}})
-        for p in ("none", "compatibility mode")
-    )
-    with pytest.raises(ResponseError, match=r"part 2: another subject\.weight_processing \('none' before"):
-        concat([one, other])

@@ -9,8 +9,8 @@ from spex_mech.formats.interchange import EXPORTERS
 from spex_mech.measuring.decode import DECODERS
 from spex_mech.show.plot import PLOT_COLOURS
 from spex_mech.tasks.metrics import METRICS
-from spex_mech.walsh.link.families import DERIVATIVE, FORWARD, INVERSE
 from spex_mech.walsh.link.shapes import SHAPES
+from spex_mech.walsh.link_families import DERIVATIVE, FORWARD, INVERSE
 
 TABLES = [
     (names.DECODER_NAMES, DECODERS),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spex_mech.components import ComponentSet, ModelShape
 from spex_mech.errors import FormatError, ResponseError, TaskError
-from spex_mech.store.responses import Responses, concat, pack_bits, unpack_bits
+from spex_mech.store.responses import Responses, pack_bits, unpack_bits
 from spex_mech.tasks.metrics import METRICS, Scored, resolve
 from spex_mech.tasks.prompts import Prompts
 from spex_mech.tasks.prompts_file import read_prompts
@@ -221,13 +221,6 @@ def test_responses_refuse_what_does_not_fit():
     bad[2, 1] = torch.nan
     with pytest.raises(ResponseError, match=r"first mask 2 .*ablated, among them a0\.h"):
         Responses(made.components, made.keep, bad, "logit")
-
-
-def test_concat_names_what_differs():
-    one, other = responses(subject={"w": 1}), responses(subject={"w": 2})
-    assert len(concat([one, one])) == 10
-    with pytest.raises(ResponseError, match="part 2: another subject"):
-        concat([one, other])
 
 
 def test_frame_has_a_row_a_mask():

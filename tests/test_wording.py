@@ -27,7 +27,7 @@ from spex_mech.show.wording import answer_sentences, confidence, limits, listed,
 from spex_mech.store.discovery import Discovery
 from spex_mech.store.responses import Responses
 from spex_mech.walsh.decoding import Decoded, Outcome
-from spex_mech.walsh.link.link import Link
+from spex_mech.walsh.link_function import Link
 from spex_mech.walsh.spectrum import Spectrum
 
 LOGISTIC = Link("logistic", (0.0, 1.0, 0.0, 0.25))

@@ -12,7 +12,7 @@ from spex_mech.circuit.drawing import notebook_html
 from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.components import ComponentSet
 from spex_mech.errors import SpexMechError, all_problems
-from spex_mech.files.json import write_whole
+from spex_mech.files.json import is_number, write_whole
 from spex_mech.files.schema import read_as
 from spex_mech.files.text import escaped
 from spex_mech.names import KINDS, LINK_NAMES
@@ -66,7 +66,8 @@ class Circuit:
     @property
     def heldout_r2(self) -> float | None:
         """R² on masks that nothing was fitted to or chosen by; None where the evidence has none."""
-        return self.evidence.get("heldout_r2")
+        r2 = self.evidence.get("heldout_r2")
+        return r2 if is_number(r2) else None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ may stand for millions.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from math import prod
@@ -33,6 +33,12 @@ class Open:
 def between(low: int, high: int) -> Meta:
     """Whole numbers from `low` to `high`: ``Annotated[int, between(1, 9)]``."""
     return Meta(ge=low, le=high, description=f"a whole number from {low:,} to {high:,}")
+
+
+def one_of(names: Iterable[str]) -> Meta:
+    """One of some names that are known at run time only: ``Annotated[str, one_of(names)]``."""
+    known = list(names)
+    return Meta(pattern=f"^({'|'.join(map(re.escape, known))})$", description=f"one of {', '.join(known)}")
 
 
 def read_as(kind: type[_T], path: str | Path, schema: str, what: str, *, complete: bool = False) -> _T:
@@ -88,7 +94,11 @@ class Reading:
 
     def fields(self, kind: type, row: Mapping[str, Any], where: str) -> Any:
         """A dataclass from an object."""
-        schema, before, dot = _schema(kind), len(self.problems), f"{where}." if where else ""
+        schema, before, dot = (
+            _schema(kind),
+            len(self.problems),
+            where if where.endswith(": ") or not where else f"{where}.",
+        )
         needed = [key for key, (_, _, default) in schema.items() if key not in row and (self.complete or not default)]
         self.problems += [f"{dot}{key} is missing" for key in needed]
         if not issubclass(kind, Open):

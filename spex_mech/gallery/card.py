@@ -75,8 +75,13 @@ class TaskRecipe:
 class PromptParts:
     """Which parts of its prompts a card studies beside the model's components; see `with_prompt`."""
 
-    parts: Literal["tokens"] | tuple[tuple[int, int], ...] = "tokens"
+    parts: Literal["tokens"] | tuple[tuple[int, int], ...]
     filler: int | Literal["corrupt"] = "corrupt"
+
+    def __post_init__(self) -> None:
+        wrong = self.parts != "tokens" and not (self.parts and all(0 <= start < stop for start, stop in self.parts))
+        if wrong or (isinstance(self.filler, int) and self.filler < 0):
+            raise FormatError("parts is 'tokens' or [[first position, after the last], …]; filler 'corrupt' or a token")
 
 
 @dataclass(frozen=True)

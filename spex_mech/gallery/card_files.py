@@ -1,21 +1,20 @@
 """The files of a card: plain ones inside its folder, of bounded size. What is wrong is collected, nothing is raised."""
 
-import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from spex_mech.files.json import is_path
+from spex_mech.files.json import MAX_BYTES, is_path, read_object
+from spex_mech.files.schema import Reading
 
-_MAX_BYTES = 64 << 20  # of one text file
+_T = TypeVar("_T")
 
 
-@dataclass
-class CardFiles:
+class CardFiles(Reading):
     """What a card's folder holds, and everything that was found to be wrong with it."""
 
-    folder: Path
-    problems: list[str] = field(default_factory=list)
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
 
     def inside(self, relative: str) -> Path | None:
         """A path of the card, if it stays inside the card."""
@@ -49,28 +48,19 @@ class CardFiles:
         if where is None:
             return None
         try:
-            if where.stat().st_size > _MAX_BYTES:
-                self.problems.append(f"{relative} is larger than {_MAX_BYTES >> 20} MiB")
+            if where.stat().st_size > MAX_BYTES:
+                self.problems.append(f"{relative} is larger than {MAX_BYTES >> 20} MiB")
                 return None
             return where.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             self.problems.append(f"{relative} cannot be read: {error}")
             return None
 
-    def json(self, relative: str) -> dict[str, Any] | None:
-        """An object from an optional file; None where there is none, or a wrong one."""
-        text = self.text(relative, needed=False)
-        if text is None:
-            return None
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            self.problems.append(f"{relative} is not JSON: {error}")
-            return None
-        if not isinstance(found, dict):
-            self.problems.append(f"{relative} must hold an object, not {type(found).__name__}")
-            return None
-        return found
+    def object(self, relative: str, kind: type[_T]) -> _T | None:
+        """An object from an optional file, as a dataclass; None where there is none, or a wrong one."""
+        where = self.file(relative, needed=False)
+        record = None if where is None else self.attempt(lambda: read_object(where))
+        return None if record is None else self.value(kind, record, f"{relative}: ")
 
     def no_links(self, where: Path) -> None:
         """Links anywhere below a folder are a problem each."""

@@ -1,14 +1,17 @@
 """From a folder to a `Card`: everything that is wrong with it is found before anything is said."""
 
 import json
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 from spex_mech.errors import FormatError, TaskError, all_problems
-from spex_mech.gallery.card import Card, TaskRecipe
-from spex_mech.gallery.card_fields import prompt_parts, read_tables
+from spex_mech.files.schema import between, one_of
+from spex_mech.gallery.card import METRICS, MODEL_KINDS, PER, REPLACEMENTS, Card, PromptParts, TaskRecipe
 from spex_mech.gallery.card_files import CardFiles
 from spex_mech.gallery.knowledge import read_published, read_truth
+from spex_mech.tasks import GENERATORS
 from spex_mech.tasks.task import Task
 
 _MODEL_FILES = {
@@ -16,6 +19,64 @@ _MODEL_FILES = {
     "huggingface": ("config.json",),
     "planted": ("planted.json",),
 }
+
+
+@dataclass(frozen=True)
+class _About:
+    title: str
+    schema: Literal[1] = 1
+    summary: str = ""
+    licence: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class _Model:
+    kind: Annotated[str, one_of(MODEL_KINDS)]
+    path: str | None = None
+    hub: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.hub is None):
+            raise FormatError("it needs either path (a folder inside the card) or hub (an id)")
+        if self.hub is not None and self.kind != "huggingface":
+            raise FormatError("hub goes with kind 'huggingface' only")
+
+
+@dataclass(frozen=True)
+class _TaskTable:
+    metric: Annotated[str, one_of(METRICS)]
+    unit: str = ""
+    generator: Annotated[str, one_of(name for name in GENERATORS if name != "modular_arithmetic")] | None = None
+    prompts: Annotated[int, between(1, 1_000_000)] | None = None
+    seed: Annotated[int, between(0, 2**63 - 1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.generator is None and (self.prompts is not None or self.seed is not None):
+            raise FormatError(f"{'seed' if self.prompts is None else 'prompts'} goes with a generator")
+
+
+@dataclass(frozen=True)
+class _Components:
+    default: str
+
+
+@dataclass(frozen=True)
+class _Replacement:
+    default: Annotated[str, one_of(REPLACEMENTS)] = "mean"
+    per: Annotated[str, one_of(PER)] | None = None
+
+
+@dataclass(frozen=True)
+class _CardToml:
+    """The tables of a card.toml."""
+
+    card: _About
+    model: _Model
+    task: _TaskTable
+    components: _Components
+    replacement: _Replacement = _Replacement()
+    lens: PromptParts | None = None
 
 
 def read_card(folder: Path) -> Card:
@@ -30,65 +91,62 @@ def read_card(folder: Path) -> Card:
 
 
 def _card(files: CardFiles) -> Card | None:
-    text = files.text("card.toml")
-    tables = None if text is None else read_tables(text, files.problems)
-    if tables is None:
-        return None
-    model_path = _model_path(files, tables["model"])
-    recipe = _recipe(files, tables["task"])
-    _check_prompts(files, "prompts.jsonl", needed=recipe is None)
+    text = files.text("card.toml") or ""
+    toml = _read_toml(files, text)
+    model_path = "" if toml is None else _model_path(files, toml.model)
+    recipe = None if toml is None else _recipe(files, toml.task)
+    _check_prompts(files, "prompts.jsonl", needed="generator" not in text)
     _check_prompts(files, "reference.jsonl", needed=False)
     published, truth = read_published(files), read_truth(files)
-    if files.problems:
+    if toml is None or files.problems:
         return None
-    about, task, replacement = tables["card"], tables["task"], tables["replacement"]
+    about = toml.card
     return Card(
         folder=files.folder,
-        title=about["title"],
-        summary=about.get("summary", ""),
-        licence=about.get("licence", ""),
-        source=about.get("source", ""),
-        model_kind=tables["model"]["kind"],
+        title=about.title,
+        summary=about.summary,
+        licence=about.licence,
+        source=about.source,
+        model_kind=toml.model.kind,
         model_path=model_path,
-        metric=task["metric"],
-        unit=task.get("unit", ""),
-        components=tables["components"]["default"],
-        replacement=replacement.get("default", "mean"),
-        per=replacement.get("per"),
+        metric=toml.task.metric,
+        unit=toml.task.unit,
+        components=toml.components.default,
+        replacement=toml.replacement.default,
+        per=toml.replacement.per,
         published=published,
         truth=truth,
         recipe=recipe,
-        on_hub="hub" in tables["model"],
-        lens=prompt_parts(tables["lens"]),
+        on_hub=toml.model.hub is not None,
+        lens=toml.lens,
     )
 
 
-def _model_path(files: CardFiles, model: dict[str, Any]) -> str:
+def _read_toml(files: CardFiles, text: str) -> _CardToml | None:
+    try:
+        return files.value(_CardToml, tomllib.loads(text), "card.toml: ") if text else None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        files.problems.append(f"card.toml is not TOML: {error}")
+        return None
+
+
+def _model_path(files: CardFiles, model: _Model) -> str:
     """The model's folder inside the card, every file of it a plain one; or the hub id."""
-    if ("path" in model) == ("hub" in model):
-        files.problems.append("card.toml: [model] needs either path (a folder inside the card) or hub (an id)")
-        return ""
-    if "hub" in model:
-        if model.get("kind") != "huggingface":
-            files.problems.append("card.toml: [model] hub goes with kind 'huggingface' only")
-        return str(model["hub"])
-    where = files.inside(model["path"])
+    where = None if model.path is None else files.inside(model.path)
     if where is None:
-        return ""
-    for name in _MODEL_FILES.get(model.get("kind", ""), ()):
-        files.file(f"{model['path']}/{name}", needed=True)
+        return model.hub or ""
+    for name in _MODEL_FILES[model.kind]:
+        files.file(f"{model.path}/{name}", needed=True)
     files.no_links(where)
     return str(where)
 
 
-def _recipe(files: CardFiles, task: dict[str, Any]) -> TaskRecipe | None:
-    if "generator" not in task:
-        spare = [key for key in ("prompts", "seed") if key in task]
-        files.problems += [f"card.toml: [task] {key} goes with a generator" for key in spare]
+def _recipe(files: CardFiles, task: _TaskTable) -> TaskRecipe | None:
+    if task.generator is None:
         return None
     if (files.folder / "prompts.jsonl").exists():
-        files.problems.append("card.toml: [task] generator makes the prompts, and there is a prompts.jsonl as well")
-    return TaskRecipe(task["generator"], task.get("prompts", 32), task.get("seed", 0))
+        files.problems.append("card.toml: task.generator makes the prompts, and there is a prompts.jsonl as well")
+    return TaskRecipe(task.generator, task.prompts or 32, task.seed or 0)
 
 
 def _check_prompts(files: CardFiles, relative: str, *, needed: bool) -> None:

@@ -3,7 +3,6 @@
 A run folder made from the command line says in ``study.json`` what it was opened from, so that it can be audited.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from spex_mech.ablation.load import load_model
 from spex_mech.ablation.subject import Subject
 from spex_mech.components import ComponentSet, select
 from spex_mech.errors import FormatError, ModelError
-from spex_mech.files.json import is_path, read_json, write_whole
+from spex_mech.files.json import is_path, json_text, write_whole
+from spex_mech.files.schema import read_as
 from spex_mech.gallery import Card, cards, open_card
 from spex_mech.names import HEADS, HEADS_AND_MLPS
 from spex_mech.tasks.task import Task
@@ -52,6 +52,19 @@ class Study:
         return "\n".join([self.title, *(f"  {line}" for line in (self.subject.shape.describe(), instead, task))])
 
     __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class StudySource:
+    """What a study was opened from: a card or model, and files that took the place of its own."""
+
+    what: str
+    prompts: str | None = None
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        if not all(is_path(text) for text in (self.what, self.prompts, self.model) if text is not None):
+            raise FormatError("it names files that no system could have")
 
 
 def open_study(
@@ -95,7 +108,7 @@ def save_source(
     record = {"schema": STUDY_SCHEMA, "what": source, "prompts": rows}
     if model is not None:
         record["model"] = str(Path(model).resolve()) if Path(model).exists() else str(model)
-    return write_whole(Path(folder) / STUDY, json.dumps(record, indent=1) + "\n")
+    return write_whole(Path(folder) / STUDY, json_text(record))
 
 
 def reopen(folder: str | Path, *, device: str | None = None) -> Study:
@@ -106,13 +119,13 @@ def reopen(folder: str | Path, *, device: str | None = None) -> Study:
             f"{folder} does not say what it was made from (there is no {STUDY}, as runs from Python have none). "
             "Name the card, or the model with its prompts: --model … --prompts …."
         )
-    record = read_json(path, STUDY_SCHEMA)
-    what, prompts, model = (record.get(key) for key in ("what", "prompts", "model"))
-    if not isinstance(what, str) or not isinstance(prompts, str | None) or not isinstance(model, str | None):
-        raise FormatError(f"{path} must name a card or model in 'what', and files or nothing in 'prompts' and 'model'.")
-    if not all(is_path(text) for text in (what, prompts, model) if text is not None):
-        raise FormatError(f"{path} names files that no system could have.")
-    return open_study(what, prompts=prompts, device=device, model=model)
+    source = read_source(path)
+    return open_study(source.what, prompts=source.prompts, device=device, model=source.model)
+
+
+def read_source(path: str | Path) -> StudySource:
+    """A ``study.json``; raises `FormatError` where it is not a sound one."""
+    return read_as(StudySource, path, STUDY_SCHEMA, "a sound record of a study")
 
 
 def open_subject(what: str | Path, *, device: str | None = None, model: str | Path | None = None) -> Subject:

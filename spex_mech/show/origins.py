@@ -11,9 +11,8 @@ from typing import Any
 from spex_mech.auditing.run_audit import Audit
 from spex_mech.components import Component, ComponentSet, group
 from spex_mech.errors import SpexMechError
-from spex_mech.files.json import read_json
 from spex_mech.gallery import Card, cards, open_card
-from spex_mech.gallery.studies import STUDY, STUDY_SCHEMA
+from spex_mech.gallery.studies import STUDY, read_source
 from spex_mech.store.discovery import Discovery, lens_of
 from spex_mech.tasks.task import Task
 
@@ -49,11 +48,11 @@ def origin_of(found: Discovery, folder: Path | None, task: Task | None) -> Origi
     where = None if folder is None else folder.name
     if folder is None or not (folder / STUDY).is_file():
         return Origin(plain, prompts=shown, folder=where)
-    study = read_json(folder / STUDY, STUDY_SCHEMA)
-    what = str(study.get("what"))
-    prompts, model = (value if isinstance(value := study.get(key), str) else None for key in ("prompts", "model"))
-    known = Origin(plain, "", shown or prompt_lines(prompts), what=what, prompt_file=prompts, model=model, folder=where)
-    card = _card(what)
+    study = read_source(folder / STUDY)
+    known = Origin(
+        plain, "", shown or prompt_lines(study.prompts), {}, "", study.what, study.prompts, study.model, where
+    )
+    card = _card(study.what)
     if card is None:
         return known
     shown = known.prompts or prompt_lines(str(card.folder / "prompts.jsonl"))

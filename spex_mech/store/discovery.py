@@ -7,32 +7,31 @@ scale. It is read back without a model.
 """
 
 import hashlib
-import html
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from spex_mech.circuit.graph import Circuit, load_circuit
 from spex_mech.components import ComponentSet
-from spex_mech.errors import DecodeError, FormatError, SpexMechError
-from spex_mech.files.json import read_json, write_whole
+from spex_mech.errors import DecodeError, FormatError
+from spex_mech.files.json import json_text, read_json, sorted_keys, write_whole
 from spex_mech.files.records import plain, refuse_other
+from spex_mech.files.schema import checked
+from spex_mech.files.text import escaped
 from spex_mech.store.responses import Responses, pack_bits
+from spex_mech.store.run_record import RunRecord
+from spex_mech.store.spectrum_file import load_spectrum, save_spectrum
 from spex_mech.walsh.decoding import Decoded, Outcome
 from spex_mech.walsh.link_function import Link
-from spex_mech.walsh.set_rows import pad_sets
-from spex_mech.walsh.spectrum import Basis, Spectrum
+from spex_mech.walsh.spectrum import Spectrum
 
 LensName = Literal["components", "features", "data"]
 RUN_SCHEMA = "spex_mech.run/1"
-SPECTRUM_SCHEMA = "spex_mech.spectrum/1"
 RESPONSES = "responses.safetensors"
 _TOLD = 5  # interactions in a plain shell
 _RAW = "_raw"  # ends the names of the files on the metric's own scale, where there is a link
@@ -109,7 +108,7 @@ class Discovery:
         outcome, (masks, prompts) = self.decoded.outcome, self.responses.values.shape
         told = f"{masks:,} masks × {prompts:,} prompts; {outcome.name.lower()}: {outcome.meaning}."
         link = "" if self.link.is_identity else f" Behind a link: {self.link.describe()}."
-        return f"<p>{html.escape(told + link)}</p>{self.circuit._repr_html_()}"
+        return f"<p>{escaped(told + link)}</p>{self.circuit._repr_html_()}"
 
     def save(self, folder: str | Path) -> Path:
         """Write the run folder; every file is written whole or not at all."""
@@ -121,7 +120,7 @@ class Discovery:
             (folder / name).unlink(missing_ok=True)  # of a decoding before this one
         if self.decoded.raw is not None and self.raw_circuit is not None:
             _save_scale(folder, _RAW, self.decoded.raw, self.raw_circuit)
-        write_whole(folder / "run.json", json.dumps(plain(self.record), indent=2, sort_keys=True, default=str) + "\n")
+        write_whole(folder / "run.json", json_text(sorted_keys(plain(self.record))))
         return folder
 
 
@@ -133,21 +132,30 @@ def load_run(folder: str | Path) -> Discovery:
     if missing:
         raise FormatError(f"{folder} is not a finished run folder: {', '.join(missing)} missing. Run discover again.")
     record = read_json(folder / "run.json", RUN_SCHEMA)
+    about = checked(RunRecord, record, f"{folder / 'run.json'} is not a sound run record:")
     responses = Responses.load(folder / RESPONSES)
     spectrum, link = load_spectrum(folder / "spectrum.json", responses.components)
-    circuit, raw, raw_circuit = load_circuit(folder / "circuit.json"), None, None
-    try:
-        stats = record["decoder"]["stats"]
-        if stats["heldout_r2"] is None and stats.get("masks_heldout"):  # they do not differ, so R² is no number
-            stats["heldout_r2"] = record["heldout_r2"] = float("nan")
-        if not link.is_identity:
-            without, raw_circuit = stats["without_link"], load_circuit(folder / f"circuit{_RAW}.json")
-            raw_spectrum, _ = load_spectrum(folder / f"spectrum{_RAW}.json", responses.components)
-            raw = Decoded(raw_spectrum, Outcome[without["outcome"]], without)
-        decoded = Decoded(spectrum, Outcome[record["outcome"]], stats, link, raw)
-    except (KeyError, TypeError) as error:
-        raise FormatError(f"{folder / 'run.json'} lacks {error}; it is not a run record of this version.") from error
+    circuit, raw, raw_circuit = _load_circuit(folder / "circuit.json", responses), None, None
+    stats = record["decoder"]["stats"]
+    if stats["heldout_r2"] is None and stats.get("masks_heldout"):  # they do not differ, so R² is no number
+        stats["heldout_r2"] = record["heldout_r2"] = float("nan")
+    without = about.decoder.stats.without_link
+    if not link.is_identity and without is not None:
+        raw_circuit = _load_circuit(folder / f"circuit{_RAW}.json", responses)
+        raw_spectrum, _ = load_spectrum(folder / f"spectrum{_RAW}.json", responses.components)
+        raw = Decoded(raw_spectrum, Outcome[without.outcome], stats["without_link"])
+    decoded = Decoded(spectrum, Outcome[about.outcome], stats, link, raw)
     return Discovery(responses, decoded, circuit, record, raw_circuit)
+
+
+def _load_circuit(path: Path, responses: Responses) -> Circuit:
+    circuit = load_circuit(path)
+    if circuit.components.names != responses.components.names:
+        raise FormatError(
+            f"{path} is about {len(circuit.components):,} components, {RESPONSES} beside it about "
+            f"{len(responses.components):,}, and they are not the same ones. Run discover again."
+        )
+    return circuit
 
 
 def _scale_files(suffix: str) -> tuple[str, str, str]:
@@ -162,50 +170,6 @@ def _save_scale(folder: Path, suffix: str, decoded: Decoded, circuit: Circuit) -
     frame = circuit.frame()
     frame = frame.assign(components=[" ".join(names) for names in frame["components"]])
     write_whole(table, frame.to_csv(index=False))
-
-
-def save_spectrum(
-    spectrum: Spectrum, components: ComponentSet, unit: str, path: str | Path, link: Link = Link()
-) -> None:
-    """Write a polynomial of the headline mean as JSON, component names instead of indices, strongest term first.
-
-    ``"link"`` is "identity", or an object: `Link.to_dict`.
-    """
-    mean = spectrum.mean_output().sorted()
-    errors = [None] * len(mean) if mean.stderr is None else [e if e == e else None for e in mean.stderr.tolist()]
-    terms = [
-        {"set": [components.names[i] for i in s], "coefficient": c, "stderr": e}
-        for (s, c), e in zip(mean.terms(), errors, strict=True)
-    ]
-    record = {
-        "schema": SPECTRUM_SCHEMA,
-        "components": list(components.names),
-        "basis": mean.basis.kind,
-        "keep_prob": mean.basis.keep_prob,
-        "link": "identity" if link.is_identity else link.to_dict(),
-        "unit": unit,
-        "terms": terms,
-    }
-    write_whole(Path(path), json.dumps(record, indent=1) + "\n")
-
-
-def load_spectrum(path: str | Path, components: ComponentSet) -> tuple[Spectrum, Link]:
-    """Read a polynomial and its link back, onto the bits of `components`; raises `FormatError` on anything else."""
-    record = read_json(Path(path), SPECTRUM_SCHEMA)
-    try:
-        link = Link() if record["link"] == "identity" else Link.from_dict(record["link"])
-        basis = Basis(record["basis"], record["keep_prob"])
-        coefficients = {tuple(sorted(components.indices(t["set"]))): float(t["coefficient"]) for t in record["terms"]}
-        errors = [t["stderr"] for t in record["terms"]]
-        numbers = [float("nan") if e is None else float(e) for e in errors]  # no error at all, or none of some sets
-    except SpexMechError as error:
-        raise FormatError(f"{path} is not a sound spectrum: {error}") from error
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise FormatError(f"{path} is not a spectrum file of this version: {error!r}.") from error
-    known = any(e is not None for e in errors)
-    stderr = torch.tensor(numbers, dtype=torch.float64) if known else None
-    values = torch.tensor(list(coefficients.values()), dtype=torch.float64)
-    return Spectrum(len(components), pad_sets(coefficients), values, basis, stderr), link
 
 
 def recall_responses(out: str | Path | None, record: Mapping[str, Any], components: ComponentSet) -> Responses | None:
@@ -243,15 +207,3 @@ def _content(responses: Responses) -> dict[str, Any]:
     keep, values = pack_bits(responses.keep.cpu()), responses.values.cpu().float().contiguous()
     sums = {name: hashlib.sha256(x.numpy().tobytes()).hexdigest() for name, x in (("keep", keep), ("values", values))}
     return whole_key(responses.provenance, responses.components) | {"unit": responses.unit, "sha256": sums}
-
-
-def keep_of(components: ComponentSet, ablated: list[list[str]]) -> Bool[Tensor, "mask component"]:
-    """Masks from lists of ablated names: one row a list.
-
-    >>> keep_of(ComponentSet.of(["a0.h0", "a0.h1"]), [[], ["a0.h1"]]).tolist()
-    [[True, True], [True, False]]
-    """
-    keep = torch.ones(len(ablated), len(components), dtype=torch.bool)
-    for row, names in enumerate(ablated):
-        keep[row, components.indices(names)] = False
-    return keep

@@ -3,7 +3,7 @@
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from spex_mech.components import ComponentSet
-from spex_mech.errors import FormatError, ResponseError, SpexMechError, all_problems
-from spex_mech.files.records import differences
+from spex_mech.errors import FormatError, ResponseError, SpexMechError
 
 RESPONSES_SCHEMA = "spex_mech.responses/1"
 MAX_HEADER = 1 << 26  # bytes of metadata; 36,864 names are under one MiB
@@ -110,26 +109,6 @@ class Responses:
             raise FormatError(f"{path} is damaged: {error}") from error
         except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
             raise FormatError(f"{path} is not a responses file: {error!r}.") from error
-
-
-_SAME = ("subject", "task", "replacement")  # what parts must agree on; their masks may differ
-
-
-def concat(parts: Sequence[Responses]) -> Responses:
-    """Several responses as one; refuses parts that differ in components, unit, or what was measured."""
-    first, problems = parts[0], []
-    for number, part in enumerate(parts[1:], 2):
-        if part.components.names != first.components.names:
-            problems.append(f"part {number}: other components")
-        if part.unit != first.unit:
-            problems.append(f"part {number}: unit {part.unit!r} instead of {first.unit!r}")
-        one, other = ({k: p.provenance.get(k) for k in _SAME} for p in (first, part))
-        problems += [f"part {number}: another {what}" for what in differences(one, other, sides=("before", "here"))]
-    if problems:
-        raise ResponseError(all_problems("these responses do not belong together:", problems))
-    provenance = {key: value for key, value in first.provenance.items() if key != "design"}
-    keep, values = torch.cat([p.keep for p in parts]), torch.cat([p.values for p in parts])
-    return Responses(first.components, keep, values, first.unit, provenance)
 
 
 def refuse_non_finite(components: ComponentSet, keep: Tensor, values: Tensor, offset: int = 0) -> None:
