@@ -4,7 +4,25 @@ A message has four parts: what was asked, what was found, the rule, the way out.
 indices, and lists all problems at once (`all_problems`).
 """
 
+import contextlib
+import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
+
+_INSIDE = (str(Path(__file__).parent), contextlib.__file__)
+
+
+class SpexMechWarning(UserWarning):
+    """Something that works, and that a reader of the result should know."""
+
+
+def warn(message: str) -> None:
+    """A `SpexMechWarning` at the line outside this package that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, SpexMechWarning, stacklevel=level)
 
 
 class SpexMechError(ValueError):

@@ -13,6 +13,7 @@ import torch
 
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.replacement import Replacement, fit_replacement
+from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
 from spex_mech.auditing.audit_record import Audit, Known
 from spex_mech.auditing.choosing import choose_circuits, verify_found
@@ -34,12 +35,10 @@ from spex_mech.auditing.verification import (
 from spex_mech.circuit.build import plain_value as plain_evidence
 from spex_mech.errors import DesignError, ResponseError, all_problems
 from spex_mech.files.locks import hold
-from spex_mech.files.records import differences
-from spex_mech.measuring.experiment import describe_experiment
+from spex_mech.files.records import differences, plain
 from spex_mech.progress import mask_progress
 from spex_mech.store.discovery import Discovery, lens_of
 from spex_mech.tasks.task import Task
-from spex_mech.walsh.masks.design import MaskDesign
 
 LEAST_AUDIT_BUDGET = 96  # masks: the circuits at all sizes, and a few for everything else
 AUDIT = "audit.json"
@@ -181,7 +180,7 @@ def _experiment(
     found: Discovery, subject: Subject, task: Task, reference: Replacement, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What decides the values of an audit, by content; another experiment than the run's is refused."""
-    here = describe_experiment(subject, task, reference, MaskDesign.bernoulli(len(found.components), 1))
+    here = plain(Engine(subject, task, found.components, reference).describe())
     there = {part: found.record.get(part, {}) for part in ("subject", "task")}
     same = ("weights_sha256", "weight_processing")
     other = differences(_some(there["subject"], same), _some(here["subject"], same), "model.", ("in the run", "here"))

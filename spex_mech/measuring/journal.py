@@ -8,7 +8,6 @@ process ends, however it ends. When all is measured the file stays: it is the se
 import hashlib
 import json
 import sqlite3
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from spex_mech.errors import FormatError, ResponseError
+from spex_mech.errors import FormatError, ResponseError, warn
 from spex_mech.files.records import plain, refuse_other
 
 JOURNAL = "journal.sqlite"
@@ -66,7 +65,7 @@ class Journal:
                 return json.loads(text)
         return None
 
-    def read(self, first: int, keep: UInt8[Tensor, "mask byte"]) -> Float[Tensor, "mask prompt"] | None:
+    def read(self, first: int, keep: UInt8[Tensor, "mask byte"]) -> Float[Tensor, "mask output"] | None:
         """The values of the chunk that begins at mask `first`, or None where it is not there, or damaged."""
         try:
             row = self._connection.execute(f"SELECT {_COLUMNS} FROM chunks WHERE first = ?", (first,)).fetchone()
@@ -91,7 +90,7 @@ class Journal:
             return int(self._connection.execute("SELECT COUNT(*) FROM chunks").fetchone()[0])
         return 0
 
-    def write(self, first: int, keep: UInt8[Tensor, "mask byte"], values: Float[Tensor, "mask prompt"]) -> None:
+    def write(self, first: int, keep: UInt8[Tensor, "mask byte"], values: Float[Tensor, "mask output"]) -> None:
         """Put a chunk on disk; raises `ResponseError` where that cannot be done, and keeps what is there."""
         prompts, packed, numbers = (
             values.shape[1],
@@ -125,7 +124,7 @@ class Journal:
         return digest.hexdigest()
 
     def _damaged(self, first: int, why: str) -> None:
-        warnings.warn(f"{self.path}: the chunk at mask {first:,} must be measured again: {why}.", stacklevel=4)
+        warn(f"{self.path}: the chunk at mask {first:,} must be measured again: {why}.")
 
 
 @contextmanager
@@ -244,7 +243,7 @@ def _refuse_unless_damaged(error: Exception, path: Path, again: bool) -> None:
 
 def _put_aside(path: Path, error: Exception) -> Path:
     aside = path.with_name(path.name + ".damaged")
-    warnings.warn(f"{path} is damaged ({error}); it is kept as {aside.name} and begun anew.", stacklevel=5)
+    warn(f"{path} is damaged ({error}); it is kept as {aside.name} and begun anew.")
     try:
         path.replace(aside)
         path.with_name(path.name + "-shm").unlink(missing_ok=True)
