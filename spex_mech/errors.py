@@ -16,6 +16,10 @@ class SpexMechError(ValueError):
     """A mistake in the input, told in the user's own words; the command line exits with code 2 on it."""
 
 
+class SpexMechWarning(UserWarning):
+    """Something that works, and that a reader of the result should know."""
+
+
 class ComponentError(SpexMechError):
     """A component name that cannot be read, or a component that the model does not have."""
 
@@ -59,9 +63,9 @@ def all_problems(headline: str, problems: Sequence[str], *, shown: int = 10) -> 
 
 
 def warn_user(message: str) -> None:
-    """A `UserWarning` at the line that called the package, however deep in it the reason is found."""
+    """A `SpexMechWarning` at the line that called the package, however deep in it the reason is found."""
     frame: FrameType | None = sys._getframe(1)
     level = 2
     while frame is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in _NOT_THE_USER:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, SpexMechWarning, stacklevel=level)

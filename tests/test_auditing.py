@@ -11,13 +11,14 @@ import torch
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
 from spex_mech.ablation.replacement import fit_replacement
+from spex_mech.ablation.respond import Engine
 from spex_mech.api.audit import LEAST_AUDIT_BUDGET
 from spex_mech.api.discover import decode
 from spex_mech.auditing.faithfulness import counts, faithfulness, model_distance, performance_ratio
 from spex_mech.auditing.passes import seed_of
 from spex_mech.errors import DesignError, FormatError, ResponseError
 from spex_mech.gallery.studies import true_spectrum
-from spex_mech.measuring.experiment import describe_experiment
+from spex_mech.measuring.measure import describe_experiment
 from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoding import Samples, r_squared
 
@@ -359,7 +360,7 @@ def from_truth(study):
     """The run that measures all masks, without measuring: the card's own table."""
     reference = fit_replacement(study.subject, study.task, study.components, study.replacement, study.per)
     design = sm.MaskDesign.complete(len(study.components))
-    record = describe_experiment(study.subject, study.task, reference, design)
+    record = describe_experiment(Engine(study.subject, study.task, study.components, reference), design)
     return decode(sm.Responses(study.components, design.keep(), study.card.truth.values, "logit", record))
 
 

@@ -546,7 +546,7 @@ def test_both_options_act(subject, option, value):
 
 
 def test_what_cannot_be_had_is_refused_before_the_first_forward_pass(subject, monkeypatch):
-    monkeypatch.setattr("spex_mech.api.discover.measure_once", lambda *_: pytest.fail("masks were measured"))
+    monkeypatch.setattr("spex_mech.measuring.spine.measure_in", lambda *_, **__: pytest.fail("masks were measured"))
     with pytest.raises(DecodeError, match="coded masks can neither"):
         run(subject, keep_prob="coded", budget=2000, folds=3)
     with pytest.raises(DecodeError, match="folds are 0"):

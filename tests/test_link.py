@@ -433,7 +433,7 @@ def test_decoding_again_without_a_link_leaves_nothing_of_it(run, tmp_path):
     folder, found = run
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    plain = decode(found.responses, "linear", out=tmp_path, link="identity")
+    plain = decode(found.responses, decoder="linear", out=tmp_path, link="identity")
     assert plain.link.is_identity
     assert plain.interactions("raw").equals(plain.interactions())
     assert not list(tmp_path.glob("*_raw*"))

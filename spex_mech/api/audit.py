@@ -11,6 +11,7 @@ from typing import Any
 
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.replacement import Replacement, fit_replacement
+from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
 from spex_mech.auditing.audit_engines import Engines
 from spex_mech.auditing.baselines import try_baselines
@@ -33,13 +34,10 @@ from spex_mech.auditing.run_audit import Audit
 from spex_mech.auditing.verdicts import share_as_good
 from spex_mech.errors import ResponseError, all_problems
 from spex_mech.files.locks import hold
-from spex_mech.files.records import differences
-from spex_mech.files.records import plain as plain_evidence
-from spex_mech.measuring.experiment import describe_experiment
+from spex_mech.files.records import differences, plain
 from spex_mech.progress import mask_progress
 from spex_mech.store.discovery import Discovery, lens_of
 from spex_mech.tasks.task import Task
-from spex_mech.walsh.masks.design import MaskDesign
 
 LEAST_AUDIT_BUDGET = 96  # masks: the circuits at all sizes, and a few for everything else
 AUDIT = "audit.json"
@@ -100,7 +98,7 @@ def audit(
         case = open_run_case(found, engines.passes("main"), ledger, seed)
         result = _try_all(case, engines, size, tuple(known or ()), seconds)
         spent = {"masks": ledger.spent, "rows": ledger.spent * len(task), "seconds": time.perf_counter() - started}
-        result = replace(result, record=plain_evidence({**_provenance(found, record), **spent}))
+        result = replace(result, record=plain({**_provenance(found, record), **spent}))
         if out is not None:
             result.save(Path(out) / AUDIT)
         return result
@@ -198,7 +196,7 @@ def _experiment(
     found: Discovery, subject: Subject, task: Task, reference: Replacement, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What decides the values of an audit, by content; another experiment than the run's is refused."""
-    here = describe_experiment(subject, task, reference, MaskDesign.bernoulli(len(found.components), 1))
+    here = plain(Engine(subject, task, found.components, reference).describe())
     there = {part: found.record.get(part, {}) for part in ("subject", "task")}
     same = ("weights_sha256", "weight_processing")
     other = differences(_some(there["subject"], same), _some(here["subject"], same), "model.", ("in the run", "here"))

@@ -13,8 +13,7 @@ from spex_mech.cli.costs import Cost, crowding, estimate_cost
 from spex_mech.cli.options import HERE
 from spex_mech.files.json import write_whole
 from spex_mech.gallery.studies import STUDY, Study, open_study, save_source
-from spex_mech.measuring.scaling import source_of
-from spex_mech.measuring.workers import Workers
+from spex_mech.measuring.workers import Workers, source_of
 from spex_mech.store.discovery import RESPONSES, Discovery
 
 SLOW = 4_000  # forward rows from which on it is told how long they will take

@@ -191,7 +191,8 @@ def decode(
     from spex_mech.api.report import write_report
     from spex_mech.store.responses import Responses
 
-    found = run(Responses.load(responses), decoder, seed, out, folds, resamples, link)
+    given = Responses.load(responses)
+    found = run(given, decoder=decoder, link=link, seed=seed, out=out, folds=folds, resamples=resamples)
     write_report(out)
     _tell(found, out, quiet, as_json)
 
