@@ -1,5 +1,6 @@
 """Pages that are made while the documentation builds: the reference, the gallery, the examples."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,28 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
 
 
 def reference() -> str:
-    """One entry for every public name, at its home, in the order of the package's table."""
+    """One entry for every public name, at its home; the namespaces with what is in them."""
     import spex_mech
 
+    entries: dict[str, list[str]] = {}
+    for name, home in spex_mech._HOMES.items():
+        if name not in spex_mech._NAMESPACES:
+            entries.setdefault(home.rpartition(".")[0], []).append(home)
+    for namespace in ("plot", "shards", "tl"):
+        module = import_module(spex_mech._HOMES[namespace])
+        own = [n for n, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        entries[f"{module.__name__} as {namespace}"] = [f"{module.__name__}.{n}" for n in own if n[0] != "_"]
     lines = ["# Reference", "", "Everything `import spex_mech as sm` offers.", ""]
-    for home, names in spex_mech._HOMES.items():
-        lines += [f"## {home.removeprefix('spex_mech.')}", ""]
-        lines += [line for name in names for line in (f"::: {home}.{name}", "")]
-    lines += ["## tasks", "", "`sm.tasks`: see [Tasks](how-to/tasks.md).", ""]
+    for where, homes in entries.items():
+        home, _, namespace = where.partition(" as ")
+        lines += [f"## {f'sm.{namespace}' if namespace else home.removeprefix('spex_mech.')}", ""]
+        lines += [line for home in homes for line in (f"::: {home}", "")]
+    lines += [
+        "## sm.components, sm.tasks",
+        "",
+        "What names components stands above; `sm.tasks`: see [Tasks](how-to/tasks.md).",
+        "",
+    ]
     for module, names in {
         "sentences": ("ioi", "gendered_pronouns", "greater_than"),
         "documents": ("docstring", "multiple_choice"),

@@ -5,6 +5,7 @@
 
 # %%
 import spex_mech as sm
+from spex_mech.gallery.studies import true_spectrum
 
 study = sm.open_study("induction-2l")  # a model that ships with the project, its prompts, its heads
 found = sm.discover(study.subject, study.task, components=study.components, budget=512, seed=0)
@@ -17,7 +18,7 @@ print(f"R² on masks that nothing was fitted to: {found.heldout_r2:.3f}")
 # is worth little without the other. The card ships the measured values of all 4,096 masks, so that can be checked.
 
 # %%
-truth = sm.true_spectrum(study.card)
+truth = true_spectrum(study.card)
 pair = table[table["order"] == 2].iloc[0]
 exact = truth.get(study.components.indices(pair["components"]))
 print(f"{' × '.join(pair['components'])}: found {pair['coefficient']:+.3f}, exactly {exact:+.3f}")

@@ -26,10 +26,10 @@ HELPS, HINDERS, PLAIN, FAINT = "#009E73", "#CC79A7", "#56729c", "#b8c2d0"
 def datum() -> Figure:
     """The life of a datum: what each pass takes and gives."""
     steps = (
-        ("model\nprompts, metric", "bind, Task", "ablation, task"),
-        ("masks", "keep [mask, component]", "walsh.masks.design"),
+        ("model\nprompts, metric", "bind, Task", "ablation, tasks"),
+        ("masks", "keep [mask, component]", "walsh.masks"),
         ("ablated passes", "values [mask, prompt]", "ablation"),
-        ("responses", "saved to disk", "responses"),
+        ("responses", "saved to disk", "store"),
         ("polynomial", "sets, coefficients ± s.e.", "walsh"),
         ("circuit", "nodes, signed hyperedges", "circuit"),
         ("audit", "fresh masks only", "auditing"),

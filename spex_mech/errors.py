@@ -1,14 +1,23 @@
-"""Errors a user can mend. Everything the package raises on bad input derives from `SpexMechError`.
+"""Errors a user can mend, and warnings at the user's own line. All that is raised on bad input is a `SpexMechError`.
 
 A message has four parts: what was asked, what was found, the rule, the way out. It names components, not
 indices, and lists all problems at once (`all_problems`).
 """
 
+import sys
+import warnings
 from collections.abc import Sequence
+from types import FrameType
+
+_NOT_THE_USER = {"spex_mech", "contextlib", "functools", "torch"}  # ours, and what stands between our own frames
 
 
 class SpexMechError(ValueError):
     """A mistake in the input, told in the user's own words; the command line exits with code 2 on it."""
+
+
+class SpexMechWarning(UserWarning):
+    """Something that works, and that a reader of the result should know."""
 
 
 class ComponentError(SpexMechError):
@@ -51,3 +60,12 @@ def all_problems(headline: str, problems: Sequence[str], *, shown: int = 10) -> 
     if len(problems) > shown:
         lines.append(f"  - and {len(problems) - shown:,} more")
     return "\n".join(lines)
+
+
+def warn_user(message: str) -> None:
+    """A `SpexMechWarning` at the line that called the package, however deep in it the reason is found."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 2
+    while frame is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in _NOT_THE_USER:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, SpexMechWarning, stacklevel=level)

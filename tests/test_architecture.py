@@ -3,14 +3,17 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections import Counter, defaultdict
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import networkx as nx
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "spex_mech"
+HOUSE = PACKAGE.parent / "docs" / "how-it-works.md"
 MAX_LINES, SMALL = 340, 40
 
 # The rooms from the ground up. A room imports only what is named beside it, and all of that stands above its line, so
@@ -31,7 +34,7 @@ FLOORS: dict[str, set[str]] = {
     "gallery": {"components", "walsh", "files", "tasks", "ablation"},
     "measuring": {"components", "walsh", "files", "tasks", "circuit", "store", "ablation", "gallery"},
     "lenses": {"components", "tasks", "store", "ablation", "measuring"},
-    "auditing": {"components", "walsh", "files", "tasks", "circuit", "store", "ablation", "formats", "measuring"},
+    "auditing": {"components", "walsh", "files", "tasks", "circuit", "store", "ablation", "measuring"},
     "show": {"components", "walsh", "files", "tasks", "circuit", "store", "gallery", "auditing"},
     "api": {
         "components", "walsh", "files", "tasks", "circuit", "store", "ablation", "formats", "measuring", "lenses",
@@ -40,17 +43,21 @@ FLOORS: dict[str, set[str]] = {
     "bench": {"components", "walsh", "tasks", "circuit", "ablation", "gallery", "measuring", "auditing"},
     "cli": {
         "components", "files", "tasks", "circuit", "store", "ablation", "formats", "gallery", "measuring", "auditing",
-        "api", "bench",
-    },
+        "api",
+    },  # and the bench by its name, where there is one: the wheel has none
+    "__main__": {"cli"},
 }  # fmt: skip
 # Inside a room: files that alone may import another room, or may not import a sibling.
 ONLY = {
-    ("ablation", "walsh"): {"ablation.backends.planted"},  # the rest of the surgery has never heard of a polynomial
+    ("ablation", "walsh"): {  # the rest of the surgery has never heard of a polynomial
+        "ablation.backends.planted",
+        "ablation.backends.planted_file",
+        "ablation.backends.planted_subject",
+    },
     ("ablation", "store"): {"ablation.respond"},
     ("circuit", "walsh"): {"circuit.build", "circuit.backups", "circuit.select", "circuit.search", "circuit.solve"},
     ("formats", "ablation"): {"formats.transformer_lens_hooks"},
     ("measuring", "gallery"): {"measuring.workers"},  # a worker of its own opens the study
-    ("auditing", "formats"): {"auditing.circuits"},
 }
 # The wings of walsh, from the ground up; "" are the files of walsh itself (spectrum, transform, decoding …).
 WINGS = ["masks", "", "decoders", "certainty", "spex", "joint", "link"]
@@ -146,6 +153,31 @@ def test_the_table_names_no_arrow_that_is_not_there():
     assert not users
 
 
+def floors_table() -> str:
+    """The floors as docs/how-it-works.md shows them: a room a row, files that alone may use an arrow in italics."""
+
+    def beside(here: str, there: str) -> str:
+        sole = sorted(name.removeprefix(f"{here}.") for name in ONLY.get((here, there), ()))
+        return f"{there} (*{', '.join(sole)}*)" if sole else there
+
+    rows = [
+        f"| `{here}` | {', '.join(beside(here, there) for there in FLOORS if there in below) or '–'} |"
+        for here, below in FLOORS.items()
+        if here not in OPEN
+    ]
+    return "\n".join(["| room | imports |", "|---|---|", *rows])
+
+
+def test_the_page_shows_the_floors():
+    """Where it does not: ``python tests/test_architecture.py`` writes them there."""
+    assert HOUSE.read_text() == page_with_floors()
+
+
+def page_with_floors() -> str:
+    head, _, rest = HOUSE.read_text().partition("<!-- floors -->")
+    return f"{head}<!-- floors -->\n\n{floors_table()}\n\n<!-- /floors -->{rest.partition('<!-- /floors -->')[2]}"
+
+
 def test_no_circle_not_even_a_lazy_one():
     graph = nx.DiGraph((name, target) for name, path in modules().items() for target in inside(path) if name)
     graph.remove_edges_from(list(nx.selfloop_edges(graph)))
@@ -221,7 +253,12 @@ def public_names(path: Path) -> set[str]:
 def test_no_public_name_is_defined_twice():
     homes = defaultdict(list)
     for name, path in modules().items():
-        if path.name != "__init__.py" and room(name) not in ("bench",) and name != "cli.main":  # commands bear verbs
+        named_by_its_file = name in (
+            "cli.main",
+            "cli.export_command",
+            "show.plot",
+        )  # `spex-mech export`, sm.plot.circuit
+        if path.name != "__init__.py" and room(name) != "bench" and not named_by_its_file:
             for public in public_names(path):
                 homes[public].append(name)
     assert not {public: where for public, where in homes.items() if len(where) > 1}
@@ -252,9 +289,42 @@ def test_every_public_name_resolves():
 
     assert all(getattr(spex_mech, name) is not None for name in spex_mech.__all__)
     assert set(spex_mech.__all__) <= set(dir(spex_mech))
-    assert "tasks" in dir(spex_mech)
+    assert len(spex_mech.__all__) <= 47
     with pytest.raises(AttributeError, match="no attribute 'discovr'"):
         _ = spex_mech.discovr
+
+
+def test_the_namespaces_are_modules_and_all_else_is_none():
+    import spex_mech
+
+    modules = {name for name in spex_mech.__all__ if isinstance(getattr(spex_mech, name), type(ast))}
+    assert modules == spex_mech._NAMESPACES == {"components", "plot", "shards", "tasks", "tl"}
+    assert spex_mech.tl.__name__ == "spex_mech.formats.transformer_lens_hooks"
+    assert [spex_mech.plot.circuit, spex_mech.shards.merge_shards, spex_mech.components.kv_groups]
+
+
+def test_type_checkers_see_what_is_there(tmp_path):
+    """The stub's names are the package's, with their signatures; a name that is not there is an error."""
+    script = tmp_path / "user.py"
+    script.write_text(
+        "import spex_mech as sm\nreveal_type(sm.heads)\nreveal_type(sm.tl.mib_config)\nsm.__version__ + 1\nsm.discovr\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file=", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
+    heads, config, added, wrong = [line for line in done.stdout.splitlines() if "user.py:" in line]
+    assert "layers: typing.Iterable[int] | None =) -> spex_mech.components.sets.ComponentSet" in heads
+    assert "-> dict[str, Any]" in config
+    assert "[operator]" in added
+    assert "[attr-defined]" in wrong
+
+
+def test_the_version_stands_once():
+    import spex_mech
+
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert spex_mech.__version__ == version("spex-mech")
+    assert f"## {spex_mech.__version__} " in (PACKAGE.parent / "docs" / "releases.md").read_text()
 
 
 def test_no_module_bears_the_name_of_a_public_function():
@@ -263,3 +333,7 @@ def test_no_module_bears_the_name_of_a_public_function():
     top = {room(name) for name in modules() if name}
     shadowed = {name for name in top & set(spex_mech.__all__) if not isinstance(getattr(spex_mech, name), type(ast))}
     assert not shadowed
+
+
+if __name__ == "__main__":
+    HOUSE.write_text(page_with_floors())

@@ -11,12 +11,14 @@ import torch
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
 from spex_mech.ablation.replacement import fit_replacement
+from spex_mech.ablation.respond import Engine
 from spex_mech.api.audit import LEAST_AUDIT_BUDGET
 from spex_mech.api.discover import decode
 from spex_mech.auditing.faithfulness import counts, faithfulness, model_distance, performance_ratio
 from spex_mech.auditing.passes import seed_of
 from spex_mech.errors import DesignError, FormatError, ResponseError
-from spex_mech.measuring.experiment import describe_experiment
+from spex_mech.gallery.studies import true_spectrum
+from spex_mech.measuring.measure import describe_experiment
 from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoding import Samples, r_squared
 
@@ -185,7 +187,9 @@ def test_random_sets_are_the_null(backup):
     _, _, _, audit = backup
     row = next(r for r in audit.sizes if r.count == 1)
     assert row.preserve.faithfulness == pytest.approx(1.0, abs=1e-3)
-    assert 0 <= row.random_mean < 1
+    assert row.random_mean == pytest.approx(row.random_std**2 * 7 / 8 + row.random_mean**2)  # each is 0 or 1
+    assert row.random_as_good == pytest.approx(row.random_mean)  # ours is 1: as good are those that are
+    assert 0 < row.random_as_good < 1
     null = next(r for r in audit.rankings if r.name == "random sets")
     assert audit.cpr > null.cpr
     assert audit.cmd < null.cmd
@@ -356,7 +360,7 @@ def from_truth(study):
     """The run that measures all masks, without measuring: the card's own table."""
     reference = fit_replacement(study.subject, study.task, study.components, study.replacement, study.per)
     design = sm.MaskDesign.complete(len(study.components))
-    record = describe_experiment(study.subject, study.task, reference, design)
+    record = describe_experiment(Engine(study.subject, study.task, study.components, reference), design)
     return decode(sm.Responses(study.components, design.keep(), study.card.truth.values, "logit", record))
 
 
@@ -367,7 +371,7 @@ def card_check(study, found, budget):
     audit = sm.audit(found, study.subject, study.task, budget=budget, known=known)
     truth = Enumerated(card.truth.components, card.truth.values)
     assert truth.names == found.components.names
-    walsh, unit = sm.true_spectrum(card), abs(audit.intact - audit.empty)
+    walsh, unit = true_spectrum(card), abs(audit.intact - audit.empty)
     check_against(audit, truth, lambda names: walsh.get(found.components.indices(names)) or 0.0, unit)
     fresh = audit.fresh
     keep = sm.MaskDesign.stratified(len(truth.names), fresh.masks, fresh.keep_probs, seed_of(1, "fresh")).keep()

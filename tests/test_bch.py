@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spex_mech.walsh.masks import gf2
 from spex_mech.walsh.masks.bch import Bch, field_degree
-from spex_mech.walsh.spectrum import pad_sets
+from spex_mech.walsh.set_rows import pad_sets
 
 
 def random_code(m, t, n, seed):
@@ -26,7 +26,8 @@ def random_sets(n, t, rows, seed):
 
 
 def parities(code, sets):
-    return gf2.unpack(gf2.sum_rows(gf2.pack(code.parity_check().T), sets), code.parity_bits)
+    rows = torch.nn.functional.pad(gf2.pack(code.parity_check().T), (0, 0, 0, 1))
+    return gf2.unpack(gf2.sum_rows(rows, sets), code.parity_bits)
 
 
 @given(st.integers(3, 12), st.integers(1, 6), st.integers(0, 2**31))

@@ -4,16 +4,12 @@ import itertools
 
 import pytest
 import torch
+from audit_cases import run_case_of
 
-import spex_mech as sm
 from spex_mech.ablation.backends import planted
-from spex_mech.ablation.respond import Engine
-from spex_mech.api.audit import _replacement_of
-from spex_mech.auditing.choosing import choose_circuits
+from spex_mech.auditing.chosen_circuits import choose_circuits
 from spex_mech.auditing.circuit_search import Goal, best_row, search_circuits
 from spex_mech.auditing.faithfulness import counts
-from spex_mech.auditing.passes import Ledger, Passes
-from spex_mech.auditing.verification import Case
 
 LAYOUT = planted.PlantedLayout(n_layers=2, n_heads=5, d_mlp=5)  # 20 components
 NEEDED = ("a0.h0", "a1.h2", "m0.n1")
@@ -21,19 +17,7 @@ NEEDED = ("a0.h0", "a1.h2", "m0.n1")
 
 def opened(subject, n_prompts=4, **options):
     """A case of a planted subject whose run has a line for a polynomial, learnt where most is kept."""
-    task = planted.task(subject, n_prompts)
-    found = sm.discover(
-        subject,
-        task,
-        sm.heads(subject) + sm.neurons(subject),
-        **{"budget": 150, "keep_prob": 0.9, "decoder": "linear", "link": "identity"} | options,
-    )
-    bound = sm.bind(subject)
-    task = task.check(bound.shape)
-    ledger = Ledger(10_000)
-    passes = Passes(Engine(bound, task, found.components, _replacement_of(found, bound, task)), ledger)
-    ends = passes.means(torch.tensor([[True], [False]]).expand(2, len(found.components))).tolist()
-    return Case(found, passes, ledger, 1, *ends)
+    return run_case_of(subject, n_prompts, **{"budget": 150, "keep_prob": 0.9} | options)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import torch
 
 import spex_mech as sm
 from spex_mech.cli import main as cli
+from spex_mech.gallery.studies import true_spectrum
 from spex_mech.store.responses import Responses
 
 CARDS = Path(__file__).resolve().parents[1] / "circuits"
@@ -32,7 +33,7 @@ def cli_run(capsys, monkeypatch):
 def test_demo_prints_what_exhaustive_enumeration_says(cli_run, tmp_path):
     code, out, _ = cli_run("demo", "--out", tmp_path)
     assert code == 0
-    found, truth = sm.load_run(tmp_path), sm.true_spectrum(sm.open_card("induction-2l"))
+    found, truth = sm.load_run(tmp_path), true_spectrum(sm.open_card("induction-2l"))
     noise = found.spectrum.stderr
     compared = 0
     for (members, value), error in zip(found.spectrum.terms(), noise.tolist(), strict=True):
@@ -136,6 +137,25 @@ def test_bench_accuracy_compares_the_decoders(cli_run, tmp_path):
     assert cli_run("bench", "accuracy", "--budgets", "64,few")[0] == 2
 
 
+def test_a_bench_refuses_options_that_it_does_not_take(cli_run):
+    code, _, err = cli_run("bench", "ablation", "--budgets", "64")
+    assert code == 2
+    assert "takes no --budgets; it takes --device, --quick" in err
+
+
+def test_without_a_clone_the_bench_says_how_to_get_it(cli_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spex_mech.bench", None)  # as in the wheel
+    code, _, err = cli_run("bench", "decode")
+    assert code == 2
+    assert "clone" in err
+    assert "python -m spex_mech bench decode" in err
+
+
+def test_python_m_is_the_command_line():
+    command = [sys.executable, "-m", "spex_mech", "version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == sm.__version__
+
+
 def test_bench_players_compares_designs_of_one_budget(cli_run, tmp_path):
     code, out, _ = cli_run("bench", "players", "--quick", "--json", tmp_path / "b.json")
     assert code == 0
@@ -158,7 +178,7 @@ def test_bench_players_compares_designs_of_one_budget(cli_run, tmp_path):
         (("discover", "planted-and", "--replacement", "magic"), ("magic", "resample")),
         (("discover", "no-such-card"), ("no-such-card", "induction-2l", "--prompts")),
         (("decode", "nothing.safetensors"), ("nothing.safetensors",)),
-        (("bench", "everything"), ("everything", "ablation, decode, accuracy, players, keep and workers")),
+        (("bench", "everything"), ("everything", "ablation, decode, accuracy, players, keep, workers and constants")),
         (("discover",), ("Missing",)),
     ],
 )

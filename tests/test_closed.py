@@ -6,7 +6,8 @@ import torch
 from spex_mech.walsh.joint.closed_form import ClosedForm, Harmonics
 from spex_mech.walsh.joint.gaussian import GaussianProcess
 from spex_mech.walsh.joint.joint import closed_form as closed
-from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets, subset_bits
+from spex_mech.walsh.set_rows import pad_sets, subset_bits
+from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
 
 PROCESS = GaussianProcess(scales=(1.0, 0.3, 3.0))
 

@@ -87,7 +87,8 @@ def test_small_sets_have_different_signs(drawn):
     members = torch.where(members == code.n, -1, members).unique(dim=0)
     for group in range(code.groups):
         rows = code.delay_bits(group)[: 1 + code.parity_rows]
-        words = gf2.sum_rows(gf2.pack(rows.T ^ rows[0][:, None]), members)
+        table = torch.nn.functional.pad(gf2.pack(rows.T ^ rows[0][:, None]), (0, 0, 0, 1))
+        words = gf2.sum_rows(table, members)
         assert len(words.unique(dim=0)) == len(members)
 
 

@@ -51,7 +51,7 @@ def test_the_values_behind_heldout_r2_are_kept(conjunction):
 
 
 @pytest.mark.parametrize("budget", [4096, 1000])
-@pytest.mark.parametrize("kind", ["conjunction", "backup", "parity"])
+@pytest.mark.parametrize("kind", ["conjunction", "backup", "parity_subject"])
 def test_exactly_the_planted_sets_with_their_signs(kind, budget):
     names = ("a0.h1", "m1.n0")
     subject = getattr(planted, kind)(names, **SHAPE)

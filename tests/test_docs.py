@@ -34,6 +34,25 @@ def test_relative_links_exist(page):
     assert not [link for link in links if not (DOCS / page).parent.joinpath(link).exists()]
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_named_exist(page):
+    """A path in backticks is one of the project's, or of the package; what a run or a user writes has no folder."""
+    named = re.findall(r"`([\w./-]+/[\w.-]+\.pyi?)`", (DOCS / page).read_text())
+    assert not [path for path in named if not any((ROOT / up / path).exists() for up in ("", "spex_mech"))]
+
+
+def test_thirty_questions_have_a_file_as_answer():
+    table = (DOCS / "how-it-works.md").read_text().partition("## Where is")[2].partition("## ")[0]
+    files = re.findall(r"`([\w./]+\.pyi?)`", table)
+    assert len(set(files)) == len(files) >= 30
+    assert not [path for path in files if not (ROOT / "spex_mech" / path).is_file()]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith(("explain/", "how-it-works"))])
+def test_lines_are_short_enough_to_read_in_a_terminal(page):
+    assert max(map(len, (DOCS / page).read_text().splitlines())) <= 200
+
+
 def test_commands_and_options_named_exist():
     from typer.main import get_command
 

@@ -206,7 +206,7 @@ def test_decoders_follow_the_protocol():
     assert (Exact().name, Linear().name) == ("exact", "linear")
 
 
-# ---------------------------------------------------------------- the lasso against another implementation
+# ---------------------------------------------------------------- the lasso against its optimality conditions
 
 
 def ours_grid(x, y, count):
@@ -215,7 +215,7 @@ def ours_grid(x, y, count):
 
 
 @pytest.mark.parametrize(("n", "rows", "keep_prob"), [(30, 200, 0.5), (60, 300, 0.9), (300, 120, 0.5)])
-def test_lasso_agrees_with_scikit_learn(n, rows, keep_prob):
+def test_lasso_is_optimal_at_the_penalty_of_the_whole_path(n, rows, keep_prob):
     linear_model = pytest.importorskip("sklearn.linear_model")
     truth = additive(n, seed=2, basis=Basis.orthonormal(keep_prob))
     samples = sampled(truth, rows, keep_prob, noise=float(n) ** 0.5 / 2)
@@ -223,13 +223,25 @@ def test_lasso_agrees_with_scikit_learn(n, rows, keep_prob):
     x, y = monomials(samples.keep, members, truth.basis), samples.mean_values
     folds = fold_masks(samples.keep, 5, 0)
     ours = lasso_cv(x, y, folds, 50)
-    theirs = linear_model.Lasso(alpha=ours.alpha, tol=1e-10, max_iter=100_000).fit(x.numpy(), y.numpy())
-    torch.testing.assert_close(ours.coefficients, torch.from_numpy(theirs.coef_), rtol=1e-4, atol=1e-5)
-    assert ours.intercept == pytest.approx(theirs.intercept_, abs=1e-5)
+    left = y - ours.intercept - x @ ours.coefficients
+    assert float(left.mean()) == pytest.approx(0, abs=1e-9 * n)
+    slope, active = (x - x.mean(0)).T @ left / rows, ours.coefficients != 0
+    assert active.any()
+    assert float(slope.abs().max()) <= ours.alpha * (1 + 1e-6)
+    torch.testing.assert_close(slope[active], ours.alpha * ours.coefficients[active].sign(), rtol=1e-6, atol=0)
     cuts = [((folds != k).nonzero()[:, 0].numpy(), (folds == k).nonzero()[:, 0].numpy()) for k in range(5)]
     grid = ours_grid(x, y, 50)
     chosen = linear_model.LassoCV(cv=cuts, tol=1e-6, max_iter=10_000, alphas=grid).fit(x.numpy(), y.numpy())
     assert ours.alpha == pytest.approx(chosen.alpha_, rel=1e-6)
+
+
+def test_lasso_of_folds_that_do_not_vary_on_their_own():
+    """Without the row of the one value that differs nothing is left to explain, nor to iterate over."""
+    x, y = torch.eye(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
+    y[0] = 1.0
+    found = lasso_cv(x, y, torch.arange(8) % 4, 10)
+    assert found.coefficients.nonzero()[:, 0].tolist() == [0]
+    assert float(found.intercept + found.coefficients[0]) == pytest.approx(1.0, abs=0.01)
 
 
 # ---------------------------------------------------------------- samples, splits and scores

@@ -14,7 +14,7 @@ from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
 from spex_mech.formats.interchange import EXPORTERS, export, to_dot, to_networkx
 from spex_mech.formats.projections import to_clique
-from spex_mech.show.plot import plot_circuit, plot_spectrum
+from spex_mech.show import plot
 
 # the constraints of the published HIF schema (HIF-standard/schemas/hif_schema.json)
 HIF = {
@@ -263,11 +263,11 @@ def test_figures_hold_every_node_and_change_no_global_state(n, tmp_path):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    figure = plot_circuit(circuit(n))
+    figure = plot.circuit(circuit(n))
     words = {text.get_text() for text in figure.axes[0].texts}
     assert set(circuit(n).names) <= words
     assert "0.970" in figure.axes[0].get_title()
-    spectrum = plot_spectrum(circuit(n), top=6)
+    spectrum = plot.spectrum(circuit(n), top=6)
     assert len(spectrum.axes[1].patches) == 6
     assert dict(matplotlib.rcParams) == before
     for made in (figure, spectrum):
@@ -276,9 +276,9 @@ def test_figures_hold_every_node_and_change_no_global_state(n, tmp_path):
 
 def test_empty_circuits_and_missing_matplotlib(monkeypatch):
     empty = Circuit(ComponentSet.of(["a0.h0"]), (), (), "logit")
-    for plot in (plot_circuit, plot_spectrum):
+    for draw in (plot.circuit, plot.spectrum):
         with pytest.raises(SpexMechError, match="nothing was found"):
-            plot(empty)
+            draw(empty)
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -288,4 +288,4 @@ def test_empty_circuits_and_missing_matplotlib(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(SpexMechError, match=r"spex-mech\[plot\]"):
-        plot_circuit(circuit())
+        plot.circuit(circuit())

@@ -63,6 +63,7 @@ def test_auroc_is_the_mann_whitney_statistic(values, data):
 def test_auroc_without_both_kinds_is_unknown():
     assert auroc({"a0.h0": 1.0}, ["a0.h0"]) is None
     assert auroc({"a0.h0": 1.0}, []) is None
+    assert auroc({}, ["a0.h0"]) is None  # a circuit without scores beside a known one
     assert auroc_over_sizes(["a0.h0"], []) is None
 
 

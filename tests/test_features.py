@@ -15,7 +15,7 @@ import spex_mech as sm
 from spex_mech.bench.peer_proxies import has_shapiq, shapiq_proxy
 from spex_mech.errors import ModelError, ResponseError, TaskError
 from spex_mech.lenses.prompt_parts import owners_of
-from spex_mech.lenses.segments import Segments, split
+from spex_mech.lenses.segments import Segments, split_prompt
 
 REVIEW = "The plot is not good but the music is nice"
 WORDS = [*dict.fromkeys(REVIEW.split()), "bad", "very", "was", "film", "awful", "dull"]
@@ -72,7 +72,7 @@ TEXTS = st.text(alphabet=st.sampled_from("ab.!?\n \t'é"), min_size=1, max_size=
 @fast
 @given(TEXTS, st.sampled_from(["words", "sentences"]), st.data())
 def test_parts_and_gaps_are_the_prompt_and_nothing_kept_is_lost(text, into, data):
-    parts = split(text, into)
+    parts = split_prompt(text, into)
     everything = torch.ones(len(parts.texts), dtype=torch.bool)
     assert parts.prompt == parts.without(everything) == parts.replaced(everything, "X") == text
     assert [text[start:stop] for start, stop in parts.spans] == list(parts.texts)
@@ -87,9 +87,9 @@ def test_parts_and_gaps_are_the_prompt_and_nothing_kept_is_lost(text, into, data
 
 
 def test_parts_by_hand():
-    assert split("Not good. Really?! No\n\nEnd", "sentences").texts == ("Not good.", "Really?!", "No", "End")
-    assert split(["a ", "b"]).prompt == "a b"
-    parts = split("one two three")
+    assert split_prompt("Not good. Really?! No\n\nEnd", "sentences").texts == ("Not good.", "Really?!", "No", "End")
+    assert split_prompt(["a ", "b"]).prompt == "a b"
+    parts = split_prompt("one two three")
     assert [parts.without(torch.tensor(k)) for k in ([False, True, True], [True, False, False], [False] * 3)] == [
         "two three", "one", "",
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def test_tokens_of_words_belong_to_their_parts():
 )  # fmt: skip
 def test_prompts_that_cannot_be_split(prompt, into, message):
     with pytest.raises(TaskError, match=message):
-        split(prompt, into)
+        split_prompt(prompt, into)
 
 
 # ---------------------------------------------------------------- functions of text

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
 from spex_mech.api.shards import Shard, merge_shards
-from spex_mech.auditing.audit_record import load_audit
+from spex_mech.auditing.run_audit import load_audit
 from spex_mech.errors import FormatError, ModelError, SpexMechError
 from spex_mech.formats.interchange import export
 from spex_mech.gallery import open_card

@@ -23,8 +23,8 @@ with atheris.instrument_imports(include=["spex_mech"]):
     from spex_mech.formats import interchange
     from spex_mech.formats import mib
     from spex_mech.circuit import codec
-    from spex_mech.auditing.audit_record import load_audit
-    from spex_mech.tasks import task
+    from spex_mech.auditing.run_audit import load_audit
+    from spex_mech.tasks import prompts_file
     from spex_mech import components, gallery
     from spex_mech.errors import SpexMechError
     from spex_mech.api.shards import Shard

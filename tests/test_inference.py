@@ -34,7 +34,8 @@ from spex_mech.walsh.decoders.refit import prune
 from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Decoded, Outcome, Samples
 from spex_mech.walsh.masks.design import MaskDesign
-from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
 from spex_mech.walsh.spex.spex import Spex
 
 
@@ -545,7 +546,7 @@ def test_both_options_act(subject, option, value):
 
 
 def test_what_cannot_be_had_is_refused_before_the_first_forward_pass(subject, monkeypatch):
-    monkeypatch.setattr("spex_mech.api.discover.measure_once", lambda *_: pytest.fail("masks were measured"))
+    monkeypatch.setattr("spex_mech.measuring.spine.measure_in", lambda *_, **__: pytest.fail("masks were measured"))
     with pytest.raises(DecodeError, match="coded masks can neither"):
         run(subject, keep_prob="coded", budget=2000, folds=3)
     with pytest.raises(DecodeError, match="folds are 0"):

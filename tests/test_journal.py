@@ -61,7 +61,7 @@ def slow(self, keep):
     return plain(self, keep)
 
 respond.Engine.values = slow
-subject = planted.additive(WEIGHTS, layout=planted.Layout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
+subject = planted.additive(WEIGHTS, layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
 task = planted.task(subject, n_prompts=4, seed=0)
 
 def run():
@@ -435,10 +435,10 @@ def test_other_responses_are_never_taken_for_those_in_the_folder(tmp_path):
     components = sm.ComponentSet.of(["a0.h0", "a0.h1", "m0"])
     keep = sm.MaskDesign.complete(3).keep()
     one, two = (sm.Responses(components, keep, torch.full((8, 1), value), "logit") for value in (1.0, 2.0))
-    decode(one, "linear", out=tmp_path)
-    decode(one, "linear", out=tmp_path)
+    decode(one, decoder="linear", out=tmp_path)
+    decode(one, decoder="linear", out=tmp_path)
     with pytest.raises(ResponseError, match=r"sha256\.values"):
-        decode(two, "linear", out=tmp_path)
+        decode(two, decoder="linear", out=tmp_path)
 
 
 def test_repeated_masks_are_measured_once(experiment, monkeypatch):

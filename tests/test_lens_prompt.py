@@ -116,7 +116,7 @@ def test_names_shapes_and_roles_of_both_kinds(tmp_path):
     assert "w7" in page
     sm.export(found.circuit, tmp_path / "c.dot", to="dot")
     assert '/* input */ "s0"' in (tmp_path / "c.dot").read_text()
-    axes = sm.plot_circuit(found.circuit).axes[0]
+    axes = sm.plot.circuit(found.circuit).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["prompt", "layer 0"]
     one = sm.discover(subject, watched(), "[s0:2], a0.h1", replacement="zero", budget=4)
     assert one.components.names == ("[s0:2]", "a0.h1")

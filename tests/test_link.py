@@ -16,13 +16,14 @@ from spex_mech.ablation.respond import respond
 from spex_mech.api.discover import decode
 from spex_mech.bench.functions import planted_function, support_f1
 from spex_mech.errors import DecodeError, FormatError
+from spex_mech.names import LINK_CHOICES
 from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoders.linear import Linear
 from spex_mech.walsh.decoding import Decoded, Decoder, Outcome, Samples, r_squared
 from spex_mech.walsh.link.fit import Grower
-from spex_mech.walsh.link.link import MAX_KNOTS, Link
-from spex_mech.walsh.link.linked import LINK_CHOICES, Linked, clearly_better
+from spex_mech.walsh.link.linked import Linked, clearly_better
 from spex_mech.walsh.link.shapes import SHAPES
+from spex_mech.walsh.link_function import MAX_KNOTS, Link
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.spex.spex import Spex
@@ -432,7 +433,7 @@ def test_decoding_again_without_a_link_leaves_nothing_of_it(run, tmp_path):
     folder, found = run
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    plain = decode(found.responses, "linear", out=tmp_path, link="identity")
+    plain = decode(found.responses, decoder="linear", out=tmp_path, link="identity")
     assert plain.link.is_identity
     assert plain.interactions("raw").equals(plain.interactions())
     assert not list(tmp_path.glob("*_raw*"))

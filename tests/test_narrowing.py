@@ -10,7 +10,8 @@ from spex_mech.ablation.backends import planted
 from spex_mech.ablation.backends.planted import PlantedLayout
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import DesignError
-from spex_mech.measuring.narrowing import as_one, chunks, deal, is_more, lost_parents, narrow, singles, split
+from spex_mech.measuring.ask import Ask
+from spex_mech.measuring.narrowing import as_one, chunks, deal, is_more, lost_parents, narrow, singles, split_blocks
 
 NEURONS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 400)), min_size=1, max_size=200, unique=True)
 
@@ -44,7 +45,7 @@ def test_chunks_are_even_runs(n, data):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(2, 64))
 def test_splitting_makes_progress_and_remembers_where_parts_come_from(sizes, width):
     heavy = [tuple(Component("neuron", layer, i) for i in range(size)) for layer, size in enumerate(sizes)]
-    parts, parents = split(heavy, width)
+    parts, parents = split_blocks(heavy, width)
     assert sum(parts, ()) == sum(heavy, ())
     assert len(parts) <= max(width, 2 * len(heavy))
     assert all(set(part) < set(parents[part]) for part in parents)
@@ -108,7 +109,7 @@ def test_where_nothing_matters_the_first_round_says_so():
 
 def test_too_small_a_budget_is_refused():
     with pytest.raises(DesignError, match="at least 96"):
-        narrow(ComponentSet.of(["m0"]), 95, lambda *_: pytest.fail("nothing may be run"))
+        narrow(ComponentSet.of(["m0"]), Ask(budget=95), lambda *_: pytest.fail("nothing may be run"))
 
 
 @pytest.mark.slow

@@ -149,7 +149,7 @@ def test_a_run_killed_behind_its_pilot_does_not_pay_for_it_again(fragile, tmp_pa
     whole = run(fragile, out=tmp_path / "whole")
     once = sum(map(len, measured))
     with monkeypatch.context() as patch:
-        patch.setattr("spex_mech.api.discover.measure_once", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("spex_mech.measuring.spine.measure_in", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(fragile, out=tmp_path / "killed")
     found = run(fragile, out=tmp_path / "killed")

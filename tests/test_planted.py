@@ -158,10 +158,10 @@ TERM = {"set": ["a0.h0"], "coefficient": 1.0}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not JSON"),
-        ("[1]", "not an object"),
-        ("[" * 100_000, "not JSON"),
-        (record(schema="spex_mech.planted/9"), "schema is"),
+        ("{", "cannot be read as JSON"),
+        ("[1]", "holds a list"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        (record(schema="spex_mech.planted/9"), "has schema"),
         (record(code="import os"), "unknown field 'code'"),
         (record(n_layers=True), "n_layers is True"),
         (record(n_heads=10**9), "n_heads is 1000000000"),
@@ -189,8 +189,10 @@ def test_damaged_files_are_refused(tmp_path, content, message):
 def test_nan_is_no_coefficient(tmp_path):
     text = json.dumps(record(terms=[TERM])).replace("1.0", "NaN")
     (tmp_path / "planted.json").write_text(text)
-    with pytest.raises(FormatError, match="finite"):
+    with pytest.raises(FormatError, match="NaN is no JSON number"):
         planted.load_planted(tmp_path)
+    with pytest.raises(FormatError, match="the coefficient nan is not a finite number"):
+        planted.additive({"a0.h0": float("nan")})
 
 
 def test_all_problems_are_told_at_once(tmp_path):

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spex_mech.bench.coded_players import of_blocks, random_blocks
 from spex_mech.bench.functions import planted_function
+from spex_mech.bench.players import of_blocks, random_blocks
 from spex_mech.errors import DesignError
 from spex_mech.walsh.decoding import Outcome, Samples
 from spex_mech.walsh.masks.design import MaskDesign

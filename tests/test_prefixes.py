@@ -10,12 +10,12 @@ from tiny_models import tiny, tokens_task
 
 import spex_mech as sm
 from spex_mech.ablation.binding import bind
+from spex_mech.ablation.edits import RowEdit
 from spex_mech.ablation.memory import peak_bytes
 from spex_mech.ablation.prefixes import find_prefixes
 from spex_mech.ablation.recipe import compile_recipe
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine, respond
-from spex_mech.ablation.row_edit import RowEdit
 from spex_mech.ablation.subject import Shortcuts, Site
 from spex_mech.components import ModelShape
 from spex_mech.errors import DesignError

@@ -21,8 +21,7 @@ from spex_mech.errors import ModelError, ResponseError
 from spex_mech.measuring.journal import open_journal
 from spex_mech.measuring.measure import measure
 from spex_mech.measuring.ray_pool import spread
-from spex_mech.measuring.scaling import source_of
-from spex_mech.measuring.workers import Workers
+from spex_mech.measuring.workers import Workers, source_of
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'spex-mech[ray]'")
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see this folder
@@ -177,7 +176,7 @@ def test_what_cannot_work_is_one_clear_error(design, tmp_path, monkeypatch):
         Workers(subject, 0)
     with pytest.raises(ModelError, match="on the CPU"):
         on_ray(engine, design, Workers(subject, 1, gpus_each=1))
-    on_gpu = SimpleNamespace(subject=SimpleNamespace(device=torch.device("cuda")))
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
     with pytest.raises(ModelError, match=r"on a GPU, of which workers see nothing .*gpus_each=0\.5"):
         next(spread(Workers(subject, 1))(on_gpu, iter(design.chunks(CHUNK))))
     monkeypatch.setitem(sys.modules, "ray", None)

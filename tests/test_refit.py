@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from spex_mech.errors import DecodeError, ResponseError
 from spex_mech.walsh.decoders.refit import nested_pair, noise_floor, prune, refit, significance
 from spex_mech.walsh.masks.design import MaskDesign
-from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
 
 SETS = pad_sets([(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2, 3)])
 BASES = [Basis(), Basis("biased", 0.8), Basis("mobius"), Basis("knockout")]

@@ -17,7 +17,7 @@ from reports import HOSTILE, circuit, dossier
 
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
-from spex_mech.auditing.audit_record import ContextRow, ReplacementRow, Search, StabilityRow
+from spex_mech.auditing.findings import ContextRow, ReplacementRow, Search, StabilityRow
 from spex_mech.circuit.drawing import draw
 from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.layout import NARROW, NOTEBOOK, WIDE, arrange, shown_first, strongest_joint
@@ -364,15 +364,15 @@ def test_notebooks_show_runs_audits_circuits_and_pages(audited):
 
 def test_figures_of_fit_and_faithfulness(audited, tmp_path):
     audit = sm.load_audit(audited / "audit.json")
-    fit = sm.plot_predictions(audit.fresh.measured, audit.fresh.predicted, audit.unit)
+    fit = sm.plot.predictions(audit.fresh.measured, audit.fresh.predicted, audit.unit)
     assert len(fit.axes[0].collections[0].get_offsets()) == audit.fresh.masks
-    curve = sm.plot_faithfulness(audit.sizes_frame())
+    curve = sm.plot.faithfulness(audit.sizes_frame())
     lines = {line.get_label(): line for line in curve.axes[0].lines}
     assert list(lines["preserve"].get_ydata())[-1] == pytest.approx(1.0)
     for name, figure in (("fit.svg", fit), ("curve.pdf", curve)):
         figure.savefig(tmp_path / name)
         assert (tmp_path / name).stat().st_size > 1000
     with pytest.raises(SpexMechError, match="as many of each"):
-        sm.plot_predictions([1.0], [], "logit")
+        sm.plot.predictions([1.0], [], "logit")
     with pytest.raises(SpexMechError, match=r"audit.sizes_frame\(\)"):
-        sm.plot_faithfulness(audit.sizes_frame().drop(columns="help"))
+        sm.plot.faithfulness(audit.sizes_frame().drop(columns="help"))

@@ -6,7 +6,7 @@ from tiny_models import tiny
 
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
-from spex_mech.tasks.task import Prompts
+from spex_mech.tasks.prompts import Prompts
 from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.spectrum import Spectrum
 

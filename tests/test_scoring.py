@@ -1,5 +1,6 @@
 """Circuits of others, audited here: every figure against all 2^n measured masks."""
 
+import itertools
 import json
 import math
 
@@ -10,6 +11,7 @@ import spex_mech as sm
 from spex_mech.ablation.backends import planted
 from spex_mech.auditing.faithfulness import SIZES
 from spex_mech.circuit.node_scores import node_scores
+from spex_mech.circuit.nodes import Node
 from spex_mech.errors import ComponentError, DesignError, ResponseError
 from spex_mech.walsh.masks.design import MaskDesign
 
@@ -79,7 +81,9 @@ def test_a_circuit_of_eap_ig_is_audited_and_every_figure_is_the_enumerated_one(s
     assert audit.precision == pytest.approx(len(set(best) & set(known)) / 3)
     assert audit.skipped == ()
     assert len(audit.random_faithfulness) == 8
-    assert 0 <= audit.random_as_good <= 1
+    assert audit.random_as_good == sum(abs(1 - f) <= abs(1 - share(best)) for f in audit.random_faithfulness) / 8
+    subsets = [share(s) for s in itertools.combinations(names, len(best))]
+    assert all(any(abs(f - s) < 2e-4 for s in subsets) for f in audit.random_faithfulness)
     assert audit.record["masks"] <= 400
     saved = json.loads((tmp_path / "audit.json").read_text())
     assert (saved["faithfulness"], saved["schema"]) == (audit.faithfulness, "spex_mech.circuit_audit/1")
@@ -89,8 +93,8 @@ def test_a_circuit_of_eap_ig_is_audited_and_every_figure_is_the_enumerated_one(s
 
 def test_our_own_circuit_goes_out_as_mib_and_comes_back_to_the_same_audit(study, tmp_path):
     found = sm.discover(study.subject, study.task, study.components, budget=64, decoder="linear", link="identity")
-    sm.export(found.circuit, tmp_path / "c.json", "mib", config=sm.mib_config(study.subject))
-    back = sm.read_mib(tmp_path / "c.json")
+    sm.export(found.circuit, tmp_path / "c.json", "mib", config=sm.tl.mib_config(study.subject))
+    back = sm.read_circuit(tmp_path / "c.json")
     assert node_scores(back) == pytest.approx(node_scores(found.circuit))
     one, other = (
         sm.audit_circuit(c, study.subject, study.task, budget=200, per=study.per) for c in (found.circuit, back)
@@ -130,6 +134,19 @@ def test_the_command_line_converts_and_audits_files(foreign, tmp_path, capsys, m
     assert "--model" in said.err
 
 
+def test_as_many_random_sets_do_as_well_as_chance_has_it():
+    """A pair that is all there is: it does better than any other set of two; a set without effect does not."""
+    pair = ("a0.h1", "a1.h2")
+    subject = planted.conjunction(pair, layout=planted.PlantedLayout(2, 8, 0))
+    task, components = planted.task(subject), sm.heads(subject)
+    for names, as_good in ((pair, 0.0), (("a0.h2", "a1.h3"), 1.0)):
+        circuit = sm.Circuit(components, tuple(sm.Node(c) for c in components if c.name in names), (), "logit")
+        audit = sm.audit_circuit(circuit, subject, task)
+        assert len(audit.random_faithfulness) == 8
+        assert audit.random_as_good == as_good
+        assert f"{as_good:.0%} of random sets do as well" in str(audit)
+
+
 def or_of_two():
     subject = planted.backup(["a0.h0", "a1.h0"], strength=-2.0)  # ablation raises this metric: less is better
     return subject, planted.task(subject), sm.heads(subject)
@@ -137,7 +154,7 @@ def or_of_two():
 
 def test_where_intact_is_lower_helping_means_lowering():
     subject, task, components = or_of_two()
-    circuit = sm.Circuit(components, (sm.Node(components[0]),), (), "logit")
+    circuit = sm.Circuit(components, (Node(components[0]),), (), "logit")
     scores = {name: {"a0.h0": -1.0, "a1.h0": -0.5}.get(name, 0.1 * i) for i, name in enumerate(components.names)}
     audit = sm.audit_circuit(circuit, subject, task, scores=scores, budget=300)
     assert audit.faithfulness == pytest.approx(1.0)  # one of the two is enough
@@ -149,7 +166,7 @@ def test_where_intact_is_lower_helping_means_lowering():
 
 def test_a_circuit_without_scores_has_no_areas_and_a_small_budget_says_what_it_left_out():
     subject, task, components = or_of_two()
-    nodes = tuple(map(sm.Node, components))
+    nodes = tuple(map(Node, components))
     audit = sm.audit_circuit(sm.Circuit(components, nodes, (), "logit"), subject, task)
     assert (audit.cpr, audit.cmd, audit.sizes) == (None, None, ())
     assert audit.idle["a0.h0"] == pytest.approx(0.0)  # backed up
@@ -158,8 +175,9 @@ def test_a_circuit_without_scores_has_no_areas_and_a_small_budget_says_what_it_l
     assert (empty.faithfulness, empty.idle) == (None, {})
     names = [f"a{i}.h{j}" for i in range(8) for j in range(8)]
     many = planted.additive(dict.fromkeys(names, 1.0), layout=planted.PlantedLayout(8, 8, 0))
-    wide = sm.Circuit(sm.heads(many), tuple(map(sm.Node, sm.heads(many))), (), "logit")
-    small = sm.audit_circuit(wide, many, planted.task(many), scores=dict.fromkeys(names, 1.0), budget=32)
+    wide = sm.Circuit(sm.heads(many), tuple(map(Node, sm.heads(many)))[:40], (), "logit")
+    mixed = {name: (-1.0) ** i for i, name in enumerate(names)}
+    small = sm.audit_circuit(wide, many, planted.task(many), scores=mixed, budget=32)
     assert small.record["masks"] <= 32
     assert any("random" in text for text in small.skipped)
     assert any("nodes are idle" in text for text in small.skipped)
@@ -183,7 +201,7 @@ def test_what_cannot_be_audited_is_refused():
 
 def test_the_same_seed_gives_the_same_bits_and_another_other_random_sets():
     subject, task, components = or_of_two()
-    circuit = sm.Circuit(components, tuple(map(sm.Node, components[:2])), (), "logit")
+    circuit = sm.Circuit(components, tuple(map(Node, components[:2])), (), "logit")
     one, two, other = (sm.audit_circuit(circuit, subject, task, seed=seed) for seed in (1, 1, 2))
     assert one == two
     assert one.random_faithfulness != other.random_faithfulness

@@ -9,7 +9,7 @@ import torch
 
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
-from spex_mech.auditing.sensitivity import _steadier
+from spex_mech.auditing.other_contexts import _steadier
 from spex_mech.walsh.spectrum import Basis
 
 LAYOUT = planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2)

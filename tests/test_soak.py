@@ -16,14 +16,14 @@ import spex_mech as sm
 from spex_mech.ablation.backends import planted
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
-from spex_mech.measuring import in_folder as measuring
-from spex_mech.measuring.experiment import describe_experiment
+from spex_mech.measuring.ask import Ask
 from spex_mech.measuring.decode import choose_decoder
+from spex_mech.measuring.measure import describe_experiment, measure_in
 from spex_mech.walsh.decoding import Samples
 
 masks, folder, name = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-subject = planted.random(20, 3, 0, layout=planted.Layout(n_layers=2, n_heads=12), spread=0.3)
+subject = planted.random(20, 3, 0, layout=planted.PlantedLayout(n_layers=2, n_heads=12), spread=0.3)
 task, components = planted.task(subject, n_prompts=2, seed=0), sm.select(subject, "a*.h*")
 reference = fit_replacement(subject, task, components)
 engine = Engine(subject, task, components, reference)
@@ -31,11 +31,12 @@ make = {"spex": lambda n: sm.MaskDesign.coded(24, budget=n), "linear": lambda n:
 
 def run(n, folder):
     design, ticks = make(n), []
-    record = describe_experiment(subject, task, reference, design)
+    record = describe_experiment(engine, design)
     tick = lambda finished: ticks.append((time.perf_counter(), finished))
-    responses, _ = measuring.measure_once(engine, design, record, folder, tick)
+    responses, _ = measure_in(folder, engine, record, design.keep(), cut=design.chunks, tick=tick)
     measured = peak()
-    decoded = choose_decoder(name, design, n).decode(Samples(responses.keep, responses.values, design), seed=0)
+    solver = choose_decoder(Ask(decoder=name, link="identity"), design, n)
+    decoded = solver.decode(Samples(responses.keep, responses.values, design), seed=0)
     return responses, decoded, ticks, measured
 
 run(2000, folder / "first")  # so that all is imported

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import spex_mech.walsh.spectrum as module
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.masks.design import MaskDesign
-from spex_mech.walsh.spectrum import Basis, Spectrum, merge_sets, monomials, pad_sets, subset_bits
+from spex_mech.walsh.set_rows import merge_sets, pad_sets, subset_bits
+from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
 
 fast = settings(max_examples=40, deadline=None)
 probabilities = st.floats(0.05, 0.95).filter(lambda q: q != 0.5)
@@ -93,28 +94,6 @@ def test_the_coefficients_of_and_and_of_or():
 def test_sets_that_would_explode_are_refused():
     with pytest.raises(DecodeError, match=r"25 components would expand into 2\^25"):
         Spectrum.from_terms(30, {tuple(range(25)): 1.0}).rewrite(Basis("mobius"))
-
-
-@fast
-@given(spectra(), st.data())
-def test_restriction_fixes_components(spectrum, data):
-    fixed = data.draw(st.dictionaries(st.integers(0, spectrum.n - 1), st.booleans()))
-    kept, ablated = [i for i, k in fixed.items() if k], [i for i, k in fixed.items() if not k]
-    restricted = spectrum.restrict(kept=kept, ablated=ablated)
-    assert not any(i in s for s in restricted.sets for i in fixed)
-    keep = everywhere(spectrum.n)
-    forced = keep.clone()
-    forced[:, kept], forced[:, ablated] = True, False
-    torch.testing.assert_close(restricted.evaluate(keep), spectrum.evaluate(forced), rtol=1e-9, atol=1e-9)
-
-
-def test_restriction_refuses_contradictions_and_strangers():
-    line = Spectrum.from_terms(3, {(0,): 1.0})
-    with pytest.raises(DecodeError, match=r"components \[1\] cannot be both"):
-        line.restrict(kept=[0, 1], ablated=[1])
-    for stranger in (3, -1):
-        with pytest.raises(DecodeError, match="do not exist"):
-            line.restrict(kept=[stranger])
 
 
 @fast

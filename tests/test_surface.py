@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spex_mech.auditing.neighbourhood import Landscape, climb, score
+from spex_mech.auditing.search_landscape import Landscape, climb, score
 from spex_mech.walsh.joint.gaussian import GaussianProcess
 
 N = 12

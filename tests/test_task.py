@@ -13,7 +13,9 @@ from spex_mech.components import ComponentSet, ModelShape
 from spex_mech.errors import FormatError, ResponseError, TaskError
 from spex_mech.store.responses import Responses, pack_bits, unpack_bits
 from spex_mech.tasks.metrics import METRICS, Scored, resolve
-from spex_mech.tasks.task import Prompts, Task, read_prompts
+from spex_mech.tasks.prompts import Prompts
+from spex_mech.tasks.prompts_file import read_prompts
+from spex_mech.tasks.task import Task
 
 SHAPE = ModelShape("toy", (1,), (1,), (True,), (4,), 10, 3)
 

@@ -202,13 +202,39 @@ def test_other_values_and_other_weights_are_told(discovered):
         sm.hooks(bridge_of(tiny("gpt2", seed=3)), found.circuit, task)
 
 
+def test_a_warning_names_the_users_own_line(discovered):
+    found = discovered[-1]
+    other, task = bridge_of(tiny("gpt2", seed=3)), tokens_task()
+    model = tiny("gpt2")
+    model.transformer.h[0].mlp.register_forward_hook(lambda *_: None)
+
+    def ablated():
+        with sm.ablated(other, found.circuit, task):
+            pass
+
+    calls = {
+        "ablated": ablated,
+        "hooks": lambda: sm.hooks(other, found.circuit, task),
+        "bind": lambda: sm.bind(model),
+        "with_prompt": lambda: sm.with_prompt(model, task),
+        "discover": lambda: sm.discover(model, task, "a0.h*", budget=16),
+    }
+    for call in calls.values():
+        with pytest.warns(UserWarning, match="weights are not|hooks of yours") as caught:
+            call()
+        (told,) = caught
+        first = call.__code__.co_firstlineno
+        assert told.filename == __file__
+        assert told.lineno == first + (call is ablated)
+
+
 def test_nodes_by_transformer_lens_names(discovered):
     _, subject, _, found = discovered
-    frame = sm.hook_frame(subject, found.circuit)
+    frame = sm.tl.hook_frame(subject, found.circuit)
     assert frame.loc[("blocks.1.attn.hook_z", 2), "component"] == "a1.h2"
     assert frame.loc[("blocks.0.hook_mlp_out", -1), "component"] == "m0"
     assert len(frame) == len(found.circuit.nodes)
-    rows = sm.hook_interactions(subject, found.circuit)
+    rows = sm.tl.hook_interactions(subject, found.circuit)
     assert len(rows) == sum(i.order for i in found.circuit.interactions)
     mine = rows.loc[[("blocks.1.attn.hook_z", 2)]]
     expected = [i for i in found.circuit.interactions if "a1.h2" in i.components]
@@ -216,9 +242,9 @@ def test_nodes_by_transformer_lens_names(discovered):
     assert list(mine["coefficient"]) == [i.coefficient for i in expected]
     assert set(mine["member"]) == {"a1.h2"}
     assert [found.circuit.interactions[i] for i in mine["interaction"]] == expected
-    assert sm.hook_interactions(subject, found.circuit.top(0)).empty
+    assert sm.tl.hook_interactions(subject, found.circuit.top(0)).empty
     with pytest.raises(ModelError, match=r"sm\.ablated"):
-        sm.hook_frame(tiny("gpt2"), found.circuit)
+        sm.tl.hook_frame(tiny("gpt2"), found.circuit)
     with pytest.raises(ModelError, match=r"sm\.ablated"):
         sm.hooks(tiny("gpt2"), found.circuit)
 

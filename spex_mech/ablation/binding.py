@@ -1,10 +1,10 @@
 """`bind`: any supported model → a self-tested `Subject`."""
 
-import warnings
 from typing import Any
 
 from torch import nn
 
+from spex_mech.ablation.backends.base import ModelSubject
 from spex_mech.ablation.backends.nnsight import NNsightSubject, is_nnsight
 from spex_mech.ablation.backends.torch import TorchSubject
 from spex_mech.ablation.backends.transformer_lens import BridgeSubject, is_transformer_lens
@@ -12,7 +12,7 @@ from spex_mech.ablation.self_test import self_test
 from spex_mech.ablation.shortcuts import try_shortcuts
 from spex_mech.ablation.subject import Subject
 from spex_mech.ablation.weights import describe_hooks
-from spex_mech.errors import ModelError
+from spex_mech.errors import ModelError, warn_user
 
 
 def bind(model: Any) -> Subject:
@@ -25,26 +25,24 @@ def bind(model: Any) -> Subject:
     Raises:
         ModelError: no known site, an unsupported kind of model, or a failed self-test, naming the site.
     """
-    if isinstance(model, Subject):
+    if isinstance(model, ModelSubject | Subject):  # in this order: to ask for a Protocol hashes the weights
         return model
     if is_transformer_lens(model):
-        return _tested(BridgeSubject(model), model, getattr(model.cfg, "n_ctx", None))
+        return _tested(BridgeSubject(model))
     if is_nnsight(model):
-        return _tested(
-            NNsightSubject(model), model._module, getattr(model._module.config, "max_position_embeddings", None)
-        )
+        return _tested(NNsightSubject(model))
     if isinstance(model, nn.Module):
-        return _tested(TorchSubject(model), model, getattr(model.config, "max_position_embeddings", None))
+        return _tested(TorchSubject(model))
     raise ModelError(
         f"{type(model).__name__} is not a model spex_mech knows. Give a TransformerLens bridge, a Hugging Face causal "
         "language model, an nnsight wrapper of one, or an object that implements spex_mech.ablation.subject.Subject."
     )
 
 
-def _tested(subject: BridgeSubject | NNsightSubject | TorchSubject, module: nn.Module, n_ctx: int | None) -> Subject:
-    self_test(subject, n_ctx)
-    _warn_of_hooks(module)
-    try_shortcuts(subject, n_ctx)
+def _tested(subject: ModelSubject) -> Subject:
+    self_test(subject)
+    _warn_of_hooks(subject.module)
+    try_shortcuts(subject)
     return subject
 
 
@@ -52,8 +50,7 @@ def _warn_of_hooks(module: nn.Module) -> None:
     names = describe_hooks(module).get("hooks", [])
     if names:
         told = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-        warnings.warn(
+        warn_user(
             f"the model has hooks of yours on {told}: they act in every pass that is measured, and the record says so. "
-            "Remove them unless you mean it.",
-            stacklevel=4,
+            "Remove them unless you mean it."
         )

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from spex_mech.ablation.row_edit import RowEdit
+from spex_mech.ablation.edits import RowEdit
 from spex_mech.ablation.subject import Edit, Shortcuts, Site, common_position
 
 
@@ -32,7 +32,7 @@ class LeaveOut:
 
 @contextmanager
 def cut_short(
-    passage: LeaveOut,
+    where: LeaveOut,
     shortcuts: Shortcuts,
     edits: Mapping[Site, Edit],
     positions: Int[Tensor, " row"] | None,
@@ -43,20 +43,20 @@ def cut_short(
     Positions left out hold values that are meaningless, finite, and never read: the residual stream broadcasts.
     """
     handles: list[Any] = []
-    device = next(passage.blocks[0].parameters()).device
+    device = next(where.blocks[0].parameters()).device
     try:
         for layer, rows in (growth or {}).items():
             hook = _take_rows(rows.to(device))
-            handles.append(passage.blocks[layer].register_forward_pre_hook(hook, with_kwargs=True))
+            handles.append(where.blocks[layer].register_forward_pre_hook(hook, with_kwargs=True))
         position = common_position(positions)
         if position is not None and shortcuts.narrow:
-            handles += [m.register_forward_pre_hook(_take_position(position), with_kwargs=True) for m in passage.ends]
+            handles += [m.register_forward_pre_hook(_take_position(position), with_kwargs=True) for m in where.ends]
         for layer, edit in whole_rows(edits).items() if shortcuts.skip else ():
-            if layer in passage.mlps and len(edit.inputs) < len(edit.kept):
+            if layer in where.mlps and len(edit.inputs) < len(edit.kept):
                 hook = _take_rows(edit.inputs.to(device), of=len(edit.kept))
-                handles.append(passage.mlps[layer].register_forward_pre_hook(hook, with_kwargs=True))
-        if positions is not None and shortcuts.last and passage.final is not None:
-            handles.append(passage.final.register_forward_pre_hook(_take_scored(positions), with_kwargs=True))
+                handles.append(where.mlps[layer].register_forward_pre_hook(hook, with_kwargs=True))
+        if positions is not None and shortcuts.last and where.final is not None:
+            handles.append(where.final.register_forward_pre_hook(_take_scored(positions), with_kwargs=True))
         yield
     finally:
         for handle in handles:

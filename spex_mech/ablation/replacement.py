@@ -10,12 +10,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.ablation.batching import default_rows
+from spex_mech.ablation.edits import RowEdit, part_edit
 from spex_mech.ablation.recipe import Recipe, compile_recipe
-from spex_mech.ablation.row_edit import RowEdit
 from spex_mech.ablation.subject import Edit, Prompted, Site, Subject
 from spex_mech.components import ComponentSet
 from spex_mech.errors import TaskError
-from spex_mech.tasks.task import Prompts, Task
+from spex_mech.names import MEAN_KINDS
+from spex_mech.tasks.prompts import Prompts
+from spex_mech.tasks.task import Task
 
 ASSUMPTIONS = {
     "mean": "the mean over reference prompts is an uninformative value",
@@ -69,7 +71,7 @@ class Replacement:
             if site.parts == 1 and kept.shape[1] == 1:
                 found[site] = RowEdit(kept[:, 0, 0], reference)
             else:
-                found[site] = _part_edit(kept, reference, site.parts)
+                found[site] = part_edit(kept, reference, site.parts)
         return found
 
     def lasting(self, keep: Bool[Tensor, " component"], prompts: Int[Tensor, " row"] | None = None) -> dict[Site, Edit]:
@@ -89,7 +91,7 @@ class Replacement:
         def edit(x: Tensor) -> Tensor:
             self._check_batch(x, reference, chosen)
             kept = self.recipe.keep_parts(site, keep[None], x.shape[1])
-            return _part_edit(kept, self._reference(site, chosen, x.shape[1], None), site.parts)(x)
+            return part_edit(kept, self._reference(site, chosen, x.shape[1], None), site.parts)(x)
 
         return edit
 
@@ -115,16 +117,6 @@ class Replacement:
             return torch.zeros(1, 1, 1)
         reference = reference if len(reference) == 1 else reference[prompt.to(reference.device)]
         return _at(reference if reference.shape[1] == 1 else reference[:, :length], only)
-
-
-def _part_edit(kept: Bool[Tensor, "row pos part"], reference: Float[Tensor, "row pos feature"], parts: int) -> Edit:
-    def edit(x: Tensor) -> Tensor:
-        here = kept.to(x.device, non_blocking=True)[..., None]
-        other = reference.to(x.device, x.dtype).expand(-1, -1, x.shape[2])
-        # where, not a product: what is replaced may be infinite or NaN
-        return torch.where(here, x.unflatten(2, (parts, -1)), other.unflatten(2, (parts, -1))).flatten(2)
-
-    return edit
 
 
 def _at(x: Tensor, position: int | None) -> Tensor:
@@ -156,7 +148,7 @@ def fit_replacement(
     if kind not in ASSUMPTIONS:
         raise TaskError(f"there is no replacement {kind!r}; the replacements are {', '.join(ASSUMPTIONS)}.")
     recipe = compile_recipe(components, subject.sites, subject.shape)
-    _check_positions(recipe, components, task)
+    _check_positions(components, task)
     inputs = input_references(subject, task, recipe)
     inside = tuple(site for site in recipe.sites if site not in inputs)
     if kind == "zero":
@@ -175,7 +167,7 @@ def input_references(subject: Subject, task: Task | None, recipe: Recipe) -> dic
     return {s: subject.fillers(task) for s in recipe.sites if s.kind == "inputs" and isinstance(subject, Prompted)}
 
 
-def _check_positions(recipe: Recipe, components: ComponentSet, task: Task) -> None:
+def _check_positions(components: ComponentSet, task: Task) -> None:
     shortest = int(task.prompts.lengths.min())
     atoms = [(c, a.position) for c in components for a in c.atoms if a.position is not None]
     wrong = [c.name for c, p in atoms if not -shortest <= p < shortest]
@@ -187,7 +179,7 @@ def _resolve_per(per: str | None, task: Task, prompts: Prompts) -> str:
     lengths = set(prompts.lengths.tolist()) | set(task.prompts.lengths.tolist())
     if per is None:
         return "position" if len(lengths) == 1 else "pooled"
-    if per not in ("position", "pooled"):
+    if per not in MEAN_KINDS:
         raise TaskError(f"means are taken per 'position' or 'pooled', not {per!r}.")
     if per == "position" and len(lengths) > 1:
         raise TaskError(f"means per position need prompts of one length; these have {sorted(lengths)[:8]}. Use pooled.")

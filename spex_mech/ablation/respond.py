@@ -1,9 +1,9 @@
 """`Engine`, `respond`: the pass from keep bits to values. Takes Booleans, never a design."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,7 @@ from spex_mech.ablation.prefixes import Prefixes, find_prefixes
 from spex_mech.ablation.replacement import Replacement
 from spex_mech.ablation.subject import Site, Subject, common_position, shortcuts_of
 from spex_mech.components import ComponentSet
+from spex_mech.store.fingerprints import hash_function
 from spex_mech.store.responses import refuse_non_finite
 from spex_mech.tasks.metrics import Metric, Scored, resolve
 from spex_mech.tasks.task import Task
@@ -58,7 +59,7 @@ def respond(
 class Engine:
     """What stays the same over all masks of a run; see `respond` for what it does with each.
 
-    `batch_rows` may differ by prompt length.
+    It is the lens (`measuring.lens`) on a model. `batch_rows` may differ by prompt length.
     """
 
     subject: Subject
@@ -66,6 +67,36 @@ class Engine:
     components: ComponentSet
     replacement: Replacement
     batch_rows: int | Mapping[int, int] | None = None
+
+    verb: ClassVar[str] = "ablating"
+    chunk: ClassVar[int] = 256  # masks handed over at a time; batches are made within
+    roles: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def unit(self) -> str:
+        return self._metric.unit
+
+    @property
+    def outputs(self) -> int:
+        return len(self.task)
+
+    @property
+    def device(self) -> torch.device:
+        return self.subject.device
+
+    def describe(self) -> dict[str, Any]:
+        """Whatever decides the values, by content, beside masks and components."""
+        metric = {} if isinstance(self.task.metric, str) else {"metric_sha256": hash_function(self.task.metric)}
+        return {
+            "subject": dict(self.subject.provenance),
+            "task": {**self.task.describe(), **metric},
+            "replacement": self.replacement.describe(),
+        }
+
+    def settled(self, settle: Callable[[str, Callable[[], Any]], Any]) -> "Engine":
+        """The same with the batch sizes that a run began with, on which the last bits depend."""
+        rows = settle("batch_rows", lambda: dict(self.rows))
+        return replace(self, batch_rows={int(length): int(count) for length, count in rows.items()})
 
     def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask prompt"]:
         """The metric of every prompt under some masks, finite or not."""

@@ -1,25 +1,18 @@
 """The self-test at binding: every hook is where it should be, before anything is measured with it."""
 
-from typing import Protocol
-
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from spex_mech.ablation.subject import Edit, Site, Subject
+from spex_mech.ablation.backends.base import ModelSubject
+from spex_mech.ablation.subject import Edit, Site
 from spex_mech.errors import ModelError, all_problems
 
 SELF_TEST_TOLERANCE = 1e-4  # relative, float32; a wrong site is off by orders of magnitude more
 TEST_LENGTH = 6
 
 
-class WeightedSubject(Subject, Protocol):
-    """A subject whose projection weights can be reached, so that hooks can be checked without hooks."""
-
-    def input_weights(self, site: Site) -> Float[Tensor, "feature out"]: ...
-
-
-def self_test(subject: WeightedSubject, n_ctx: int | None = None) -> None:
+def self_test(subject: ModelSubject) -> None:
     """Check every site of a newly bound subject on two short made-up prompts.
 
     Each site fires exactly once a forward pass with the expected width; the identity edit leaves the logits bit-equal;
@@ -29,20 +22,20 @@ def self_test(subject: WeightedSubject, n_ctx: int | None = None) -> None:
     Raises:
         ModelError: naming each site and the check it failed, with the figure.
     """
-    tokens = made_up_tokens(subject, n_ctx)
+    tokens = made_up_tokens(subject)
     clean = subject.forward(tokens, {}, None)
     problems = _identity(subject, tokens, clean) or _all_zero(subject, tokens, clean) or _oracle(subject, tokens, clean)
     if problems:
         raise ModelError(all_problems(f"{subject.shape.describe()} failed the self-test of its sites:", problems))
 
 
-def made_up_tokens(subject: Subject, n_ctx: int | None = None) -> Int[Tensor, "row pos"]:
+def made_up_tokens(subject: ModelSubject) -> Int[Tensor, "row pos"]:
     """Two short rows of token ids inside the vocabulary and the context."""
-    length = min(TEST_LENGTH, n_ctx or TEST_LENGTH)
+    length = min(TEST_LENGTH, subject.n_ctx or TEST_LENGTH)
     return (torch.arange(2 * length, device=subject.device) * 7 + 3).reshape(2, length) % subject.shape.d_vocab
 
 
-def _identity(subject: Subject, tokens: Tensor, clean: Tensor) -> list[str]:
+def _identity(subject: ModelSubject, tokens: Tensor, clean: Tensor) -> list[str]:
     fired: dict[Site, list[tuple[int, ...]]] = {site: [] for site in subject.sites}
 
     def watch(site: Site) -> Edit:
@@ -66,7 +59,7 @@ def _identity(subject: Subject, tokens: Tensor, clean: Tensor) -> list[str]:
     return problems
 
 
-def _all_zero(subject: Subject, tokens: Tensor, clean: Tensor) -> list[str]:
+def _all_zero(subject: ModelSubject, tokens: Tensor, clean: Tensor) -> list[str]:
     logits = subject.forward(tokens, dict.fromkeys(subject.sites, torch.zeros_like), None)
     if not logits.isfinite().all():
         return ["ablating every site gives logits that are not finite"]
@@ -75,7 +68,7 @@ def _all_zero(subject: Subject, tokens: Tensor, clean: Tensor) -> list[str]:
     return []
 
 
-def _oracle(subject: WeightedSubject, tokens: Tensor, clean: Tensor) -> list[str]:
+def _oracle(subject: ModelSubject, tokens: Tensor, clean: Tensor) -> list[str]:
     by_kind = [[site for site in subject.sites if site.kind == kind] for kind in ("heads", "neurons")]
     chosen = {site for sites in by_kind for site in sites[:1] + sites[-1:]}
     scale = float(clean.float().abs().max()) or 1.0
@@ -102,7 +95,7 @@ def _zero(features: slice) -> Edit:
     return edit
 
 
-def _with_zeroed_weights(subject: WeightedSubject, site: Site, features: slice, tokens: Tensor) -> Tensor:
+def _with_zeroed_weights(subject: ModelSubject, site: Site, features: slice, tokens: Tensor) -> Tensor:
     with torch.no_grad():
         weights = subject.input_weights(site)
         saved = weights[features].clone()

@@ -2,36 +2,28 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from spex_mech.ablation.row_edit import RowEdit
+from spex_mech.ablation.backends.base import ModelSubject
+from spex_mech.ablation.edits import RowEdit
 from spex_mech.ablation.self_test import made_up_tokens
-from spex_mech.ablation.subject import Edit, Growing, Shortcuts, Site
+from spex_mech.ablation.subject import Edit, Shortcuts, Site
 
 SHORTCUT_ROWS = 4  # masks 0 and 1 differ in the last layer only, so that their earlier layers can be shared
 SHORTCUT_TOLERANCE = 1e-5  # relative to the largest logit, float32
 COARSE = 0.02  # of half precision, whose own rounding is of that size
 
 
-class Hastening(Growing, Protocol):
-    """A subject that may take shortcuts."""
-
-    shortcuts: Shortcuts
-
-    def possible_shortcuts(self) -> Shortcuts: ...
-
-
-def try_shortcuts(subject: Hastening, n_ctx: int | None = None) -> Shortcuts:
+def try_shortcuts(subject: ModelSubject) -> Shortcuts:
     """Set and return the shortcuts that give the plain path's logits, up to 1e-5 of their size, under random edits.
 
     They are added one by one, each on top of those that hold, so what is returned has been tried as a whole.
     """
     possible, held = subject.possible_shortcuts(), Shortcuts()
-    trial = _Trial(subject, made_up_tokens(subject, n_ctx)[:1])
+    trial = _Trial(subject, made_up_tokens(subject)[:1])
     if possible.one_row and trial.agrees(Shortcuts(one_row=True)):
         held = Shortcuts(one_row=True)
     for name in ("narrow", "last", "grow", "skip"):
@@ -45,7 +37,7 @@ def try_shortcuts(subject: Hastening, n_ctx: int | None = None) -> Shortcuts:
 class _Trial:
     """Random masks on one made-up prompt, and the logits that the plain path gives for them."""
 
-    def __init__(self, subject: Hastening, tokens: Int[Tensor, "row pos"]) -> None:
+    def __init__(self, subject: ModelSubject, tokens: Int[Tensor, "row pos"]) -> None:
         self.subject, self.tokens, self.position = subject, tokens, tokens.shape[1] - 1
         generator = torch.Generator().manual_seed(0)
         self.last = max(site.layer for site in subject.sites)

@@ -37,7 +37,7 @@ class Architecture:
 
     shape: ModelShape
     places: tuple[Place, ...]
-    passage: LeaveOut
+    leave_out: LeaveOut
 
 
 def possible_shortcuts(architecture: Architecture) -> Shortcuts:
@@ -46,13 +46,13 @@ def possible_shortcuts(architecture: Architecture) -> Shortcuts:
     The last block's MLP can be narrowed to the scored position where it is one module; its attention's output
     projection with it, after the edit of its heads, which therefore see all positions.
     """
-    last, passage = architecture.shape.n_layers - 1, architecture.passage
+    last, leave_out = architecture.shape.n_layers - 1, architecture.leave_out
     narrow = {p.site for p in architecture.places if p.site.layer == last and p.site.kind != "heads"}
-    whole = last in passage.mlps or not narrow
+    whole = last in leave_out.mlps or not narrow
     return Shortcuts(
         one_row=True,
-        grow=len(passage.blocks) > 1,
-        skip=bool(passage.mlps),
+        grow=len(leave_out.blocks) > 1,
+        skip=bool(leave_out.mlps),
         narrow=frozenset(narrow if whole else ()),
     )
 
@@ -85,10 +85,10 @@ def find_architecture(model: nn.Module) -> Architecture:
         neurons=tuple(counts.get(("neurons", layer), 0) for layer in layers),
         d_vocab=int(config.vocab_size),
     )
-    return Architecture(shape, tuple(places), _passage(blocks, places))
+    return Architecture(shape, tuple(places), _leave_out(blocks, places))
 
 
-def _passage(blocks: list[nn.Module], places: list[Place]) -> LeaveOut:
+def _leave_out(blocks: list[nn.Module], places: list[Place]) -> LeaveOut:
     found = {layer: _child(block, _MLP) for layer, block in enumerate(blocks)}
     mlps = {layer: mlp for layer, mlp in found.items() if mlp is not None}
     heads = [p.module for p in places if p.site.layer == len(blocks) - 1 and p.site.kind == "heads"]

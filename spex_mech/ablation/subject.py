@@ -79,24 +79,9 @@ class Subject(Protocol):
         """Logits with every site's tensor replaced by its edit's result. A backend may offer `shortcuts`.
 
         Rows are independent: row b is one prompt under one mask. No row is padded (the caller groups prompts by
-        length). With `positions`, only the logits
-        at that position of each row come back; with None, all of them. Runs without gradients and leaves no hook
-        behind, also when an edit raises.
+        length). With `positions`, only the logits at that position of each row come back; with None, all of them. Runs
+        without gradients and leaves no hook behind, also when an edit raises.
         """
-        ...
-
-
-class Growing(Subject, Protocol):
-    """A subject whose shortcuts say `grow`: rows may be added at the entry of a block."""
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "row pos"],
-        edits: Mapping[Site, Edit],
-        positions: Int[Tensor, " row"] | None,
-        growth: Mapping[int, Int[Tensor, " row"]] | None = None,
-    ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
-        """See `Subject.forward`; ``growth[layer]`` says which row before that block each row in it comes from."""
         ...
 
 

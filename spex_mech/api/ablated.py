@@ -1,6 +1,5 @@
 """The circuit back in the user's own code: `ablated` for any backend, `hooks` for TransformerLens' run_with_hooks."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,8 +16,9 @@ from spex_mech.ablation.replacement import Replacement, fit_replacement, input_r
 from spex_mech.ablation.subject import Edit, Site, Subject
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet, select
-from spex_mech.errors import ComponentError, TaskError
+from spex_mech.errors import ComponentError, TaskError, warn_user
 from spex_mech.formats.transformer_lens_hooks import transformer_lens_of
+from spex_mech.names import HEADS, HEADS_AND_MLPS
 from spex_mech.tasks.task import Task
 
 Names = str | Iterable[str] | ComponentSet
@@ -127,7 +127,7 @@ def _plan(subject: Subject, keep: KeepWhat | None, ablate: Names | None, compone
             raise ComponentError("components=… goes with keep=…; with ablate=… all else stays as it is.")
         gone = _select(subject, ablate)
         return _Plan(gone, torch.zeros(len(gone), dtype=torch.bool))
-    default = "a*.h*, m*" if any(subject.shape.mlps) else "a*.h*"
+    default = HEADS_AND_MLPS if any(subject.shape.mlps) else HEADS
     universe = _select(subject, default if components is None else components)
     if isinstance(keep, Tensor):
         return _Plan(universe, _bits(universe, keep))
@@ -210,13 +210,9 @@ def _warn_if_other(subject: Subject, circuit: Circuit | None, used: Mapping[str,
         return
     weights = circuit.evidence.get("subject", {}).get("weights_sha256")
     if weights is not None and weights != subject.provenance.get("weights_sha256"):
-        _warn("this model's weights are not those on which the circuit was found; it may behave otherwise")
+        warn_user("this model's weights are not those on which the circuit was found; it may behave otherwise.")
     elif used.get("sha256") not in (None, fitted.describe()["sha256"]):
-        _warn(
+        warn_user(
             "the replacement values taken from this task are not those of the circuit's run, to the bit: other "
-            "prompts, or rounding on another device or library version"
+            "prompts, or rounding on another device or library version."
         )
-
-
-def _warn(what: str) -> None:
-    warnings.warn(f"{what}.", stacklevel=6)

@@ -2,47 +2,48 @@
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.replacement import Replacement, fit_replacement
+from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
-from spex_mech.auditing.audit_record import Audit, Known
-from spex_mech.auditing.choosing import choose_circuits, verify_found
-from spex_mech.auditing.comparisons import Desk, add_kl, try_baselines, try_replacements
+from spex_mech.auditing.audit_engines import Engines
+from spex_mech.auditing.baselines import try_baselines
+from spex_mech.auditing.case import RunCase, check_audit_budget, open_run_case
+from spex_mech.auditing.cautions import cautions
+from spex_mech.auditing.chosen_circuits import Circuits, add_kl, choose_circuits, verify_found
 from spex_mech.auditing.confirmation import try_interactions
-from spex_mech.auditing.faithfulness import precision_recall
-from spex_mech.auditing.passes import Ledger, Passes
-from spex_mech.auditing.sensitivity import other_probs, try_contexts, try_stability
-from spex_mech.auditing.verification import (
-    RANDOM_SETS,
-    Case,
-    add_random,
-    cautions,
-    our_ranking,
-    try_completeness,
-    try_fresh,
-    try_minimality,
-)
-from spex_mech.errors import DesignError, ResponseError, all_problems
+from spex_mech.auditing.faithfulness import model_distance, performance_ratio, precision_recall
+from spex_mech.auditing.findings import Known, RankingRow, SizeRow
+from spex_mech.auditing.fresh_masks import try_fresh
+from spex_mech.auditing.knockout_trials import try_completeness, try_minimality
+from spex_mech.auditing.mib_sizes import against_known
+from spex_mech.auditing.other_contexts import other_probs, try_contexts
+from spex_mech.auditing.other_replacements import try_replacements
+from spex_mech.auditing.passes import Ledger
+from spex_mech.auditing.random_sets import RandomSets, try_random
+from spex_mech.auditing.rankings import Ranking, spectrum_strengths
+from spex_mech.auditing.resampled_halves import try_stability
+from spex_mech.auditing.run_audit import Audit
+from spex_mech.auditing.verdicts import share_as_good
+from spex_mech.errors import ResponseError, all_problems
 from spex_mech.files.locks import hold
-from spex_mech.files.records import differences
-from spex_mech.files.records import plain as plain_evidence
-from spex_mech.measuring.experiment import describe_experiment
+from spex_mech.files.records import differences, plain
 from spex_mech.progress import mask_progress
 from spex_mech.store.discovery import Discovery, lens_of
 from spex_mech.tasks.task import Task
-from spex_mech.walsh.masks.design import MaskDesign
 
 LEAST_AUDIT_BUDGET = 96  # masks: the circuits at all sizes, and a few for everything else
 AUDIT = "audit.json"
+# Parts of the budget. Halved and doubled one at a time (docs/contributing.md, "Constants").
+SEARCH, FRESH, COMPLETENESS, MINIMALITY, RANDOM, CONTEXTS = 0.2, 0.2, 0.03, 0.05, 0.1, 0.08
+LEAST_FRESH = 16  # masks, however small the budget: R² of fewer says nothing
 
 
 def audit(
@@ -88,19 +89,16 @@ def audit(
     refuse_other_lens(found)
     bound, started = bind(subject), time.perf_counter()
     task = task.check(bound.shape)
-    if budget < LEAST_AUDIT_BUDGET:
-        raise DesignError(
-            f"an audit of {budget} masks was asked for; it needs at least {LEAST_AUDIT_BUDGET}. Raise the budget."
-        )
+    check_audit_budget(budget, LEAST_AUDIT_BUDGET)
     reference = _replacement_of(found, bound, task)
     record = _experiment(found, bound, task, reference, {"seed": seed, "budget": budget, "size": size})
     with hold(out), mask_progress(budget, "auditing", shown=progress) as tick, ExitStack() as journals:
         ledger = Ledger(budget, tick)
-        desk = Desk(found, bound, task, reference, ledger, record, out, journals)
-        case = _open_case(found, desk.passes("main"), ledger, seed)
-        result = _try_all(case, desk, size, tuple(known or ()), seconds)
+        engines = Engines(found, bound, task, reference, ledger, record, out, journals)
+        case = open_run_case(found, engines.passes("main"), ledger, seed)
+        result = _try_all(case, engines, size, tuple(known or ()), seconds)
         spent = {"masks": ledger.spent, "rows": ledger.spent * len(task), "seconds": time.perf_counter() - started}
-        result = replace(result, record=plain_evidence({**_provenance(found, record), **spent}))
+        result = replace(result, record=plain({**_provenance(found, record), **spent}))
         if out is not None:
             result.save(Path(out) / AUDIT)
         return result
@@ -118,49 +116,66 @@ def refuse_other_lens(found: Discovery) -> None:
         )
 
 
-def _open_case(found: Discovery, passes: Passes, ledger: Ledger, seed: int) -> Case:
-    ends = passes.means(torch.tensor([[True], [False]]).expand(2, len(found.components)))
-    case = Case(found, passes, ledger, seed, float(ends[0]), float(ends[1]))
-    case.share(case.intact)  # raises where both ends are the same
-    return case
-
-
-def _try_all(case: Case, desk: Desk, size: int | None, known: tuple[str, ...], seconds: float) -> Audit:
+def _try_all(case: RunCase, engines: Engines, size: int | None, known: tuple[str, ...], seconds: float) -> Audit:
     """Every trial in turn; the order decides who has the budget."""
-    share, skipped = case.ledger.share, list[str]()
-    inside = [name for name in known if name in case.found.components]
-    chosen = choose_circuits(case, size, share(0.2), seconds)
+    part = case.ledger.part
+    inside = [name for name in known if name in case.components]
+    chosen = choose_circuits(case, size, part(SEARCH), seconds)
     circuit, sizes, nodes = chosen.circuit, chosen.sizes, verify_found(case)
-    fresh = try_fresh(case, max(16, share(0.2)))
-    completeness = try_completeness(case, circuit.names, share(0.03), chosen.predict)
-    minimality = try_minimality(case, circuit.names, share(0.05), chosen.predict)
+    fresh = try_fresh(case, max(LEAST_FRESH, part(FRESH)))
+    completeness = try_completeness(case, circuit.names, part(COMPLETENESS), chosen.predict)
+    minimality = try_minimality(case, circuit.names, part(MINIMALITY), chosen.predict)
     unverified = sum(k.measured is None for k in [*completeness, *minimality])
     if unverified:
-        skipped.append(f"{unverified:,} knockouts are predicted only")
-    rankings = [our_ranking(case, sizes, inside, chosen.search.masks)]
-    different = len({row.count for row in sizes} - {0, len(case.names)})
-    number = min(RANDOM_SETS, share(0.1) // max(1, different))
-    if number >= 2:
-        sizes, null = add_random(case, sizes, number)
-        rankings.append(null)
-    else:
-        skipped.append("random sets of the same size")
-    rankings += try_baselines(case, desk, inside, skipped, chosen.search.masks)
-    circuit, sizes = add_kl(case, desk, circuit, sizes, skipped)
-    replacements = try_replacements(case, desk, skipped)
-    spare = share(0.08) if other_probs(case) else 0
+        case.skipped.append(f"{unverified:,} knockouts are predicted only")
+    null = try_random(case, [row.count for row in sizes], part(RANDOM))
+    rankings = [_our_ranking(case, chosen, inside), *_null_ranking(null, sizes)]
+    rankings += try_baselines(case, engines, inside, chosen.search.masks)
+    circuit, sizes = add_kl(case, engines, circuit, _beside_random(case, null, sizes))
+    replacements = try_replacements(case, engines)
+    spare = part(CONTEXTS) if other_probs(case) else 0
     interactions, backups, left = try_interactions(case, spare)
     contexts = try_contexts(case, interactions, case.ledger.left)
     if interactions and other_probs(case) and not contexts:
-        skipped.append("interactions where others are kept more or less often")
+        case.skipped.append("interactions where others are kept more or less often")
     if left:
-        skipped.append(f"{left:,} weaker interactions or groups were not put to a factorial")
+        case.skipped.append(f"{left:,} weaker interactions or groups were not put to a factorial")
     return Audit(
         case.names, case.found.responses.unit, case.intact, case.empty, fresh, circuit, nodes, tuple(sizes),
         rankings[0].cpr or 0.0, rankings[0].cmd or 0.0, tuple(rankings), tuple(completeness), tuple(minimality),
-        interactions, backups, _known(circuit.names, known, inside), tuple(skipped),
+        interactions, backups, _known(circuit.names, known, inside), tuple(case.skipped),
         cautions(case, fresh), {}, chosen.search, try_stability(case), replacements, contexts,
     )  # fmt: skip
+
+
+def _our_ranking(case: RunCase, chosen: Circuits, known: Collection[str]) -> RankingRow:
+    """The chosen sets' areas, and the components' total strength against a known circuit.
+
+    It cost the run's masks and those of the search.
+    """
+    cost = len(case.found.responses) + chosen.search.masks
+    row = against_known(Ranking("spex_mech", spectrum_strengths(case.spectrum, case.names), cost), known)
+    cpr = performance_ratio([row.help.faithfulness for row in chosen.sizes])
+    return replace(row, cpr=cpr, cmd=model_distance([row.preserve.faithfulness for row in chosen.sizes]))
+
+
+def _null_ranking(null: RandomSets | None, sizes: Sequence[SizeRow]) -> list[RankingRow]:
+    if null is None:
+        return []
+    areas = null.areas([row.count for row in sizes])
+    return [RankingRow("random sets", 0, *areas, 0.5, 0.5, f"mean of {null.orders}")]
+
+
+def _beside_random(case: RunCase, null: RandomSets | None, sizes: Sequence[SizeRow]) -> list[SizeRow]:
+    if null is None:
+        return list(sizes)
+    return [
+        replace(
+            row, random_mean=null.mean(row.count), random_std=null.std(row.count),
+            random_as_good=share_as_good(null.faithfulness[row.count], row.preserve.faithfulness),
+        ) if 0 < row.count < len(case.names) else row
+        for row in sizes
+    ]  # fmt: skip
 
 
 def _known(circuit: tuple[str, ...], known: tuple[str, ...], inside: list[str]) -> Known | None:
@@ -181,7 +196,7 @@ def _experiment(
     found: Discovery, subject: Subject, task: Task, reference: Replacement, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What decides the values of an audit, by content; another experiment than the run's is refused."""
-    here = describe_experiment(subject, task, reference, MaskDesign.bernoulli(len(found.components), 1))
+    here = plain(Engine(subject, task, found.components, reference).describe())
     there = {part: found.record.get(part, {}) for part in ("subject", "task")}
     same = ("weights_sha256", "weight_processing")
     other = differences(_some(there["subject"], same), _some(here["subject"], same), "model.", ("in the run", "here"))

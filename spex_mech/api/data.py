@@ -1,6 +1,10 @@
-"""`discover_data`: which training examples matter together for what a model says afterwards."""
+"""`discover_data`: which training examples matter together for what a model says afterwards.
+
+`measuring.spine` says how it is done.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +24,11 @@ from spex_mech.lenses.learners import (
 )
 from spex_mech.lenses.scores import Score, ScoreLike, check_score
 from spex_mech.lenses.training_examples import Examples, groups_of
-from spex_mech.measuring.lens_runs import Asked, run_lens
-from spex_mech.measuring.masks import KeepProb
+from spex_mech.measuring.ask import Ask, KeepProb
+from spex_mech.measuring.spine import run
+from spex_mech.measuring.workers import Workers
 from spex_mech.store.discovery import Discovery
 from spex_mech.store.fingerprints import hash_function
-
-TRAINING_CHUNK = 8  # trainings that are on disk together, at least
 
 
 def discover_data(
@@ -56,6 +59,7 @@ def discover_data(
     progress: bool = False,
     folds: int = 0,
     resamples: int = 0,
+    workers: Workers | None = None,
 ) -> Discovery:
     """Find which training examples matter together for test points, from `budget` trainings on parts of the data.
 
@@ -92,6 +96,7 @@ def discover_data(
         processes: trainings at a time, in processes of their own (needs joblib, which comes with scikit-learn).
         budget, keep_prob, decoder, link, seed, out, progress, folds, resamples: as in `discover`. In a run folder every
             few trainings are on disk before the next begin, and the same call goes on where a killed one was.
+        workers: the same, for trainings on other machines too; learner and data are sent to them.
 
     Raises:
         TaskError: data, groups, names or a score that do not fit together.
@@ -99,6 +104,10 @@ def discover_data(
 
     Source: SPEX, Kang et al. 2025 (arXiv 2502.13870), and ProxySPEX, Butler et al. 2025 (arXiv 2505.17495), for data.
     """
+    ask = Ask(
+        budget=budget, keep_prob=keep_prob, decoder=decoder, link=link, seed=seed, out=out, progress=progress,
+        folds=folds, resamples=resamples, workers=workers,
+    )  # fmt: skip
     if _is_function(learner):
         if examples is None:
             raise TaskError("a function was given without data; say how many examples there are: examples=….")
@@ -110,16 +119,12 @@ def discover_data(
         count, truth = len(data.y), data.y
         made, kind, settings = _learner(learner, data, score, l2, steps, lr, fit, seed)
         sha256 = "" if identity else _content(data, settings)
-    lens = Examples(count, groups_of(count, groups), made, _positive(processes))
-    experiment = {
-        "subject": {"model": kind, "identity": identity or sha256},
-        "task": {"prompts": made.outputs, "metric": _told(score, made), "data": lens.describe()},
-        "replacement": {"kind": "absence", "assumes": "training on the rest is what would have happened without them"},
-    }
-    asked = Asked(budget, keep_prob, decoder, link, seed, out, progress, folds, resamples)
-    return run_lens(
-        lens, experiment, _roles(lens, names, truth), asked, verb="training", chunk=max(TRAINING_CHUNK, 2 * processes)
-    )
+    lens = Examples(
+        count, groups_of(count, groups), made, _positive(processes),
+        kind=kind, content=identity or sha256, metric=_told(score, made),
+    )  # fmt: skip
+    lens = replace(lens, roles=_roles(lens, names, truth))
+    return run(lambda _: lens, lens.components, ask)
 
 
 class _Data:

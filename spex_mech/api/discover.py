@@ -1,29 +1,18 @@
-"""The spine: subject, task, components → masks → responses → polynomial → circuit. Each line calls one pass."""
+"""`discover`: which components of a model matter together. `measuring.spine` says how it is done."""
 
-import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from spex_mech.ablation.binding import bind
-from spex_mech.ablation.fitted import remember_replacement
-from spex_mech.ablation.replacement import fit_replacement
-from spex_mech.ablation.respond import Engine
 from spex_mech.components import ComponentSet
 from spex_mech.files.locks import hold
-from spex_mech.measuring.decode import choose_decoder, decode_held
-from spex_mech.measuring.experiment import choose_components, describe_experiment
-from spex_mech.measuring.in_folder import measure_once
-from spex_mech.measuring.masks import KeepProb, choose_design, share_early
-from spex_mech.measuring.narrowing import narrow
-from spex_mech.measuring.pilot import settle_keep
-from spex_mech.measuring.scaling import choose_run
+from spex_mech.lenses.model_parts import ModelParts
+from spex_mech.measuring.ask import Ask, KeepProb
+from spex_mech.measuring.decode import decode_held
+from spex_mech.measuring.spine import run
 from spex_mech.measuring.workers import Workers
-from spex_mech.progress import mask_progress, said
-from spex_mech.store.discovery import Discovery, recall_responses
+from spex_mech.store.discovery import Discovery
 from spex_mech.store.responses import Responses
 from spex_mech.tasks.task import Task
-from spex_mech.walsh.certainty.weigh import check_certainty
 
 
 def discover(
@@ -96,48 +85,30 @@ def discover(
 
     Source: ProxySPEX, Butler et al. 2025 (arXiv 2505.17495); SPEX, Kang et al. 2025 (arXiv 2502.13870).
     """
-    subject = bind(subject)
-    chosen = choose_components(subject, components)
-    task = task.check(subject.shape)
-    if refine:
-        asked = partial(
-            discover, subject, task, keep_prob=keep_prob, replacement=replacement, decoder=decoder, seed=seed,
-            progress=progress, per=per, shared_layers=shared_layers, folds=folds, resamples=resamples, link=link,
-            workers=workers,
-        )  # fmt: skip
-        return narrow(chosen, budget, lambda left, masks, folder: asked(left, masks, out=folder), out)
-    design = share_early(choose_design(len(chosen), budget, keep_prob, decoder, seed), chosen, shared_layers)
-    choose_decoder(decoder, design, design.n_masks, link)  # a budget it cannot use is refused before it is spent
-    check_certainty(design, folds, resamples)
-    run = choose_run(workers, subject)
-    with hold(out):
-        reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
-        remember_replacement(subject, reference)
-        engine, started = Engine(subject, task, chosen, reference), time.perf_counter()
-        settled = settle_keep(design, keep_prob, engine, describe_experiment(subject, task, reference, design), out)
-        record = describe_experiment(subject, task, reference, settled.design)
-        responses, resumed = recall_responses(out, record, chosen), {"resumed_masks": settled.design.n_masks}
-        if responses is None:
-            with mask_progress(settled.design.n_masks, "ablating", shown=progress) as tick:
-                responses, resumed = measure_once(engine, settled.design, record, out, tick, settled.known, run)
-        spent = {"seconds": {"respond": time.perf_counter() - started}, **resumed, **settled.told}
-        with said("decoding", shown=progress):
-            return decode_held(responses, decoder, seed, out, spent, folds, resamples, link)
+    ask = Ask(
+        budget=budget, keep_prob=keep_prob, replacement=replacement, decoder=decoder, seed=seed, out=out,
+        progress=progress, per=per, shared_layers=shared_layers, folds=folds, resamples=resamples, link=link,
+        workers=workers, refine=refine,
+    )  # fmt: skip
+    parts = ModelParts.of(subject, task, components)
+    return run(lambda some: parts.only(some).engine(ask, remember=True), parts.components, ask)
 
 
 def decode(
     responses: Responses,
+    *,
     decoder: str = "auto",
+    link: str = "auto",
     seed: int = 0,
     out: str | Path | None = None,
     folds: int = 0,
     resamples: int = 0,
-    link: str = "auto",
 ) -> Discovery:
     """Decode responses that were paid for before; the second half of `discover`, which needs no model.
 
     Raises `DecodeError` where the decoder cannot use these masks, `ResponseError` where values are not finite, or `out`
     is in use or holds other responses.
     """
-    with hold(out):
-        return decode_held(responses, decoder, seed, out, {}, folds, resamples, link)
+    ask = Ask(decoder=decoder, link=link, seed=seed, out=out, folds=folds, resamples=resamples)
+    with hold(ask.folder):
+        return decode_held(responses, ask)

@@ -1,6 +1,7 @@
-"""`discover_features`: which parts of a prompt matter together; the spine again, with text in the place of a model."""
+"""`discover_features`: which parts of a prompt matter together. `measuring.spine` says how it is done."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from spex_mech.errors import TaskError
 from spex_mech.lenses.prompt_parts import BATCH_ROWS, Ablation, Features, owners_of
 from spex_mech.lenses.readers import FunctionReader, MetricLike, Reader, TokenRow, model_reader
 from spex_mech.lenses.segments import Segments, Split, split_prompt
-from spex_mech.measuring.lens_runs import Asked, run_lens
-from spex_mech.measuring.masks import KeepProb
+from spex_mech.measuring.ask import Ask, KeepProb
+from spex_mech.measuring.spine import run
+from spex_mech.measuring.workers import Workers
 from spex_mech.store.discovery import Discovery
 from spex_mech.store.fingerprints import hash_function
 
-TEXT_CHUNK = 256
 Answer = str | int | Sequence[int] | None
 
 
@@ -49,6 +50,7 @@ def discover_features(
     progress: bool = False,
     folds: int = 0,
     resamples: int = 0,
+    workers: Workers | None = None,
     batch_rows: int = BATCH_ROWS,
 ) -> Discovery:
     """Find which parts of a prompt matter together for a value, from `budget` prompts with parts ablated.
@@ -82,6 +84,7 @@ def discover_features(
         identity: what a run folder knows a function by, such as the model and date of an API. Default: a hash of its
             code and of what it closes over, so that a folder is refused once any of it has changed.
         budget, keep_prob, decoder, link, seed, out, progress, folds, resamples: as in `discover`.
+        workers: the same; what reads the texts is sent to them, so functions close over plain values.
         batch_rows: texts or rows a call at most.
 
     Raises:
@@ -90,31 +93,27 @@ def discover_features(
 
     Source: SPEX, Kang et al. 2025 (arXiv 2502.13870), for features; ProxySPEX, Butler et al. 2025 (arXiv 2505.17495).
     """
+    ask = Ask(
+        budget=budget, keep_prob=keep_prob, decoder=decoder, link=link, seed=seed, out=out, progress=progress,
+        folds=folds, resamples=resamples, workers=workers,
+    )  # fmt: skip
     segments = split_prompt(prompt, into, tokenizer).between(before, after)
     text = filler if isinstance(filler, str) else tuple(filler)
+    content: dict[str, dict[str, Any]] = {"task": _metric_content(metric)}
     if _is_function(value):
+        function = hash_function(value) if identity is None else identity
+        content["subject"] = {"model": identity or "a function of text", "function": function}
         features = Features(segments, FunctionReader(value, unit, outputs), _for_text(ablation), text)
-        content = hash_function(value) if identity is None else identity
-        about: dict[str, Any] = {"model": identity or "a function of text", "function": content}
     else:
         model = _bound(value)
-        about = _about(model)
+        content["subject"] = about = _about(model)
         features = _of_model(model, segments, ablation, text, tokenizer, metric, answer, distractors, about)
-    asked = Asked(budget, keep_prob, decoder, link, seed, out, progress, folds, resamples)
-    roles = dict(zip(segments.components.names, segments.texts, strict=True))
-    experiment = _experiment(features, about, metric)
-    return run_lens(features, experiment, roles, asked, verb="reading", chunk=TEXT_CHUNK, batch_rows=batch_rows)
+    lens = replace(features, batch_rows=batch_rows, content=content)
+    return run(lambda _: lens, lens.components, ask)
 
 
-def _experiment(features: Features, about: Mapping[str, Any], metric: MetricLike) -> dict[str, Any]:
-    """What decides the values, by content."""
-    told = features.describe()
-    own = {} if isinstance(metric, str) else {"metric_sha256": hash_function(metric)}
-    return {
-        "subject": {**about, "reader": told["reader"]},
-        "task": {"prompts": 1, "metric": told.get("metric", told.get("function")), **own, "features": told},
-        "replacement": {"kind": features.ablation, "filler": told["filler"], "mask": features.mask},
-    }
+def _metric_content(metric: MetricLike) -> dict[str, Any]:
+    return {} if isinstance(metric, str) else {"metric_sha256": hash_function(metric)}
 
 
 def _is_function(value: Any) -> bool:

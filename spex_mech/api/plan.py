@@ -8,7 +8,7 @@ components, asked under as many masks, and decoded.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,29 +16,29 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from spex_mech.ablation.binding import bind
 from spex_mech.ablation.memory import peak_bytes
-from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
 from spex_mech.components import ComponentSet
 from spex_mech.errors import SpexMechError
-from spex_mech.measuring.decode import choose_decoder
-from spex_mech.measuring.experiment import choose_components
-from spex_mech.measuring.in_folder import MASK_CHUNK
-from spex_mech.measuring.masks import KeepProb, choose_design, share_early
+from spex_mech.lenses.model_parts import ModelParts
+from spex_mech.measuring.ask import Ask, KeepProb
+from spex_mech.measuring.decode import choose_decoder, refuse_undecodable
+from spex_mech.measuring.masks import choose_design
 from spex_mech.store.responses import pack_bits
 from spex_mech.tasks.task import Task
 from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.masks.coded import smallest_budget
 from spex_mech.walsh.masks.design import MAX_COMPLETE, MaskDesign
-from spex_mech.walsh.spectrum import Spectrum, pad_sets
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Spectrum
 
 PROMPTS = 2  # of each length, over which the rate is taken
 GPUS = {"t4": 8.1, "l4": 30.3, "a10g": 31.2, "a100": 19.5, "l40s": 91.6, "rtx4090": 82.6, "h100": 66.9, "h200": 66.9}
 """TFLOP/s in float32 without tensor cores, by the vendor's data sheets (SXM versions)."""
 TYPICAL = 0.25  # of a GPU's peak; what small models reach is less, since they wait for memory and for launches
 PLANTED = 12  # sets in a simulation
+FRESH_MASKS = 256  # on which it is judged
 DEGREE = 4
 FEW = 40  # components over which a code sees every set of up to four at budgets people have
 
@@ -118,16 +118,19 @@ def plan_run(
     """
     if gpu is not None and gpu.lower() not in GPUS:
         raise SpexMechError(f"there are no figures for GPU {gpu!r}; there are for {', '.join(GPUS)}.")
-    subject = bind(subject)
-    chosen, task = choose_components(subject, components), task.check(subject.shape)
-    design = share_early(choose_design(len(chosen), budget, keep_prob, decoder, seed), chosen, shared_layers)
-    choose_decoder(decoder, design, design.n_masks)
+    ask = Ask(
+        budget=budget, keep_prob=keep_prob, replacement=replacement, decoder=decoder, seed=seed, per=per,
+        shared_layers=shared_layers,
+    )  # fmt: skip
+    parts = ModelParts.of(subject, task, components)
+    chosen, task = parts.components, parts.task
+    design = choose_design(chosen, ask)
+    refuse_undecodable(ask, design)
     few, scale = _few_prompts(task)
-    reference = fit_replacement(subject, few, chosen, kind=replacement, per=per, seed=seed)
-    masks = design.keep(0, MASK_CHUNK)
+    masks = design.keep(0, Engine.chunk)
     masks = masks[_new(masks, set())]
     distinct = _count_distinct(design)
-    rate = _measure(Engine(subject, few, chosen, reference), masks, clock)
+    rate = _measure(replace(parts, task=few).engine(ask), masks, clock)
     factor = distinct / len(masks) * scale
     seconds, flops = rate.seconds * factor, rate.flops * factor
     floor = None if gpu is None else flops / (GPUS[gpu.lower()] * 1e12)
@@ -135,11 +138,11 @@ def plan_run(
     paid = seconds if likely is None else likely
     return Plan(
         components=len(chosen), prompts=len(task), masks=design.n_masks, distinct=distinct,
-        rows=distinct * len(task), device=str(subject.device), seconds=seconds, flops=flops,
-        peak_bytes=rate.peak_bytes, model_bytes=_model_bytes(subject), disk_bytes=_disk_bytes(design, task), gpu=gpu,
-        floor_seconds=floor, likely_seconds=likely,
+        rows=distinct * len(task), device=str(parts.subject.device), seconds=seconds, flops=flops,
+        peak_bytes=rate.peak_bytes, model_bytes=_model_bytes(parts.subject), disk_bytes=_disk_bytes(design, task),
+        gpu=gpu, floor_seconds=floor, likely_seconds=likely,
         price=None if price_per_hour is None else price_per_hour * paid / 3600,
-        advice=advise(len(chosen), budget), simulated=_simulate(design, decoder, seed) if simulate else (),
+        advice=advise(len(chosen), budget), simulated=_simulate(design, ask) if simulate else (),
     )  # fmt: skip
 
 
@@ -229,13 +232,13 @@ def _disk_bytes(design: MaskDesign, task: Task) -> int:
     return 2 * design.n_masks * (4 * len(task) + -(-design.n // 8))
 
 
-def _simulate(design: MaskDesign, decoder: str, seed: int) -> tuple[Simulation, ...]:
+def _simulate(design: MaskDesign, ask: Ask) -> tuple[Simulation, ...]:
     """What the decoder would make of a few planted sets and their subsets, without any noise."""
-    truth = _plant(design.n, seed)
-    keep, fresh = design.keep(), MaskDesign.bernoulli(design.n, MASK_CHUNK, design.mean_keep_prob, seed + 1).keep()
-    solver = choose_decoder(decoder, design, design.n_masks)
+    truth = _plant(design.n, ask.seed)
+    keep, fresh = design.keep(), MaskDesign.bernoulli(design.n, FRESH_MASKS, design.mean_keep_prob, ask.seed + 1).keep()
+    solver = choose_decoder(replace(ask, link="identity"), design, design.n_masks)
     started = time.perf_counter()
-    decoded = solver.decode(Samples(keep, truth.evaluate(keep)[:, None].float(), design), seed=seed)
+    decoded = solver.decode(Samples(keep, truth.evaluate(keep)[:, None].float(), design), seed=ask.seed)
     seconds = time.perf_counter() - started
     gap, there = truth.evaluate(fresh) - decoded.predict(fresh), truth.evaluate(fresh)
     r2 = 1 - float(gap.double().square().sum() / (there - there.mean()).double().square().sum())

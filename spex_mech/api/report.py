@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spex_mech.api.audit import AUDIT
-from spex_mech.auditing.audit_record import Audit, load_audit
+from spex_mech.auditing.run_audit import Audit, load_audit
 from spex_mech.circuit.graph import Circuit
 from spex_mech.errors import SpexMechError
 from spex_mech.files.text import number, percent

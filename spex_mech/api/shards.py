@@ -11,20 +11,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from spex_mech.ablation.binding import bind
-from spex_mech.ablation.replacement import fit_replacement
-from spex_mech.ablation.respond import Engine
 from spex_mech.components import ComponentSet
 from spex_mech.errors import DesignError, FormatError, ResponseError, SpexMechError, all_problems
 from spex_mech.files.locks import hold
 from spex_mech.files.records import differences
-from spex_mech.measuring.experiment import choose_components, describe_experiment
-from spex_mech.measuring.in_folder import MASK_CHUNK, settle_unit
+from spex_mech.lenses.model_parts import ModelParts
+from spex_mech.measuring.ask import AUTO, Ask, KeepProb
 from spex_mech.measuring.journal import JOURNAL, Journal, open_journal, reopen_journal
-from spex_mech.measuring.masks import AUTO, KeepProb, choose_design, share_early
-from spex_mech.measuring.measure import measure_share, recollect
-from spex_mech.measuring.scaling import choose_run
-from spex_mech.measuring.workers import Workers
+from spex_mech.measuring.lens import Lens
+from spex_mech.measuring.masks import choose_design
+from spex_mech.measuring.measure import describe_experiment, measure_share, recollect, settle_lens
+from spex_mech.measuring.spine import caution
+from spex_mech.measuring.workers import Workers, choose_run
 from spex_mech.progress import mask_progress
 from spex_mech.store.discovery import store, whole_key
 from spex_mech.store.responses import Responses, pack_bits
@@ -33,6 +31,7 @@ from spex_mech.walsh.masks.design import MaskDesign
 
 _SPARSE = 10_000  # chunks that may be missing for every one that is there
 _MOST_PROMPTS = 1 << 24
+_CHUNK, _MOST_TOGETHER = 256, 1 << 20  # masks in a chunk, of journals that do not say; what one may say
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,17 @@ class Shard:
             raise DesignError(f"shard {text!r:.40} was asked for; write which of how many, such as 2/8.")
         return cls(int(part), int(parts))
 
-    def masks(self, total: int) -> int:
-        """How many of so many masks are in it."""
-        return sum(
-            min(MASK_CHUNK, total - first)
-            for first in range((self.part - 1) * MASK_CHUNK, total, self.parts * MASK_CHUNK)
-        )
+    def masks(self, total: int, chunk: int = _CHUNK) -> int:
+        """How many of so many masks are in it, where so many are measured together."""
+        return sum(min(chunk, total - first) for first in range((self.part - 1) * chunk, total, self.parts * chunk))
 
 
 def respond_shard(
     subject: Any,
     task: Task,
     components: ComponentSet | str | None = None,
+    *,
+    out: str | Path,
     budget: int = 1024,
     keep_prob: KeepProb = 0.5,
     replacement: str = "mean",
@@ -80,8 +78,6 @@ def respond_shard(
     seed: int = 0,
     per: str | None = None,
     shared_layers: int = 1,
-    *,
-    out: str | Path,
     shard: Shard = Shard(),
     progress: bool = False,
     workers: Workers | None = None,
@@ -94,23 +90,32 @@ def respond_shard(
         DesignError: ``keep_prob="auto"``, which a pilot decides that shares would each have to run.
         ResponseError: `out` is in use, belongs to another experiment or to another shard, or cannot be written.
     """
-    subject = bind(subject)
-    chosen, task = choose_components(subject, components), task.check(subject.shape)
-    design = share_early(choose_design(len(chosen), budget, keep_prob, decoder, seed), chosen, shared_layers)
-    if keep_prob == AUTO and design.kind == "stratified":
+    ask = Ask(
+        budget=budget, keep_prob=keep_prob, replacement=replacement, decoder=decoder, seed=seed, per=per,
+        shared_layers=shared_layers, workers=workers, out=out, progress=progress,
+    )  # fmt: skip
+    parts = ModelParts.of(subject, task, components)
+    design = choose_design(parts.components, ask)
+    if ask.keep_prob == AUTO and design.kind == "stratified":
         raise DesignError(
             "keep_prob='auto' lets a pilot decide, and shares cannot. Run the pilot once, then give its keep_prob."
         )
-    run, total = choose_run(workers, subject), shard.masks(design.n_masks)
     with hold(out):
-        reference = fit_replacement(subject, task, chosen, kind=replacement, per=per, seed=seed)
-        engine = Engine(subject, task, chosen, reference)
-        key = whole_key(describe_experiment(subject, task, reference, design), chosen)
-        with open_journal(Path(out), key) as journal, mask_progress(total, "ablating", shown=progress) as tick:
-            settle_unit(journal, task)
-            _refuse_other_shard(journal, shard)
-            measure_share(engine, design.chunks(MASK_CHUNK), journal, (shard.part, shard.parts), tick, run)
-            return {"masks": total, "resumed_masks": journal.resumed}
+        return _measure_shard(parts.engine(ask), design, ask, shard)
+
+
+def _measure_shard(lens: Lens, design: MaskDesign, ask: Ask, shard: Shard) -> dict[str, int]:
+    """One share of a lens's masks, into a run folder that this process holds."""
+    record, run = describe_experiment(lens, design), choose_run(ask.workers, lens.device)
+    caution(record)
+    with open_journal(Path(ask.out or ""), whole_key(record, lens.components)) as journal:
+        lens = settle_lens(lens, journal)
+        _refuse_other_shard(journal, shard)
+        total = shard.masks(design.n_masks, lens.chunk)
+        with mask_progress(total, lens.verb, shown=ask.progress) as tick:
+            share = (shard.part, shard.parts)
+            measure_share(lens, design.chunks(lens.chunk), journal, share, tick=tick, run=run)
+        return {"masks": total, "resumed_masks": journal.resumed}
 
 
 def _refuse_other_shard(journal: Journal, shard: Shard) -> None:
@@ -170,18 +175,30 @@ def _refuse_strangers(opened: Sequence[tuple[Journal, Mapping[str, Any]]], key: 
 
 def _merge(journals: Sequence[Journal], target: Journal, key: Mapping[str, Any], out: Path) -> Responses:
     design, components, prompts = _asked(key, target.path)
-    _refuse_endless(design, [*journals, target])
+    chunk = _chunk([*journals, target])
+    _refuse_endless(-(-design.n_masks // chunk), [*journals, target])
     for name in ("batch_rows", "threads", "unit"):
         target.settle(name, lambda name=name: _settled(journals, name))
-    for first, keep in design.chunks(MASK_CHUNK):
+    if chunk != _CHUNK:
+        target.settle("chunk", lambda: chunk)
+    for first, keep in design.chunks(chunk):
         packed = pack_bits(keep)
         if target.read(first, packed) is None:
             found = (values for journal in journals if (values := journal.read(first, packed)) is not None)
             for values in islice(found, 1):
                 target.write(first, packed, values)
-    values, missing = recollect(target, design.chunks(MASK_CHUNK), components, prompts)
+    values, missing = recollect(target, design.chunks(chunk), components, prompts)
     if missing:
-        raise ResponseError(_describe_missing(missing, design.n_masks, [*journals, target], out))
+        shards = {text for journal in (*journals, target) if (text := journal.settled("shard")) is not None}
+        ends = {first // chunk: f"{first:,} to {min(first + chunk, design.n_masks) - 1:,}" for first in missing}
+        total = -(-design.n_masks // chunk)
+        raise ResponseError(
+            all_problems(
+                f"{len(missing):,} of {total:,} chunks are missing; the others are in {out}. Measure these shares and "
+                "merge again, or let discover measure the rest there:",
+                _missing(ends, shards),
+            )
+        )
     provenance = {name: value for name, value in key.items() if name != "components"}
     unit = str(target.settle("unit", lambda: ""))
     responses = Responses(components, design.keep(), values, unit, provenance)
@@ -205,9 +222,17 @@ def _asked(key: Mapping[str, Any], path: Path) -> tuple[MaskDesign, ComponentSet
     return design, components, prompts
 
 
-def _refuse_endless(design: MaskDesign, journals: Sequence[Journal]) -> None:
+def _chunk(journals: Sequence[Journal]) -> int:
+    """How many masks the shares measured together."""
+    found = [chunk for journal in journals if (chunk := journal.settled("chunk")) is not None]
+    if not all(type(chunk) is int and 0 < chunk <= _MOST_TOGETHER for chunk in found) or len(set(found)) > 1:
+        raise ResponseError(f"these shares are cut into chunks of {found[:9]} masks; measure them again, all alike.")
+    return found[0] if found else _CHUNK
+
+
+def _refuse_endless(total: int, journals: Sequence[Journal]) -> None:
     """A few digits would have us look for masks that nobody measured until the end of time."""
-    total, there = -(-design.n_masks // MASK_CHUNK), sum(journal.count() for journal in journals)
+    there = sum(journal.count() for journal in journals)
     if total > _SPARSE * (there + 1):
         raise ResponseError(
             f"these shares hold {there:,} of {total:,} chunks, too few to be shares of one run. Merge more of them at "
@@ -224,20 +249,12 @@ def _settled(journals: Sequence[Journal], name: str) -> Any:
     return known[0]
 
 
-def _describe_missing(missing: Sequence[int], n_masks: int, journals: Sequence[Journal], out: Path) -> str:
-    shards = {text for journal in journals if (text := journal.settled("shard")) is not None}
-    parts = {Shard.parse(text).parts for text in shards}
-    named = [f"masks {first:,} to {min(first + MASK_CHUNK, n_masks) - 1:,}" for first in missing]
+def _missing(chunks: Mapping[int, str], shards: set[str]) -> list[str]:
+    """Which chunks, by number and the masks they hold, and which of the shards that were given they belong to."""
+    named, parts = [f"masks {masks}" for masks in chunks.values()], {Shard.parse(text).parts for text in shards}
     if len(parts) == 1:
         count = parts.pop()
-        lacking = sorted({first // MASK_CHUNK % count + 1 for first in missing})
-        states = (
-            f"{part}/{count} ({'unfinished' if f'{part}/{count}' in shards else 'not given'})" for part in lacking
-        )
+        lacking = [f"{part}/{count}" for part in sorted({number % count + 1 for number in chunks})]
+        states = (f"{name} ({'unfinished' if name in shards else 'not given'})" for name in lacking)
         named.insert(0, f"shards {', '.join(states)}")
-    total = -(-n_masks // MASK_CHUNK)
-    headline = (
-        f"{len(missing):,} of {total:,} chunks are missing; the others are in {out}. Measure these shares and merge "
-        "again, or let discover measure the rest there:"
-    )
-    return all_problems(headline, named)
+    return named

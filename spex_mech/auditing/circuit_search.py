@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spex_mech.auditing.baselines import Ranking
-from spex_mech.auditing.neighbourhood import Landscape, Surface, climb, score
+from spex_mech.auditing.case import RunCase
 from spex_mech.auditing.passes import seed_of
-from spex_mech.auditing.verification import ENOUGH, Case
+from spex_mech.auditing.rankings import Ranking
+from spex_mech.auditing.search_landscape import Landscape, Surface, climb, score
+from spex_mech.auditing.verdicts import FAITHFUL_WITHIN
 
 TIED = 1e-6  # of the whole effect: scores nearer than this are the same
 _TRIES = 64  # neighbours that are looked at where the best one is known already
@@ -40,7 +41,7 @@ class Goal:
 class MeasuredSets:
     """Masks with their values; it grows as the search measures. `predicted` is of proposals, before they were."""
 
-    case: Case
+    case: RunCase
     keep: Bool[Tensor, "mask component"]
     values: Float[Tensor, "mask prompt"]
     spent: int = 0
@@ -49,7 +50,7 @@ class MeasuredSets:
     surface: Surface | None = None
 
     @classmethod
-    def of(cls, case: Case) -> "Pool":
+    def of(cls, case: RunCase) -> "MeasuredSets":
         """The run's own masks, and both ends."""
         pool = cls(case, case.found.responses.keep.cpu(), case.found.responses.values.double().cpu())
         pool.words = {row.numpy().tobytes() for row in pool.keep}
@@ -90,7 +91,7 @@ class MeasuredSets:
     def smallest(self) -> int:
         """The row of the smallest known set whose faithfulness is within a tenth of 1; of several the nearest."""
         distance = (self.means - self.case.intact).abs()
-        distance = distance.masked_fill(distance > ENOUGH * abs(self.case.intact - self.case.empty), torch.inf)
+        distance = distance.masked_fill(distance > FAITHFUL_WITHIN * abs(self.case.intact - self.case.empty), torch.inf)
         sizes = self.keep.sum(1).masked_fill(distance.isinf(), self.keep.shape[1] + 1)
         ties = (sizes == sizes.min()).nonzero()[:, 0]
         return int(ties[distance[ties].argmin()])
@@ -104,7 +105,7 @@ def best_row(sizes: Int[Tensor, " mask"], means: Float[Tensor, " mask"], goal: G
 
 
 def search_circuits(
-    case: Case, goals: Sequence[Goal], starts: Iterable[Sequence[Collection[str]]], allowance: int, *, shrink: bool
+    case: RunCase, goals: Sequence[Goal], starts: Iterable[Sequence[Collection[str]]], allowance: int, *, shrink: bool
 ) -> MeasuredSets:
     """Measure at most `allowance` masks to reach the goals as well as possible; ends where eight rounds gain nothing.
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
+from spex_mech.auditing.case import RunCase
 from spex_mech.auditing.factorials import (
     MAX_FACTORIAL_ORDER,
-    BackupCheck,
-    Confirmation,
     Table,
     adjust,
     check_backup,
@@ -15,7 +14,7 @@ from spex_mech.auditing.factorials import (
     factorial_masks,
     fits,
 )
-from spex_mech.auditing.verification import Case
+from spex_mech.auditing.findings import BackupCheck, Confirmation
 from spex_mech.circuit.backups import find_backups
 
 MAX_PROPOSED = 16  # groups of backups that are put to the test
@@ -24,7 +23,7 @@ WORTH = 0.01  # of the whole effect: groups whose excess is smaller are not put 
 PROPOSE = 0.2  # false discovery rate at which the polynomial proposes them; fresh masks decide
 
 
-def try_interactions(case: Case, spare: int = 0) -> tuple[tuple[Confirmation, ...], tuple[BackupCheck, ...], int]:
+def try_interactions(case: RunCase, spare: int = 0) -> tuple[tuple[Confirmation, ...], tuple[BackupCheck, ...], int]:
     """A factorial each for proposed groups of backups and for interactions, strongest first; how many found no room.
 
     Interactions of order 2 to 8; a set that is both is measured once. Groups may take a third of what is left, and more
@@ -44,7 +43,7 @@ def try_interactions(case: Case, spare: int = 0) -> tuple[tuple[Confirmation, ..
     return adjust(confirmed), adjust(backups), len({*proposed, *claimed} - tables.keys())
 
 
-def _claimed(case: Case) -> dict[tuple[str, ...], float]:
+def _claimed(case: RunCase) -> dict[tuple[str, ...], float]:
     """The interactions of the run's circuit. Where its masks were too few to be sure of any, the strongest ones of its
     polynomial: fresh masks may be."""
     claimed = {i.components: i.coefficient for i in case.claims.interactions if 2 <= i.order <= MAX_FACTORIAL_ORDER}
@@ -54,7 +53,7 @@ def _claimed(case: Case) -> dict[tuple[str, ...], float]:
     return {tuple(case.names[i] for i in s): c for s, c in terms[:UNSURE]}
 
 
-def _factorials(case: Case, groups: Sequence[tuple[str, ...]], allowance: int) -> dict[tuple[str, ...], Table]:
+def _factorials(case: RunCase, groups: Sequence[tuple[str, ...]], allowance: int) -> dict[tuple[str, ...], Table]:
     """The factorials of as many groups as the allowance has room for, first ones first; too large ones are left out."""
     polynomial, found = case.polynomial, dict[tuple[str, ...], Table]()
     keep_prob = 0.5 if polynomial.basis.keep_prob is None else polynomial.basis.keep_prob
@@ -68,7 +67,7 @@ def _factorials(case: Case, groups: Sequence[tuple[str, ...]], allowance: int) -
     return found
 
 
-def _proposed(case: Case) -> list[tuple[str, ...]]:
+def _proposed(case: RunCase) -> list[tuple[str, ...]]:
     """Groups of backups that the polynomial proposes, of at least a hundredth of the whole effect."""
     least = WORTH * abs(case.intact - case.empty)
     groups = find_backups(case.polynomial, case.found.components, q_threshold=PROPOSE, min_excess=least)

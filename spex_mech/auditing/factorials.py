@@ -22,6 +22,7 @@ from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 from torch import Tensor
 
+from spex_mech.auditing.findings import BackupCheck, Confirmation
 from spex_mech.auditing.passes import seed_of
 from spex_mech.circuit.backups import contrasts, products
 from spex_mech.walsh.masks.design import MaskDesign
@@ -31,62 +32,7 @@ MAX_FACTORIAL_ORDER = 8
 FEWEST, MOST = 12, 64  # contexts a set is measured in
 
 _Numbers = NDArray[np.float64]
-_T = TypeVar("_T", "Confirmation", "BackupCheck")
-
-
-@dataclass(frozen=True)
-class Confirmation:
-    """One interaction of the metric itself, measured again. Numbers in the metric's unit.
-
-    Attributes:
-        components: the set; claimed: its coefficient in the circuit.
-        predicted: what the polynomial predicts for these very contexts; estimate: what was measured, ± stderr.
-        contexts: how many; p_value: of a two-sided t-test of the estimate over contexts; q_value: adjusted over all
-            interactions that were measured (Benjamini and Hochberg 1995).
-        knockout: the set's knockout coefficient at the intact model, measured; stderr over prompts, None with one.
-    """
-
-    components: tuple[str, ...]
-    claimed: float
-    predicted: float
-    estimate: float
-    stderr: float
-    contexts: int
-    p_value: float
-    q_value: float
-    knockout: float
-    knockout_stderr: float | None
-
-    @property
-    def order(self) -> int:
-        return len(self.components)
-
-    def confirmed(self, rate: float = 0.05) -> bool:
-        """Whether it is there at this false discovery rate, with the sign that was claimed."""
-        return self.q_value <= rate and self.estimate * self.claimed > 0
-
-
-@dataclass(frozen=True)
-class BackupCheck:
-    """A group of backups, measured again; see `circuit.backups` for what joint and excess are.
-
-    `p_value` is the largest of one-sided t-tests over contexts of all inequalities of a group, doubled; `q_value` is
-    adjusted over all groups measured. `intact_joint` and `intact_excess` are the same costs at the intact model.
-    """
-
-    components: tuple[str, ...]
-    joint: float
-    excess: float
-    stderr: float
-    contexts: int
-    p_value: float
-    q_value: float
-    intact_joint: float
-    intact_excess: float
-
-    def confirmed(self, rate: float = 0.05) -> bool:
-        """Whether the group is there at this false discovery rate."""
-        return self.q_value <= rate and self.excess > 0
+_T = TypeVar("_T", Confirmation, BackupCheck)
 
 
 def contexts_for(orders: Sequence[int], allowance: int) -> tuple[int, int]:
@@ -205,10 +151,13 @@ def check_backup(table: Table, components: tuple[str, ...], floor: float) -> Bac
 
 def adjust(checks: Sequence[_T]) -> tuple[_T, ...]:
     """The same with q-values over all of them (Benjamini and Hochberg 1995)."""
-    if not checks:
-        return ()
-    q = false_discovery_control([check.p_value for check in checks])
-    return tuple(replace(check, q_value=float(rate)) for check, rate in zip(checks, q, strict=True))
+    q_values = adjusted([check.p_value for check in checks])
+    return tuple(replace(check, q_value=q) for check, q in zip(checks, q_values, strict=True))
+
+
+def adjusted(p_values: Sequence[float]) -> list[float]:
+    """Their q-values."""
+    return [float(q) for q in false_discovery_control(p_values)] if p_values else []
 
 
 def _above_zero(mean: float, draws: _Numbers, floor: float) -> float:

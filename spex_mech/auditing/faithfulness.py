@@ -68,7 +68,7 @@ def auroc(scores: Mapping[str, float], known: Collection[str]) -> float | None:
     0.5
     """
     names = list(scores)
-    is_known = np.array([name in set(known) for name in names])
+    is_known = np.array([name in set(known) for name in names], dtype=bool)
     hits, others = int(is_known.sum()), int((~is_known).sum())
     if not hits or not others:
         return None
@@ -98,6 +98,16 @@ def precision_recall(found: Collection[str], known: Collection[str]) -> tuple[fl
     """
     hits = len(set(found) & set(known))
     return (hits / len(set(found)) if found else None), (hits / len(set(known)) if known else None)
+
+
+def jaccard(one: Collection[int], other: Collection[int]) -> float:
+    """What two sets share, of all that is in either; 1 where both are empty.
+
+    >>> jaccard([1, 2], [2, 3, 4])
+    0.25
+    """
+    either = len({*one, *other})
+    return len({*one} & {*other}) / either if either else 1.0
 
 
 def ranked(scores: Mapping[str, float], *, absolute: bool) -> list[str]:

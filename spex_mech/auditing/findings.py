@@ -1,6 +1,8 @@
-"""The parts of an `Audit`: one frozen dataclass for each kind of evidence."""
+"""The parts of an `Audit` and a `CircuitAudit`: one frozen dataclass for each kind of evidence."""
 
 from dataclasses import dataclass
+
+from spex_mech.auditing.verdicts import RATE, STABLE_FROM, is_stable, is_there
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,21 @@ class SizeRow:
 
 
 @dataclass(frozen=True)
+class SizeScore:
+    """The best-scored components of one of MIB's sizes, all others ablated: faithfulness.
+
+    `preserve` keeps those with the largest scores by size, `help` those that help most; `random` is the mean over
+    random sets of as many components, None where the budget did not reach or there is only one such set.
+    """
+
+    size: float
+    count: int
+    preserve: float
+    help: float
+    random: float | None = None
+
+
+@dataclass(frozen=True)
 class RankingRow:
     """A way to rank components, scored: by the circuits it makes at MIB's sizes and against a known circuit.
 
@@ -65,6 +82,77 @@ class RankingRow:
     auroc: float | None = None
     auroc_over_sizes: float | None = None
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Knockout:
+    """A knockout K and what it says of the circuit, in the metric's unit.
+
+    Attributes:
+        removed: the names in K.
+        component: for minimality, the component v that is taken out besides; None for completeness.
+        predicted: the score by the polynomial; measured: by forward passes, None where the budget did not reach.
+    """
+
+    removed: tuple[str, ...]
+    component: str | None
+    predicted: float
+    measured: float | None = None
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """One interaction of the metric itself, measured again. Numbers in the metric's unit.
+
+    Attributes:
+        components: the set; claimed: its coefficient in the circuit.
+        predicted: what the polynomial predicts for these very contexts; estimate: what was measured, ± stderr.
+        contexts: how many; p_value: of a two-sided t-test of the estimate over contexts; q_value: adjusted over all
+            interactions that were measured (Benjamini and Hochberg 1995).
+        knockout: the set's knockout coefficient at the intact model, measured; stderr over prompts, None with one.
+    """
+
+    components: tuple[str, ...]
+    claimed: float
+    predicted: float
+    estimate: float
+    stderr: float
+    contexts: int
+    p_value: float
+    q_value: float
+    knockout: float
+    knockout_stderr: float | None
+
+    @property
+    def order(self) -> int:
+        return len(self.components)
+
+    def confirmed(self, rate: float = RATE) -> bool:
+        """Whether it is there at this false discovery rate, with the sign that was claimed."""
+        return is_there(self.q_value, self.estimate, self.claimed, rate)
+
+
+@dataclass(frozen=True)
+class BackupCheck:
+    """A group of backups, measured again; see `circuit.backups` for what joint and excess are.
+
+    `p_value` is the largest of one-sided t-tests over contexts of all inequalities of a group, doubled; `q_value` is
+    adjusted over all groups measured. `intact_joint` and `intact_excess` are the same costs at the intact model.
+    """
+
+    components: tuple[str, ...]
+    joint: float
+    excess: float
+    stderr: float
+    contexts: int
+    p_value: float
+    q_value: float
+    intact_joint: float
+    intact_excess: float
+
+    def confirmed(self, rate: float = RATE) -> bool:
+        """Whether the group is there at this false discovery rate."""
+        return is_there(self.q_value, self.excess, 1.0, rate)
 
 
 @dataclass(frozen=True)
@@ -97,12 +185,12 @@ class StabilityRow:
     interactions: float | None
     nodes: float | None
     method: str
-    bar: float = 0.8
+    bar: float = STABLE_FROM
 
     @property
     def stable(self) -> bool:
         """Whether the nodes reach the bar."""
-        return self.nodes is not None and self.nodes >= self.bar
+        return is_stable(self.nodes, self.bar)
 
 
 @dataclass(frozen=True)
@@ -146,7 +234,7 @@ class ContextRow:
     @property
     def holds(self) -> bool:
         """Whether it is there, with the sign it has under the run's masks."""
-        return self.q_value <= 0.05 and self.effect * self.here > 0
+        return is_there(self.q_value, self.effect, self.here)
 
 
 @dataclass(frozen=True)

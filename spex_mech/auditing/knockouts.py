@@ -1,11 +1,10 @@
-"""Completeness and minimality of a circuit (Wang et al. 2022): predicted for every relevant knockout, then verified.
+"""Completeness and minimality of a circuit (Wang et al. 2022): which knockouts are looked at, and their masks.
 
 Completeness: for K ⊆ C, ``|F(C∖K) - F(M∖K)|``, M being the whole model. Minimality: for every v in C there should be a
 K ⊆ C∖v with a large ``|F(C∖(K∪v)) - F(C∖K)|``. Both range over joint knockouts, which a polynomial predicts at no cost.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,25 +12,10 @@ from torch import Tensor
 
 ALL_SUBSETS = 10  # components up to which every K is predicted: 1,024 sets
 MAX_KNOCKOUTS = 512  # sets predicted beyond that
+MOST_GREEDY = 32  # components that the worst case takes out one by one
 
 Predictor = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
 Set = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Knockout:
-    """A knockout K and what it says of the circuit, in the metric's unit.
-
-    Attributes:
-        removed: the names in K.
-        component: for minimality, the component v that is taken out besides; None for completeness.
-        predicted: the score by the polynomial; measured: by forward passes, None where the budget did not reach.
-    """
-
-    removed: tuple[str, ...]
-    component: str | None
-    predicted: float
-    measured: float | None = None
 
 
 def relevant(circuit: Sequence[int], supports: Iterable[Set], n: int, predict: Predictor) -> list[Set]:
@@ -55,10 +39,15 @@ def completeness_masks(circuit: Sequence[int], removed: Sequence[Set], n: int) -
     return torch.cat([kept(n, [inside.difference(k) for k in removed]), ~kept(n, removed)])
 
 
-def gaps(values: Float[Tensor, " mask"]) -> Float[Tensor, " set"]:
-    """|first half - second half|: the scores of `completeness_masks` and `minimality_masks`."""
+def drops(values: Float[Tensor, " mask"]) -> Float[Tensor, " set"]:
+    """Second half less first half: what the metric loses from M∖K to C∖K, or with v from C∖K."""
     first, second = values.double().chunk(2)
-    return (first - second).abs()
+    return second - first
+
+
+def gaps(values: Float[Tensor, " mask"]) -> Float[Tensor, " set"]:
+    """The size of `drops`: the scores of `completeness_masks` and `minimality_masks`."""
+    return drops(values).abs()
 
 
 def minimality_masks(
@@ -108,7 +97,7 @@ def kept(n: int, sets: Iterable[Iterable[int]]) -> Bool[Tensor, "mask component"
 def _greedy(circuit: Sequence[int], n: int, predict: Predictor) -> list[Set]:
     """The chain of sets in which the next component always leaves the largest predicted gap."""
     removed, chain = list[int](), list[Set]()
-    while len(removed) < min(len(circuit), 32):
+    while len(removed) < min(len(circuit), MOST_GREEDY):
         candidates = [tuple(sorted([*removed, i])) for i in circuit if i not in removed]
         scores = gaps(predict(completeness_masks(circuit, candidates, n)))
         chain.append(candidates[int(scores.argmax())])

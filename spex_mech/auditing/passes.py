@@ -29,7 +29,7 @@ class Ledger:
     def left(self) -> int:
         return self.budget - self.spent
 
-    def share(self, part: float) -> int:
+    def part(self, part: float) -> int:
         """That part of the whole budget, or what is left if that is less."""
         return max(0, min(self.left, int(part * self.budget)))
 

@@ -14,10 +14,10 @@ from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.bench.timing import machine
 from spex_mech.gallery.studies import open_study
-from spex_mech.measuring.measure import in_turn, measure
-from spex_mech.measuring.scaling import choose_run
+from spex_mech.measuring.lens import in_turn
+from spex_mech.measuring.measure import measure
 from spex_mech.measuring.threads import threads
-from spex_mech.measuring.workers import Workers
+from spex_mech.measuring.workers import Workers, choose_run
 from spex_mech.walsh.masks.design import MaskDesign
 
 Row = dict[str, Any]
@@ -75,7 +75,7 @@ def _time(count: int, quick: bool) -> _Timed:
     _ = engine.rows  # settles the sizes of batches
     design = MaskDesign.complete(len(study.components))
     chunks = [chunk for chunk in design.chunks(BENCH_CHUNK) if chunk[0] < (QUICK if quick else MASKS)]
-    passed = in_turn if count == SERIAL else choose_run(Workers(CARD, count), study.subject)
+    passed = in_turn if count == SERIAL else choose_run(Workers(CARD, count), study.subject.device)
     came = list[tuple[int, float]]()
 
     def tick(masks: int) -> None:

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from spex_mech.circuit.codec import CIRCUIT_SCHEMA, circuit_json
 from spex_mech.circuit.drawing import notebook_html
-from spex_mech.circuit.kinds import KINDS
 from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.components import ComponentSet
 from spex_mech.errors import SpexMechError, all_problems
 from spex_mech.files.json import is_number, write_whole
 from spex_mech.files.schema import read_as
 from spex_mech.files.text import escaped
+from spex_mech.names import KINDS, LINK_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("components", "order", "coefficient", "stderr", "q_value", "stability", "kind", "knockout")
 _LARGEST = 1e100  # of a number in a circuit: sums of squares stay far from where float64 ends
-LINKS = ("identity", "logistic", "softplus", "spline")
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,8 +175,8 @@ def _header_problems(circuit: Circuit) -> list[str]:
         )
     if circuit.keep_prob is not None and not 0 < circuit.keep_prob < 1:
         problems.append(f"keep_prob is {circuit.keep_prob}; it lies strictly between 0 and 1")
-    if circuit.link not in LINKS:
-        problems.append(f"link is {circuit.link!r}; this version knows {', '.join(LINKS)}")
+    if circuit.link not in LINK_NAMES:
+        problems.append(f"link is {circuit.link!r}; this version knows {', '.join(LINK_NAMES)}")
     problems += _number_problems("the circuit", baseline=circuit.baseline)
     for order, energy in circuit.energy.items():
         problems += _number_problems(f"energy of order {order}", low=0.0, energy=energy)

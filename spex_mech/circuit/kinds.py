@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Literal
 
-InteractionKind = Literal["main", "synergy", "redundancy"]
-KINDS: tuple[InteractionKind, ...] = ("main", "synergy", "redundancy")
+from spex_mech.names import InteractionKind
 
 Effects = Mapping[frozenset[str], float]
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from spex_mech.circuit.kinds import InteractionKind
 from spex_mech.components import Component, ComponentSet
+from spex_mech.names import InteractionKind
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,12 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from spex_mech.api.audit import audit, refuse_other_lens
+from spex_mech.api.audit_circuit import audit_circuit
 from spex_mech.api.report import write_report
-from spex_mech.auditing.audit_record import Audit
-from spex_mech.auditing.scoring import CircuitAudit, audit_circuit
-from spex_mech.cli.audit_printing import print_audit
+from spex_mech.auditing.circuit_audit import CircuitAudit
+from spex_mech.auditing.run_audit import Audit
 from spex_mech.errors import FormatError
-from spex_mech.files.text import like
 from spex_mech.formats.interchange import read_circuit
 from spex_mech.gallery.studies import Study, open_study, reopen
 from spex_mech.store.discovery import load_run
@@ -35,12 +30,12 @@ def audit_run(
     found = load_run(folder)
     refuse_other_lens(found)
     study = reopen(folder, device=device) if model is None else open_study(model, prompts=prompts, device=device)
-    told = audit(
+    result = audit(
         found, study.subject, study.task, seed=seed, budget=budget, size=size, known=_known(study, known),
         out=folder, progress=progress,
     )  # fmt: skip
     write_report(folder)
-    return told
+    return result
 
 
 def audit_file(
@@ -67,33 +62,6 @@ def audit_file(
     )  # fmt: skip
 
 
-def print_trial(result: Audit | CircuitAudit, where: Path, console: Console) -> None:
-    """What an audit said, in at most 80 columns."""
-    if isinstance(result, Audit):
-        print_audit(result, where, console)
-    else:
-        _print_circuit_audit(result, console)
-
-
 def _known(study: Study, names: Collection[str] | None) -> Collection[str]:
     """The circuit to compare with: as asked for, else what is published of the card."""
     return list(study.card.published.nodes if study.card else ()) if names is None else names
-
-
-def _print_circuit_audit(result: CircuitAudit, console: Console) -> None:
-    """What forward passes said of a circuit."""
-    console.print(f"{escape(str(result))}.")
-    if result.value is not None and result.without is not None:
-        write = like([result.intact, result.empty])
-        console.print(
-            f"With only the circuit kept the metric is {write(result.value)} {result.unit}, without it "
-            f"{write(result.without)}; intact {write(result.intact)}, nothing kept {write(result.empty)}."
-        )
-    if result.sizes:
-        table = Table("size", "kept", "preserve", "help", "random", title="Faithfulness of the best-scored components")
-        for row in result.sizes:
-            null = "" if row.random is None else f"{row.random:.3f}"
-            table.add_row(f"{row.size:g}", f"{row.count:,}", f"{row.preserve:.3f}", f"{row.help:.3f}", null)
-        console.print(table)
-    for what in result.skipped:
-        console.print(f"[yellow]left out:[/] {escape(what)}")

@@ -1,4 +1,4 @@
-"""What an audit says in the terminal: the circuit, how it ranks, what was confirmed, how sure that is. 80 columns."""
+"""What audits say in the terminal: the circuit, how it ranks, what was confirmed, how sure that is. 80 columns."""
 
 from pathlib import Path
 
@@ -6,10 +6,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spex_mech.auditing.audit_record import Audit, Search
+from spex_mech.auditing.circuit_audit import CircuitAudit
+from spex_mech.auditing.findings import Search
+from spex_mech.auditing.run_audit import Audit
+from spex_mech.auditing.verdicts import RATE
 from spex_mech.files.text import like
 
 SHOWN = 15
+
+
+def print_trial(result: Audit | CircuitAudit, where: Path, console: Console) -> None:
+    """What an audit said, in at most 80 columns."""
+    if isinstance(result, Audit):
+        print_audit(result, where, console)
+    else:
+        print_circuit_audit(result, console)
 
 
 def print_audit(result: Audit, out: Path, console: Console) -> None:
@@ -46,6 +57,25 @@ def print_audit(result: Audit, out: Path, console: Console) -> None:
         console.print(f"[yellow]caution:[/] {escape(what)}")
     masks, budget, rows = (result.record[key] for key in ("masks", "budget", "rows"))
     console.print(f"[dim]{masks:,} of {budget:,} masks, {rows:,} rows; {escape(str(out))}: audit.json, report.html[/]")
+
+
+def print_circuit_audit(result: CircuitAudit, console: Console) -> None:
+    """What forward passes said of a circuit."""
+    console.print(f"{escape(str(result))}.")
+    if result.value is not None and result.without is not None:
+        write = like([result.intact, result.empty])
+        console.print(
+            f"With only the circuit kept the metric is {write(result.value)} {result.unit}, without it "
+            f"{write(result.without)}; intact {write(result.intact)}, nothing kept {write(result.empty)}."
+        )
+    if result.sizes:
+        table = Table("size", "kept", "preserve", "help", "random", title="Faithfulness of the best-scored components")
+        for row in result.sizes:
+            null = "" if row.random is None else f"{row.random:.3f}"
+            table.add_row(f"{row.size:g}", f"{row.count:,}", f"{row.preserve:.3f}", f"{row.help:.3f}", null)
+        console.print(table)
+    for what in result.skipped:
+        console.print(f"[yellow]left out:[/] {escape(what)}")
 
 
 def _ranking_table(result: Audit) -> Table:
@@ -91,7 +121,7 @@ def _about_contexts(result: Audit) -> list[str]:
         lost = [" × ".join(row.components) for row in rows if not row.holds]
         found.append(
             f"Where others are kept with {keep_prob:g}, {len(rows) - len(lost)} of the {len(rows)} strongest "
-            f"interactions hold their sign (q ≤ .05){escape('; not ' + ', '.join(lost)) if lost else ''}."
+            f"interactions hold their sign (q ≤ {RATE:g}){escape('; not ' + ', '.join(lost)) if lost else ''}."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""What a command does between parsing and printing: `discover` of the command line, benches, and answers as JSON."""
+"""What a command does between parsing and printing: `discover` of the command line, and answers as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -10,12 +10,10 @@ from spex_mech.api.discover import discover
 from spex_mech.api.plan import Plan, plan_run
 from spex_mech.api.report import write_report
 from spex_mech.cli.costs import Cost, crowding, estimate_cost
-from spex_mech.cli.options import BENCHES, HERE
-from spex_mech.errors import SpexMechError
+from spex_mech.cli.options import HERE
 from spex_mech.files.json import write_whole
 from spex_mech.gallery.studies import STUDY, Study, open_study, save_source
-from spex_mech.measuring.scaling import source_of
-from spex_mech.measuring.workers import Workers
+from spex_mech.measuring.workers import Workers, source_of
 from spex_mech.store.discovery import RESPONSES, Discovery
 
 SLOW = 4_000  # forward rows from which on it is told how long they will take
@@ -159,55 +157,6 @@ def probabilities(text: str) -> float | list[float] | str:
     except ValueError:
         return text
     return numbers[0] if len(numbers) == 1 else numbers
-
-
-def run_bench(
-    what: str,
-    *,
-    device: str = "cpu",
-    quick: bool = False,
-    peer_python: Path | None = None,
-    cards: Path | None = None,
-    search: bool = False,
-    budgets: str | None = None,
-    out: Path | None = None,
-) -> dict[str, Any]:
-    """One of the benches by name; raises `SpexMechError` where there is none of it."""
-    peer = None if peer_python is None else str(peer_python)
-    if what == "ablation":
-        from spex_mech.bench.ablation_cost import run as run_ablation
-
-        return run_ablation(device, quick)
-    if what == "decode":
-        from spex_mech.bench.decoding_cost import run as run_decode
-
-        return run_decode(device, quick, peer)
-    if what == "accuracy":
-        from spex_mech.bench.accuracy import run as run_accuracy
-
-        return run_accuracy(quick, cards, peer, search, parse_numbers(budgets), out)
-    if what == "players":
-        from spex_mech.bench.players import run as run_players
-
-        return run_players(quick, cards)
-    if what == "keep":
-        from spex_mech.bench.keeps import run as run_keeps
-
-        return run_keeps(quick, cards, parse_numbers(budgets))
-    if what == "workers":
-        from spex_mech.bench.ray_throughput import run as run_workers
-
-        return run_workers(quick)
-    known = f"{', '.join(BENCHES[:-1])} and {BENCHES[-1]}"
-    raise SpexMechError(f"there is no bench {what!r}; the benches are {known}.")
-
-
-def parse_numbers(text: str | None) -> tuple[int, ...]:
-    """Numbers of masks, ascending; none: the bench's own."""
-    parts = [] if text is None else text.split(",")
-    if not all(part.strip().isdecimal() and int(part) >= 16 for part in parts):
-        raise SpexMechError(f"--budgets {text!r} was given; it is numbers of at least 16 masks, such as 64,256,1024.")
-    return tuple(sorted({int(part) for part in parts}))
 
 
 def answer_json(found: Discovery, out: Path) -> str:

@@ -9,6 +9,8 @@ from rich.console import Console
 
 from spex_mech import __version__
 from spex_mech.cli import options as o
+from spex_mech.cli.bench_command import bench
+from spex_mech.cli.export_command import export
 from spex_mech.errors import SpexMechError
 
 app = typer.Typer(
@@ -58,13 +60,13 @@ def discover(
     prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
-    replacement: o.ReplacementName = None,
+    replacement: o.ReplacementOption = None,
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
     refine: o.Refine = False,
     device: o.Device = None,
-    decoder: o.DecoderName = "auto",
+    decoder: o.DecoderOption = "auto",
     link: o.LinkOption = "auto",
     folds: o.Folds = 0,
     resamples: o.Resamples = 0,
@@ -89,12 +91,12 @@ def plan(
     prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
-    replacement: o.ReplacementName = None,
+    replacement: o.ReplacementOption = None,
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
     device: o.Device = None,
-    decoder: o.DecoderName = "auto",
+    decoder: o.DecoderOption = "auto",
     seed: o.Seed = 0,
     gpu: o.Gpu = None,
     price: o.Price = None,
@@ -126,12 +128,12 @@ def respond(
     prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
-    replacement: o.ReplacementName = None,
+    replacement: o.ReplacementOption = None,
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
     device: o.Device = None,
-    decoder: o.DecoderName = "auto",
+    decoder: o.DecoderOption = "auto",
     seed: o.Seed = 0,
     workers: o.WorkerCount = None,
     ray: o.RayAddress = None,
@@ -176,7 +178,7 @@ def merge(
 def decode(
     responses: Annotated[Path, typer.Argument(help="responses.safetensors of a run.")],
     out: o.Out,
-    decoder: o.DecoderName = "auto",
+    decoder: o.DecoderOption = "auto",
     link: o.LinkOption = "auto",
     folds: o.Folds = 0,
     resamples: o.Resamples = 0,
@@ -189,7 +191,8 @@ def decode(
     from spex_mech.api.report import write_report
     from spex_mech.store.responses import Responses
 
-    found = run(Responses.load(responses), decoder, seed, out, folds, resamples, link)
+    given = Responses.load(responses)
+    found = run(given, decoder=decoder, link=link, seed=seed, out=out, folds=folds, resamples=resamples)
     write_report(out)
     _tell(found, out, quiet, as_json)
 
@@ -210,7 +213,8 @@ def audit(
     """Put a run to the test on fresh masks, within a budget; writes audit.json and the report beside it."""
     from dataclasses import asdict
 
-    from spex_mech.cli.audit_commands import audit_file, audit_run, print_trial
+    from spex_mech.cli.audit_commands import audit_file, audit_run
+    from spex_mech.cli.audit_printing import print_trial
 
     names = None if known is None else known.split(",")
     asked: dict[str, Any] = {"prompts": prompts, "device": device, "known": names, "budget": budget, "seed": seed}
@@ -237,19 +241,7 @@ def report(
     _console().print(f"wrote {write_report(run, out)}", highlight=False, soft_wrap=True)
 
 
-@app.command(epilog=o.TEACH_EXPORT)
-def export(
-    circuit: Annotated[Path, typer.Argument(help="circuit.json of a run; or a circuit in HIF, of EAP-IG or MIB.")],
-    to: o.FormatOption,
-    out: Annotated[Path, typer.Option("--out", help="File to write.")],
-    model: Annotated[str | None, typer.Option(help="mib: card or model, where neither file nor run says.")] = None,
-    device: o.Device = None,
-) -> None:
-    """Write a circuit for other tools; says what the format loses."""
-    from spex_mech.cli.exchange import convert
-
-    note = convert(circuit, out, to, model, device)
-    _console().print(f"wrote {out}. {note}", highlight=False, soft_wrap=True)
+app.command(epilog=o.TEACH_EXPORT)(export)
 
 
 @app.command(epilog=o.TEACH_DOCTOR)
@@ -281,26 +273,7 @@ def doctor(
         raise SpexMechError(f"{len(found['problems'])} packages do not fit: {'; '.join(found['problems'])}.")
 
 
-@app.command()
-def bench(
-    what: o.Bench,
-    device: o.BenchDevice = "cpu",
-    json_file: o.BenchJson = None,
-    quick: o.Quick = False,
-    peer_python: o.PeerPython = None,
-    cards: o.BenchCards = None,
-    search: o.SearchOption = False,
-    budgets: o.Budgets = None,
-    out: o.BenchOut = None,
-) -> None:
-    """Measure the engine or the decoders against floors, neighbours and each other, all in one run."""
-    from spex_mech.cli.commands import run_bench
-    from spex_mech.cli.printing import print_bench
-
-    result = run_bench(
-        what, device=device, quick=quick, peer_python=peer_python, cards=cards, search=search, budgets=budgets, out=out
-    )
-    print_bench(result, json_file, _console())
+app.command()(bench)
 
 
 @app.command()
@@ -347,7 +320,3 @@ def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,12 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-DECODERS = ("auto", "joint", "proxyspex", "spex", "linear", "exact")
-LINKS = ("auto", "identity", "logistic", "softplus", "spline")
-REPLACEMENTS = ("mean", "zero", "resample")
+from spex_mech.names import BENCH_NAMES, DECODER_CHOICES, FORMAT_NAMES, LINK_CHOICES, REPLACEMENT_KINDS
+
 KEEPS = ("0.5", "0.8", "0.9", "auto", "coded")
-FORMATS = ("json", "hif", "neuronpedia", "mib", "graphml", "gexf", "dot", "node-link", "clique")
-BENCHES = ("ablation", "decode", "accuracy", "players", "keep", "workers")
 HERE = "local"  # what --ray means without an address: a Ray of our own on this machine
 STOPPED = 130  # the exit code after Ctrl-C
 
@@ -71,12 +68,12 @@ Components = Annotated[
     str | None,
     typer.Option(help='Such as "a*.h*, m3.n*"; default: the card\'s, or heads and MLPs.', rich_help_panel=_ASK),
 ]
-ReplacementName = Annotated[
+ReplacementOption = Annotated[
     str | None,
     typer.Option(
         "--replacement",
         help="What an ablated component gives: mean, zero or resample; default: the card's.",
-        autocompletion=_among(*REPLACEMENTS),
+        autocompletion=_among(*REPLACEMENT_KINDS),
         rich_help_panel=_ASK,
     ),
 ]
@@ -107,12 +104,12 @@ Device = Annotated[
     typer.Option("--device", help="Where the model lives: cpu, cuda, cuda:1 …", rich_help_panel=_WHERE),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the masks, the held-out split and resampling.")]
-DecoderName = Annotated[
+DecoderOption = Annotated[
     str,
     typer.Option(
         "--decoder",
         help="auto, joint, proxyspex, spex, linear or exact.",
-        autocompletion=_among(*DECODERS),
+        autocompletion=_among(*DECODER_CHOICES),
         rich_help_panel=_SURE,
     ),
 ]
@@ -121,7 +118,7 @@ LinkOption = Annotated[
     typer.Option(
         "--link",
         help="auto, identity, or how the metric saturates: logistic, softplus, spline.",
-        autocompletion=_among(*LINKS),
+        autocompletion=_among(*LINK_CHOICES),
         rich_help_panel=_SURE,
     ),
 ]
@@ -158,13 +155,20 @@ Json = Annotated[
 ]
 FormatOption = Annotated[
     str,
-    typer.Option("--to", help=f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}.", autocompletion=_among(*FORMATS)),
+    typer.Option(
+        "--to", help=f"{', '.join(FORMAT_NAMES[:-1])} or {FORMAT_NAMES[-1]}.", autocompletion=_among(*FORMAT_NAMES)
+    ),
 ]
+CircuitFile = Annotated[
+    Path, typer.Argument(metavar="CIRCUIT", help="circuit.json of a run; or a circuit in HIF, of EAP-IG or MIB.")
+]
+File = Annotated[Path, typer.Option("--out", help="File to write.")]
+SizesFrom = Annotated[str | None, typer.Option("--model", help="mib: card or model, where neither file nor run says.")]
 Bench = Annotated[
-    str, typer.Argument(metavar="|".join(BENCHES), help="What to measure.", autocompletion=_among(*BENCHES))
+    str, typer.Argument(metavar="|".join(BENCH_NAMES), help="What to measure.", autocompletion=_among(*BENCH_NAMES))
 ]
 
-BenchDevice = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+BenchDevice = Annotated[str | None, typer.Option("--device", help="ablation, decode: cpu (default) or cuda.")]
 BenchJson = Annotated[Path | None, typer.Option("--json", help="Write every cell measured to this file.")]
 Quick = Annotated[bool, typer.Option(help="Small sizes only: does it run, not how fast.")]
 PeerPython = Annotated[
@@ -174,7 +178,7 @@ BenchCards = Annotated[
     Path | None, typer.Option("--cards", help="accuracy, players, keep: a folder of cards to measure on.")
 ]
 SearchOption = Annotated[bool, typer.Option(help="accuracy: shapiq's ProxySPEX with its slow default search too.")]
-Budgets = Annotated[str | None, typer.Option(help="accuracy, keep: numbers of masks, such as 64,256,1024.")]
+Budgets = Annotated[str | None, typer.Option(help="accuracy, players, keep: numbers of masks, such as 64,256,1024.")]
 BenchOut = Annotated[
     Path | None, typer.Option("--out", help="accuracy: a folder of responses and finished rows, to go on from.")
 ]

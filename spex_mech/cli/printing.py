@@ -1,6 +1,5 @@
 """What a person sees in the terminal: the question, the answer, the evidence. Tables fit 80 columns."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from rich.table import Table
 
 from spex_mech.api.plan import Plan
 from spex_mech.cli.costs import Cost, in_words
-from spex_mech.files.json import write_whole
 from spex_mech.files.text import like
 from spex_mech.gallery.studies import Study
 from spex_mech.store.discovery import Discovery
@@ -217,23 +215,3 @@ def print_subject(subject: "Subject", console: Console) -> None:
     for key, value in sorted(subject.provenance.items()):
         said = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
         console.print(f"  {escape(str(key))}: {escape(said)}", soft_wrap=True)
-
-
-def print_bench(result: Mapping[str, Any], path: Path | None, console: Console) -> None:
-    """The summary of a bench; all rows go to a file, where one is named, before anything is shown."""
-    if path is not None:
-        write_whole(path, json.dumps(result, indent=1, default=str) + "\n")
-    table = Table(title=", ".join(f"{k} {v}" for k, v in result["machine"].items()), title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name, value in result["summary"].items():
-        table.add_row(name, _figure(value))
-    console.print(table)
-    if path is not None:
-        console.print(f"every cell: {escape(str(path))}")
-
-
-def _figure(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{escape(str(k))} {escape(str(v))}" for k, v in value.items())
-    return "not measured" if value is None else f"{value:,.3g}"

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spex_mech.circuit.graph import Circuit
-from spex_mech.circuit.kinds import InteractionKind
 from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import FormatError, all_problems
 from spex_mech.files.json import json_text, read_object
 from spex_mech.files.schema import Open, Reading, checked
 from spex_mech.formats.projections import edge_numbers, node_numbers
+from spex_mech.names import InteractionKind
 
 SEMANTICS = "joint effect of the set on the metric; not a path through the model"
 _Id = str | int

@@ -18,6 +18,7 @@ from spex_mech.formats.hif import read_hif, to_hif
 from spex_mech.formats.mib import MAX_FILE, read_mib, to_mib
 from spex_mech.formats.neuronpedia import to_neuronpedia
 from spex_mech.formats.projections import joint_effects, to_clique_json, to_networkx, to_node_link
+from spex_mech.names import FormatName
 
 _COLOURS = {"synergy": "#009E73", "redundancy": "#CC79A7", "main": "#888888"}
 
@@ -118,7 +119,7 @@ def _quoted(name: str) -> str:
 
 
 _AS_VERTICES = "an interaction is a vertex joined to its components"
-EXPORTERS: dict[str, Format] = {
+EXPORTERS: dict[FormatName, Format] = {
     "json": Format(circuit_json, "Nothing is lost."),
     "hif": Format(to_hif, "Lost: the provenance and the energy by order."),
     "neuronpedia": Format(

@@ -53,7 +53,7 @@ def hook_interactions(subject: Any, circuit: Circuit) -> "pd.DataFrame":
 
 
 def mib_config(subject: Any) -> dict[str, Any]:
-    """The sizes of a model as EAP-IG's files want them, for ``sm.export(…, to="mib", config=sm.mib_config(model))``.
+    """The sizes of a model as EAP-IG's files want them, for ``sm.export(…, to="mib", config=sm.tl.mib_config(model))``.
 
     Raises `ModelError` where layers have different numbers of heads, which those files cannot say.
     """

@@ -10,11 +10,6 @@ from spex_mech.errors import FormatError
 from spex_mech.tasks import GENERATORS
 from spex_mech.tasks.task import Task
 
-MODEL_KINDS = ("transformer_lens", "huggingface", "planted")
-METRICS = ("logit_diff", "log_prob", "prob", "prob_diff", "kl", "loss", "logit")
-REPLACEMENTS = ("mean", "zero", "resample")
-PER = ("position", "pooled")
-
 
 @dataclass(frozen=True)
 class Published:

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 from spex_mech.errors import FormatError, TaskError, all_problems
 from spex_mech.files.schema import between, one_of
-from spex_mech.gallery.card import METRICS, MODEL_KINDS, PER, REPLACEMENTS, Card, PromptParts, TaskRecipe
+from spex_mech.gallery.card import Card, PromptParts, TaskRecipe
 from spex_mech.gallery.card_files import CardFiles
 from spex_mech.gallery.knowledge import read_published, read_truth
+from spex_mech.names import MEAN_KINDS, METRIC_NAMES, MODEL_KINDS, REPLACEMENT_KINDS
 from spex_mech.tasks import GENERATORS
 from spex_mech.tasks.task import Task
 
@@ -45,7 +46,7 @@ class _Model:
 
 @dataclass(frozen=True)
 class _TaskTable:
-    metric: Annotated[str, one_of(METRICS)]
+    metric: Annotated[str, one_of(METRIC_NAMES)]
     unit: str = ""
     generator: Annotated[str, one_of(name for name in GENERATORS if name != "modular_arithmetic")] | None = None
     prompts: Annotated[int, between(1, 1_000_000)] | None = None
@@ -63,8 +64,8 @@ class _Components:
 
 @dataclass(frozen=True)
 class _Replacement:
-    default: Annotated[str, one_of(REPLACEMENTS)] = "mean"
-    per: Annotated[str, one_of(PER)] | None = None
+    default: Annotated[str, one_of(REPLACEMENT_KINDS)] = "mean"
+    per: Annotated[str, one_of(MEAN_KINDS)] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ from spex_mech.errors import FormatError, ModelError
 from spex_mech.files.json import is_path, json_text, write_whole
 from spex_mech.files.schema import read_as
 from spex_mech.gallery import Card, cards, open_card
+from spex_mech.names import HEADS, HEADS_AND_MLPS
 from spex_mech.tasks.task import Task
 from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.masks.design import MaskDesign
-from spex_mech.walsh.spectrum import Spectrum, pad_sets
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Spectrum
 
 STUDY, STUDY_SCHEMA = "study.json", "spex_mech.study/1"
 
@@ -200,5 +202,5 @@ def _from_hub(card: Card, device: str | None) -> tuple[Any, Any]:
 
 
 def _study(title: str, subject: Subject, task: Task, components: str | None) -> Study:
-    chosen = select(subject, components or ("a*.h*, m*" if any(subject.shape.mlps) else "a*.h*"))
+    chosen = select(subject, components or (HEADS_AND_MLPS if any(subject.shape.mlps) else HEADS))
     return Study(title, subject, task.check(subject.shape), chosen)

@@ -1,9 +1,10 @@
 """`Features`: which parts of a prompt are kept → the text or tokens that are left → the value of each mask."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from spex_mech.components import ComponentSet
 from spex_mech.errors import TaskError
 from spex_mech.lenses.readers import Reader, TokenRow
 from spex_mech.lenses.segments import Segments
+from spex_mech.measuring.lens import Settle
 
 Ablation = Literal["remove", "mask", "pad", "replace"]
 BATCH_ROWS = 32
@@ -28,6 +30,8 @@ class Features:
         encode: text → token ids; needed where the reader wants tokens.
         ids, owners: the whole prompt's tokens, and for each the part it belongs to (-1: none, it always stays).
         nothing: the token that is read where no other is left.
+        batch_rows: texts or rows a call at most.
+        content: by what a run folder knows the model or function ("subject"), and a metric of the user's ("task").
     """
 
     segments: Segments
@@ -39,6 +43,11 @@ class Features:
     ids: tuple[int, ...] = ()
     owners: tuple[int, ...] = ()
     nothing: int | None = None
+    batch_rows: int = BATCH_ROWS
+    content: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    verb: ClassVar[str] = "reading"
+    chunk: ClassVar[int] = 256
 
     def __post_init__(self) -> None:
         n = len(self.segments.texts)
@@ -48,6 +57,14 @@ class Features:
     @property
     def components(self) -> ComponentSet:
         return self.segments.components
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        return dict(zip(self.components.names, self.segments.texts, strict=True))
+
+    @property
+    def device(self) -> torch.device:
+        return self.reader.device
 
     @property
     def unit(self) -> str:
@@ -86,22 +103,31 @@ class Features:
     def _nothing(self) -> tuple[int, ...]:
         return () if self.nothing is None else (self.nothing,)
 
-    def values(self, keep: Bool[Tensor, "mask component"], batch_rows: int) -> Float[Tensor, "mask output"]:
+    def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask output"]:
         """The value of every mask; masks that leave the same are read once."""
         rows = [self.row(one) for one in keep]
         first = {row: i for i, row in reversed(list(enumerate(rows)))}
         different = sorted(set(first.values()))
-        values = self.reader.read([rows[i] for i in different], batch_rows)
+        values = self.reader.read([rows[i] for i in different], self.batch_rows)
         place = {i: j for j, i in enumerate(different)}
         return values[[place[first[row]] for row in rows]]
 
+    def settled(self, settle: Settle) -> "Features":
+        return replace(self, batch_rows=int(settle("batch_rows", lambda: self.batch_rows)))
+
     def describe(self) -> dict[str, Any]:
-        """What decides the values, for a record."""
-        return {
+        """What decides the values, by content."""
+        filler = self.filler if isinstance(self.filler, str) else list(self.filler)
+        told = {
             "lens": "features", "parts": list(self.segments.texts), "gaps": list(self.segments.gaps),
-            "ablation": self.ablation, "mask": self.mask,
-            "filler": self.filler if isinstance(self.filler, str) else list(self.filler), **self.reader.describe(),
+            "ablation": self.ablation, "mask": self.mask, "filler": filler, **self.reader.describe(),
         }  # fmt: skip
+        metric = told.get("metric", told.get("function"))
+        return {
+            "subject": {**self.content.get("subject", {}), "reader": told["reader"]},
+            "task": {"prompts": 1, "metric": metric, **self.content.get("task", {}), "features": told},
+            "replacement": {"kind": self.ablation, "filler": filler, "mask": self.mask},
+        }
 
 
 def owners_of(segments: Segments, spans: Sequence[tuple[int, int]], special: Sequence[bool]) -> tuple[int, ...]:

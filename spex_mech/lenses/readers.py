@@ -40,6 +40,8 @@ class Reader(Protocol):
     def unit(self) -> str: ...
     @property
     def outputs(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
     def read(self, rows: Sequence[TokenRow], batch_rows: int) -> Float[Tensor, "mask output"]: ...
     def describe(self) -> dict[str, Any]:
         """What decides the values besides the rows."""
@@ -54,6 +56,7 @@ class FunctionReader:
     unit: str = "metric"
     outputs: int = 1
     wants: Literal["text", "tokens"] = "text"
+    device: torch.device = torch.device("cpu")
 
     def read(self, rows: Sequence[TokenRow], batch_rows: int) -> Float[Tensor, "mask output"]:
         """At most `batch_rows` texts a call; raises `ResponseError` where it gives back anything but numbers."""

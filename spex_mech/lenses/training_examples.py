@@ -1,9 +1,9 @@
 """`Examples`: which training examples are kept → the value of each mask, by training anew."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,9 +12,10 @@ from torch import Tensor
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import TaskError
 from spex_mech.lenses.learners import Learner
-from spex_mech.measuring.lens import each_once
+from spex_mech.measuring.lens import Settle
 
 Groups = tuple[tuple[int, ...], ...]
+TRAININGS, MOST_TOGETHER = 8, 1 << 20  # that are on disk together, at least and at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +26,29 @@ class Examples:
         count: how many examples there are.
         groups: their numbers, each in one group at most.
         processes: trainings at a time; the values do not depend on it.
+        kind: of learner, for the record.
+        content: by what a run folder knows the learner and its data.
+        metric: what is read off a trained model, in words.
+        roles: what is known of each component.
+        together: trainings that are on disk together; 0: as many as fit the processes.
     """
 
     count: int
     groups: Groups
     learner: Learner
     processes: int = 1
+    kind: str = "function"
+    content: str = ""
+    metric: str = "metric"
+    roles: Mapping[str, str] = field(default_factory=dict)
+    together: int = 0
+
+    verb: ClassVar[str] = "training"
+    device: ClassVar[torch.device] = torch.device("cpu")
+
+    @property
+    def chunk(self) -> int:
+        return self.together or max(TRAININGS, 2 * self.processes)
 
     @cached_property
     def components(self) -> ComponentSet:
@@ -44,12 +62,24 @@ class Examples:
     def outputs(self) -> int:
         return self.learner.outputs
 
-    def values(self, keep: Bool[Tensor, "mask component"], batch_rows: int) -> Float[Tensor, "mask output"]:
-        """Trainings on what each mask keeps, each set of examples once."""
-        return each_once(keep, lambda rows: self.learner.values(self._examples(keep[rows]), self.processes))
+    def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask output"]:
+        """One training on what each mask keeps."""
+        return self.learner.values(self._examples(keep), self.processes)
+
+    def settled(self, settle: Settle) -> "Examples":
+        """The same with as many trainings on disk together as a run began with."""
+        return replace(self, together=min(MOST_TOGETHER, max(1, int(settle("chunk", lambda: self.chunk)))))
 
     def describe(self) -> dict[str, Any]:
-        return {"lens": "data", "examples": self.count, "groups": [list(group) for group in self.groups]}
+        """What decides the values, by content."""
+        data = {"lens": "data", "examples": self.count, "groups": [list(group) for group in self.groups]}
+        return {
+            "subject": {"model": self.kind, "identity": self.content},
+            "task": {"prompts": self.outputs, "metric": self.metric, "data": data},
+            "replacement": {
+                "kind": "absence", "assumes": "training on the rest is what would have happened without them"
+            },
+        }  # fmt: skip
 
     def _examples(self, keep: Bool[Tensor, "mask component"]) -> Bool[Tensor, "mask example"]:
         owner = torch.full((self.count,), len(self.groups))

@@ -1,11 +1,11 @@
-"""From responses to a circuit: a decoder by name, its polynomial, how sure it is, and the record of the run."""
+"""From responses to a circuit: the decoder asked for, its polynomial, how sure it is, and the record of the run."""
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ from spex_mech.circuit.build import build_circuit
 from spex_mech.circuit.graph import Circuit
 from spex_mech.errors import DecodeError
 from spex_mech.files.records import plain
+from spex_mech.measuring.ask import Ask
 from spex_mech.measuring.threads import threads
 from spex_mech.store.discovery import RUN_SCHEMA, Discovery, store
 from spex_mech.store.responses import Responses
+from spex_mech.tasks.metrics import METRICS, Metric
 from spex_mech.walsh.certainty.weigh import Certainty, check_certainty, heldout_points, weigh
 from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoders.linear import Linear
@@ -28,21 +30,19 @@ from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spex.spex import Spex
 
 FEW_BITS = 1 << 14  # masks × components: 512 masks of 32 components
-DECODERS: dict[str, type[Decoder]] = {
+DECODERS: dict[str, type[Decoder]] = {  # by DecoderName
     "exact": Exact, "joint": Joint, "linear": Linear, "proxyspex": ProxySpex, "spex": Spex
 }  # fmt: skip
 
 
-def choose_decoder(name: str, design: MaskDesign | None, masks: int, link: str = "identity") -> Decoder:
-    """A decoder by name; "auto" takes exact for all masks, spex for coded ones, joint for the rest.
+def choose_decoder(ask: Ask, design: MaskDesign | None, masks: int) -> Decoder:
+    """The decoder asked for; "auto" takes exact for all masks, spex for coded ones, joint for the rest.
 
-    With another link than "identity" it is `Linked`. Raises `DecodeError`: no such decoder or link, or fewer masks than
-    it can use.
+    With another link than "identity" it is `Linked`. Raises `DecodeError`: fewer masks than it can use.
     """
+    name = ask.decoder
     if name == "auto":
         name = {"complete": "exact", "coded": "spex"}.get("" if design is None else design.kind, "joint")
-    if name not in DECODERS:
-        raise DecodeError(f"there is no decoder {name!r}; the decoders are auto, {', '.join(sorted(DECODERS))}.")
     solver = DECODERS[name]()
     least = getattr(solver, "least_masks", 1)
     if masks < least:
@@ -50,26 +50,33 @@ def choose_decoder(name: str, design: MaskDesign | None, masks: int, link: str =
             f"decoder {name!r} was given {masks:,} masks; it needs at least {least:,} to hold some out and "
             "cross-validate on the rest. Raise the budget."
         )
-    return solver if link == "identity" else Linked(solver, link)
+    return solver if ask.link == "identity" else Linked(solver, ask.link)
+
+
+def refuse_undecodable(ask: Ask, design: MaskDesign) -> None:
+    """Refuse a budget that the decoder cannot use, or certainty that cannot be had, before it is spent."""
+    choose_decoder(ask, design, design.n_masks)
+    check_certainty(design, ask.folds, ask.resamples)
 
 
 def decode_held(
     responses: Responses,
-    decoder: str,
-    seed: int,
-    out: str | Path | None,
-    spent: Mapping[str, Any],
-    folds: int = 0,
-    resamples: int = 0,
-    link: str = "auto",
+    ask: Ask,
+    spent: Mapping[str, Any] | None = None,
+    roles: Mapping[str, str] | None = None,
 ) -> Discovery:
-    """`decode` into a run folder that this process holds; `spent` goes into the record."""
-    if out is not None:
-        store(responses, Path(out))
+    """`decode` into a run folder that this process holds.
+
+    Args:
+        spent: goes into the record.
+        roles: what each component says, by name, where the responses do not tell.
+    """
+    if ask.folder is not None:
+        store(responses, ask.folder)
     with calm(responses.keep.numel()):
-        found = _recover(responses, decoder, seed, spent, folds, resamples, link)
-    if out is not None:
-        found.save(out)
+        found = _recover(responses, ask, spent or {}, roles or part_texts(responses))
+    if ask.folder is not None:
+        found.save(ask.folder)
     return found
 
 
@@ -84,38 +91,37 @@ def calm(bits: int) -> Iterator[None]:
         yield
 
 
-def _recover(
-    responses: Responses,
-    decoder: str,
-    seed: int,
-    spent: Mapping[str, Any],
-    folds: int,
-    resamples: int,
-    link: str,
-) -> Discovery:
+def _recover(responses: Responses, ask: Ask, spent: Mapping[str, Any], roles: Mapping[str, str]) -> Discovery:
     design = design_of(responses)
-    solver = choose_decoder(decoder, design, len(responses), link)
-    check_certainty(design, folds, resamples)
+    solver = choose_decoder(ask, design, len(responses))
+    check_certainty(design, ask.folds, ask.resamples)
     samples = Samples(responses.keep, responses.values, design)
-    decoded = solver.decode(samples, seed=seed)
+    decoded = solver.decode(samples, seed=ask.seed)
+
+    def sure_of(one: Decoder, found: Decoded) -> Certainty:
+        return weigh(samples, one, found, seed=ask.seed, folds=ask.folds, resamples=ask.resamples)
+
     started = time.perf_counter()
-    sure = weigh(samples, solver, decoded, seed=seed, folds=folds, resamples=resamples)
+    sure = sure_of(solver, decoded)
     weighed = time.perf_counter() - started
-    decoded, circuit = replace(decoded, spectrum=sure.spectrum), describe_circuit(responses, solver, decoded, sure)
-    raw_circuit = None
+    decoded = replace(decoded, spectrum=sure.spectrum)
+    describe = partial(describe_circuit, responses, solver, roles=roles)
+    circuit, raw_circuit = describe(decoded, sure), None
     if isinstance(solver, Linked) and decoded.raw is not None:
-        raw = weigh(samples, solver.base, decoded.raw, seed=seed, folds=folds, resamples=resamples)
-        raw_circuit = describe_circuit(responses, solver, decoded.raw, raw)
+        raw = sure_of(solver.base, decoded.raw)
+        raw_circuit = describe(decoded.raw, raw)
         decoded = replace(decoded, raw=replace(decoded.raw, spectrum=raw.spectrum))
-    record = describe_run(responses, solver, decoded.stats, seed) | plain({"certainty": sure.record})
-    record |= {**spent, "heldout": heldout_points(samples, solver, decoded, seed)}
+    record = describe_run(responses, solver, decoded.stats, ask.seed) | plain({"certainty": sure.record})
+    record |= {**spent, "heldout": heldout_points(samples, solver, decoded, ask.seed)}
     taken = {"decode": float(decoded.stats["seconds"]), "certainty": weighed}
     record["seconds"] = {**record.get("seconds", {}), **taken}
     record["outcome"] = decoded.outcome.name
     return Discovery(responses, decoded, circuit, record, raw_circuit)
 
 
-def describe_circuit(responses: Responses, solver: Decoder, decoded: Decoded, sure: Certainty) -> Circuit:
+def describe_circuit(
+    responses: Responses, solver: Decoder, decoded: Decoded, sure: Certainty, *, roles: Mapping[str, str]
+) -> Circuit:
     """The circuit of a decoding, on the scale it is on: behind a link in latent units."""
     evidence = {
         **decoded.stats, "decoder": solver.name, "outcome": decoded.outcome.name, "certainty": sure.record,
@@ -124,17 +130,19 @@ def describe_circuit(responses: Responses, solver: Decoder, decoded: Decoded, su
     return build_circuit(
         sure.spectrum, responses.components, evidence=evidence, q_value=sure.q_value, stability=sure.stability,
         unit=responses.unit if decoded.link.is_identity else f"{responses.unit} (latent)", link=decoded.link.name,
-        roles=part_texts(responses.provenance),
+        roles=roles,
     )  # fmt: skip
 
 
 def describe_run(responses: Responses, solver: Decoder, stats: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The run record: enough to repeat the run, and its headline numbers."""
+    metric = metric_of(responses.provenance)
     return {
         "schema": RUN_SCHEMA,
         "spex_mech": version("spex-mech"),
         "components": list(responses.components.names),
         "unit": responses.unit,
+        "larger_is_better": None if metric is None else metric.larger_is_better,
         "masks": len(responses.keep),
         "rows": responses.values.numel(),
         "seed": seed,
@@ -150,8 +158,19 @@ def design_of(responses: Responses) -> MaskDesign | None:
     return None if record is None else MaskDesign.from_dict(record)
 
 
-def part_texts(provenance: Mapping[str, Any]) -> Mapping[str, str]:
-    """What the parts of an input say, by name, where the components are such and a record tells."""
-    subject = provenance.get("subject")
-    parts = subject.get("prompt_parts", {}) if isinstance(subject, Mapping) else {}
-    return parts.get("texts", {}) if isinstance(parts, Mapping) else {}
+def metric_of(record: Mapping[str, Any]) -> Metric | None:
+    """The metric that a record of an experiment names; None for a function of the user's."""
+    task = record.get("task")
+    known = isinstance(task, Mapping) and "metric_sha256" not in task
+    return METRICS.get(str(task.get("metric"))) if known else None  # type: ignore[union-attr]
+
+
+def part_texts(responses: Responses) -> Mapping[str, str]:
+    """What the parts of a prompt say, by component name, where the components are such and a record tells."""
+    record = responses.provenance
+    subject, task = (part if isinstance(part, Mapping) else {} for part in (record.get("subject"), record.get("task")))
+    parts, features = subject.get("prompt_parts"), task.get("features")
+    if isinstance(parts, Mapping):
+        return parts.get("texts", {})
+    texts = features.get("parts") if isinstance(features, Mapping) else None
+    return dict(zip(responses.components.names, texts, strict=False)) if isinstance(texts, list) else {}

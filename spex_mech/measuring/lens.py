@@ -1,6 +1,6 @@
-"""`Lens`, `measure_lens`: anything that gives masks of named parts their values, chunk by chunk into a journal."""
+"""`Lens`: what is kept or ablated, and what a mask of it is worth; a model's `Engine` is one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -8,12 +8,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from spex_mech.components import ComponentSet
-from spex_mech.measuring.journal import Journal
-from spex_mech.store.responses import pack_bits, refuse_non_finite
+
+Settle = Callable[[str, Callable[[], Any]], Any]
+"""A decision by name, as a run before this one took it, else as the function takes it now (`Journal.settle`)."""
 
 
 class Lens(Protocol):
-    """What is kept or ablated, and what a mask of it is worth. The value of a mask depends on that mask alone."""
+    """What a mask of named parts is worth. The value of a mask depends on that mask alone.
+
+    Attributes:
+        unit: of the values.
+        outputs: values a mask: prompts, or test points.
+        device: where they are made.
+        verb: what is done to the parts, for the bar.
+        chunk: masks that are on disk together; a run that is killed loses no more.
+        roles: what each part says, by its name, where the record does not tell.
+    """
 
     @property
     def components(self) -> ComponentSet: ...
@@ -21,54 +31,34 @@ class Lens(Protocol):
     def unit(self) -> str: ...
     @property
     def outputs(self) -> int: ...
-    def values(self, keep: Bool[Tensor, "mask component"], batch_rows: int) -> Float[Tensor, "mask output"]: ...
-    def describe(self) -> dict[str, Any]:
-        """What decides the values, for a record."""
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def verb(self) -> str: ...
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def roles(self) -> Mapping[str, str]: ...
+    def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask output"]: ...
+    def describe(self) -> Mapping[str, Any]:
+        """What decides the values, by content: "subject", "task" and "replacement"."""
+        ...
+
+    def settled(self, settle: Settle) -> "Lens":
+        """The same, passing masks together as a run began to, on which the last bits depend."""
         ...
 
 
-def measure_lens(
-    lens: Lens,
-    chunks: Iterable[tuple[int, Bool[Tensor, "mask component"]]],
-    journal: Journal | None = None,
-    on_progress: Callable[[int], None] | None = None,
-    batch_rows: int = 1,
-) -> Float[Tensor, "mask output"]:
-    """The values of every mask, chunk by chunk; with a journal a chunk is on disk before the next is begun.
+Chunks = Iterable[tuple[int, Bool[Tensor, "mask component"]]]
+Results = Generator[tuple[int, Float[Tensor, "mask output"]], None, None]
+Run = Callable[[Lens, Chunks], Results]
+"""Something that passes chunks through a lens: (number of the first mask, values), in any order."""
 
-    What a chunk gives depends on its own masks alone, so that a run that was interrupted gives the same bits. Raises
-    `ResponseError` on values that are not finite.
+
+def in_turn(lens: Lens, chunks: Chunks) -> Results:
+    """Pass chunks one after the other, in this process; the next is not asked for before the last was taken.
+
+    Other runs (see `ray_pool`) give the same values in another order.
     """
-    if journal is not None:
-        batch_rows = int(journal.settle("batch_rows", lambda: batch_rows))
-    done: list[Tensor] = []
     for first, keep in chunks:
-        packed = pack_bits(keep.cpu())
-        values = None if journal is None else journal.read(first, packed)
-        if values is None:
-            values = lens.values(keep.cpu(), batch_rows)
-            refuse_non_finite(lens.components, keep, values, first)
-            if journal is not None:
-                journal.write(first, packed, values)
-        done.append(values)
-        if on_progress is not None:
-            on_progress(len(keep))
-    return torch.cat(done) if done else torch.zeros(0, lens.outputs)
-
-
-def each_once(
-    keep: Bool[Tensor, "mask component"], value: Callable[[list[int]], Float[Tensor, "different output"]]
-) -> Float[Tensor, "mask output"]:
-    """The values of some masks, of which equal ones are asked for once: `value` takes the numbers of different ones.
-
-    >>> keep = torch.tensor([[True, False], [True, True], [True, False]])
-    >>> each_once(keep, lambda rows: torch.tensor(rows, dtype=torch.float32)[:, None])[:, 0].tolist()
-    [0.0, 1.0, 0.0]
-    """
-    words = [tuple(row) for row in keep.tolist()]
-    first: dict[tuple[bool, ...], int] = {}
-    for i, word in enumerate(words):
-        first.setdefault(word, i)
-    values = value(list(first.values()))
-    place = {i: j for j, i in enumerate(first.values())}
-    return values[[place[first[word]] for word in words]]
+        yield first, lens.values(keep)

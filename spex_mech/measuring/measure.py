@@ -1,43 +1,74 @@
-"""`measure`: the values of a whole design, chunk by chunk, each distinct mask once, journaled chunks read back."""
+"""`measure`: the values of many masks, chunk by chunk, each distinct mask once, journaled chunks read back."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from spex_mech.ablation.respond import Engine
 from spex_mech.components import ComponentSet
-from spex_mech.measuring.journal import Journal
+from spex_mech.files.records import plain
+from spex_mech.measuring.journal import Journal, open_journal
+from spex_mech.measuring.lens import Chunks, Lens, Run, in_turn
 from spex_mech.measuring.threads import threads
-from spex_mech.store.responses import pack_bits, refuse_non_finite
+from spex_mech.progress import Tick
+from spex_mech.store.discovery import store, whole_key
+from spex_mech.store.responses import Responses, pack_bits, refuse_non_finite
+from spex_mech.walsh.masks.design import MaskDesign
 
 _MOST_THREADS = 1024  # that a journal may ask for; it may come from a stranger
-Chunks = Iterable[tuple[int, Bool[Tensor, "mask component"]]]
-Results = Generator[tuple[int, Float[Tensor, "mask prompt"]], None, None]
-Run = Callable[[Engine, Chunks], Results]
-"""Something that passes chunks through an engine: (number of the first mask, values), in any order."""
 
 
-def in_turn(engine: Engine, chunks: Chunks) -> Results:
-    """Pass chunks one after the other, in this process; the next is not asked for before the last was taken.
+def describe_experiment(lens: Lens, design: MaskDesign) -> dict[str, Any]:
+    """Whatever decides the values; together with the components it says whether two runs are the same."""
+    return plain({**lens.describe(), "design": design.to_dict()})
 
-    Other runs (see `ray_pool`) give the same values in another order.
+
+def measure_in(
+    folder: Path | None,
+    lens: Lens,
+    record: dict[str, Any],
+    keep: Bool[Tensor, "mask component"],
+    *,
+    cut: Callable[[int], Chunks],
+    tick: Tick | None = None,
+    known: Float[Tensor, "known output"] | None = None,
+    run: Run = in_turn,
+) -> tuple[Responses, dict[str, int]]:
+    """The responses of `keep`, and how many masks and chunks a run before this one had measured.
+
+    In a run folder they are journaled chunk by chunk, and at the end kept as one file too.
+
+    Args:
+        cut: makes chunks of that many of the masks that are not `known`.
+        known: values of the first masks, where a pilot has measured them.
     """
-    for first, keep in chunks:
-        yield first, engine.values(keep)
+    with nullcontext() if folder is None else open_journal(folder, whole_key(record, lens.components)) as journal:
+        lens = lens if journal is None else settle_lens(lens, journal)
+        ledger = _work(lens, cut(lens.chunk), journal, tick=tick, run=run)
+        values = ledger.values() if known is None else torch.cat([known, ledger.values()])
+        responses = Responses(lens.components, keep, values, lens.unit, record)
+        if folder is None or journal is None:
+            return responses, {"resumed_masks": 0}
+        store(responses, folder)
+        resumed = {"resumed_masks": journal.resumed, "resumed_chunks": journal.resumed_chunks}
+        return responses, {**resumed, "chunks": len(ledger.done)}
+
+
+def settle_lens(lens: Lens, journal: Journal) -> Lens:
+    """The lens as the run began with it; the unit is written down for whoever reads the journal without one."""
+    journal.settle("unit", lambda: lens.unit)
+    return lens.settled(journal.settle)
 
 
 def measure(
-    engine: Engine,
-    chunks: Chunks,
-    journal: Journal | None = None,
-    on_progress: Callable[[int], None] | None = None,
-    run: Run = in_turn,
-) -> Float[Tensor, "mask prompt"]:
-    """The metric of every prompt under every mask, chunks in order, float32 on the CPU.
+    lens: Lens, chunks: Chunks, journal: Journal | None = None, on_progress: Tick | None = None, run: Run = in_turn
+) -> Float[Tensor, "mask output"]:
+    """The values of every mask, chunks in order, float32 on the CPU.
 
     A chunk is ``(number of its first mask, keep)``; of masks that occur again, the first is passed and the others are
     copies. Which masks are passed together depends on the chunks alone, so a run that was interrupted, or that went
@@ -46,17 +77,11 @@ def measure(
 
     Raises `ResponseError`: values that are not finite, or a journal that cannot be written.
     """
-    ledger = _work(engine, chunks, journal, on_progress, run, lambda _: True)
-    return ledger.values()
+    return _work(lens, chunks, journal, tick=on_progress, run=run).values()
 
 
 def measure_share(
-    engine: Engine,
-    chunks: Chunks,
-    journal: Journal,
-    shard: tuple[int, int],
-    on_progress: Callable[[int], None] | None = None,
-    run: Run = in_turn,
+    lens: Lens, chunks: Chunks, journal: Journal, shard: tuple[int, int], *, tick: Tick, run: Run = in_turn
 ) -> None:
     """Journal one share of the chunks: of every `shard[1]` the one that is number `shard[0]`, counted from 1.
 
@@ -64,34 +89,34 @@ def measure_share(
     would have written.
     """
     part, parts = shard
-    _work(engine, chunks, journal, on_progress, run, lambda number: number % parts == part - 1)
+    _work(lens, chunks, journal, tick=tick, run=run, mine=lambda number: number % parts == part - 1)
 
 
 def recollect(
-    journal: Journal, chunks: Chunks, components: ComponentSet, prompts: int
-) -> tuple[Float[Tensor, "mask prompt"], list[int]]:
+    journal: Journal, chunks: Chunks, components: ComponentSet, outputs: int
+) -> tuple[Float[Tensor, "mask output"], list[int]]:
     """The values that a journal has, nothing measured; and the numbers of the first masks of chunks that it lacks."""
-    ledger = _Ledger(components, prompts, journal, lambda _: None, lambda _: True)
+    ledger = _Ledger(components, outputs, journal)
     missing = [first for first, _ in ledger.open(chunks)]
-    return (torch.zeros(0, prompts) if missing else ledger.values()), missing
+    return (torch.zeros(0, outputs) if missing else ledger.values()), missing
 
 
 def _work(
-    engine: Engine,
+    lens: Lens,
     chunks: Chunks,
     journal: Journal | None,
-    on_progress: Callable[[int], None] | None,
-    run: Run,
-    mine: Callable[[int], bool],
+    *,
+    tick: Tick | None = None,
+    run: Run = in_turn,
+    mine: Callable[[int], bool] = lambda _: True,
 ) -> "_Ledger":
     count = torch.get_num_threads()
     if journal is not None:  # bits depend on the shape of a batch and on threads: a run that goes on keeps its own
-        rows = journal.settle("batch_rows", lambda: dict(engine.rows))
-        engine = replace(engine, batch_rows={int(length): int(count) for length, count in rows.items()})
+        lens = lens.settled(journal.settle)
         settled = journal.settle("threads", lambda: count)
         count = settled if type(settled) is int and 0 < settled <= _MOST_THREADS else count
-    ledger = _Ledger(engine.components, len(engine.task), journal, on_progress or (lambda _: None), mine)
-    with threads(count), closing(run(engine, ledger.open(chunks))) as results:
+    ledger = _Ledger(lens.components, lens.outputs, journal, tick or (lambda _: None), mine)
+    with threads(count), closing(run(lens, ledger.open(chunks))) as results:
         for first, values in results:
             ledger.take(first, values)
     return ledger
@@ -114,15 +139,15 @@ class _Ledger:
     """
 
     components: ComponentSet
-    prompts: int
+    outputs: int
     journal: Journal | None
-    tick: Callable[[int], None]
-    mine: Callable[[int], bool]
+    tick: Tick = lambda _: None
+    mine: Callable[[int], bool] = lambda _: True
     seen: dict[bytes, int] = field(default_factory=dict)  # mask → its place among all masks
     count: int = 0
     copies: list[tuple[int, int]] = field(default_factory=list)  # (place of a repeated mask, place of the first such)
     begun: dict[int, _Open] = field(default_factory=dict)
-    done: dict[int, Float[Tensor, "mask prompt"]] = field(default_factory=dict)
+    done: dict[int, Float[Tensor, "mask output"]] = field(default_factory=dict)
 
     def open(self, chunks: Chunks) -> Iterator[tuple[int, Bool[Tensor, "mask component"]]]:
         """The masks that must be passed, chunk by chunk; what the journal has is taken from there."""
@@ -132,14 +157,14 @@ class _Ledger:
             if not self.mine(number):
                 continue
             known = None if self.journal is None else self.journal.read(first, packed)
-            if known is not None and known.shape[1] == self.prompts:
+            if known is not None and known.shape[1] == self.outputs:
                 self._finish(first, known)
                 continue
             self.begun[first] = chunk
             if chunk.new.any():
                 yield first, keep[chunk.new.to(keep.device)]
             else:
-                self.take(first, torch.empty(0, self.prompts))
+                self.take(first, torch.empty(0, self.outputs))
 
     def _enter(self, packed: UInt8[Tensor, "mask byte"]) -> Bool[Tensor, " mask"]:
         """Note the masks of a chunk; True where a mask has not been seen before."""
@@ -154,10 +179,10 @@ class _Ledger:
         self.count += len(packed)
         return new
 
-    def take(self, first: int, values: Float[Tensor, "mask prompt"]) -> None:
+    def take(self, first: int, values: Float[Tensor, "mask output"]) -> None:
         """What the new masks of a chunk gave."""
         chunk = self.begun.pop(first)
-        whole = torch.zeros(len(chunk.keep), self.prompts)
+        whole = torch.zeros(len(chunk.keep), self.outputs)
         whole[chunk.new] = values
         refuse_non_finite(self.components, chunk.keep, whole, first)
         whole[~chunk.new] = float("nan")
@@ -165,14 +190,14 @@ class _Ledger:
             self.journal.write(first, chunk.packed, whole)
         self._finish(first, whole)
 
-    def _finish(self, first: int, values: Float[Tensor, "mask prompt"]) -> None:
+    def _finish(self, first: int, values: Float[Tensor, "mask output"]) -> None:
         self.done[first] = values
         self.tick(len(values))
 
-    def values(self) -> Float[Tensor, "mask prompt"]:
+    def values(self) -> Float[Tensor, "mask output"]:
         """All values in order, copies filled in."""
         if not self.done:
-            return torch.zeros(0, self.prompts)
+            return torch.zeros(0, self.outputs)
         values = torch.cat([self.done[first] for first in sorted(self.done)])
         if self.copies:
             to, source = torch.tensor(self.copies).T

@@ -9,15 +9,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from pathlib import Path
 from typing import Any
 
 from spex_mech.components import Component, ComponentSet, group
 from spex_mech.errors import DesignError
+from spex_mech.measuring.ask import Ask
 from spex_mech.store.discovery import Discovery
 
-Look = Callable[[ComponentSet, int, Path | None], Discovery]
-"""Components, a budget of masks and a run folder → what was found; `discover` with all else settled."""
+Look = Callable[[ComponentSet, Ask], Discovery]
+"""One run: components and what is asked of them → what was found."""
 Block = tuple[Component, ...]
 
 LEAST_BUDGET = 96
@@ -42,8 +42,8 @@ class Weights:
         return [block for block in self.weight if block in kept]
 
 
-def narrow(components: ComponentSet, budget: int, look: Look, out: str | Path | None = None) -> Discovery:
-    """Run `look` from blocks down to single components, `budget` masks in all.
+def narrow(components: ComponentSet, ask: Ask, look: Look) -> Discovery:
+    """Run `look` from blocks down to single components, ``ask.budget`` masks in all.
 
     A block's weight is ``√(Σ_{S∋block} F(S)²)``. Those within a twentieth of the heaviest are split further, at most a
     quarter of the blocks of a round. A block for which there is evidence (q ≤ 0.05), and of whose parts none weighs
@@ -52,9 +52,9 @@ def narrow(components: ComponentSet, budget: int, look: Look, out: str | Path | 
 
     Args:
         components: what could be ablated; groups among them are never split.
-        budget: masks of all rounds together: at most half for blocks, the rest for the last round.
+        ask: the budget is of all rounds together: at most half for blocks, the rest for the last round. The run folder
+            is that of the last round; those before it are in ``round-1``, ``round-2`` … inside it.
         look: makes one run.
-        out: run folder of the last round; those before it are in ``round-1``, ``round-2`` … inside it.
 
     Returns:
         The last round's `Discovery`, over the components that were left. Its record has ``"refined"``: the rounds, and
@@ -63,6 +63,7 @@ def narrow(components: ComponentSet, budget: int, look: Look, out: str | Path | 
     Raises:
         DesignError: a budget below 96 masks.
     """
+    budget = ask.budget
     if budget < LEAST_BUDGET:
         raise DesignError(
             f"refine=True was given {budget:,} masks; several rounds need at least {LEAST_BUDGET}. Raise the budget."
@@ -72,18 +73,18 @@ def narrow(components: ComponentSet, budget: int, look: Look, out: str | Path | 
     pending, spent = deal(components, width), 0
     parents: dict[Block, Block] = {}
     while is_more(pending, left=budget - spent) and spent + 2 * each <= budget:
-        found = look(joined(pending + frozen), each, _folder(out, len(rounds)))
+        found = look(joined(pending + frozen), _round(ask, each, len(rounds) + 1))
         weights, spent = weigh_blocks(found, pending), spent + each
         heavy = weights.heavy(max(1, width // FAN))
         rounds.append(_told(found, pending + frozen, heavy, each))
         frozen += lost_parents(parents, heavy)
         if not heavy and not frozen:
-            return _with_rounds(found, rounds, len(components), None, out)
+            return _with_rounds(found, ask, rounds, len(components))
         pending, parents = split_blocks(heavy, width - len(frozen))
         parents = {part: block for part, block in parents.items() if block in weights.sure}
     pending = singles(pending, left=budget - spent)
-    last = look(joined(pending + frozen), budget - spent, None if out is None else Path(out))
-    return _with_rounds(last, rounds, len(components), budget - spent, out)
+    last = look(joined(pending + frozen), replace(ask, budget=budget - spent, refine=False))
+    return _with_rounds(last, ask, rounds, len(components), budget - spent)
 
 
 def is_more(pending: Sequence[Block], left: int) -> bool:
@@ -165,8 +166,10 @@ def joined(blocks: Sequence[Block]) -> ComponentSet:
     return ComponentSet(tuple(map(as_one, blocks)))
 
 
-def _folder(out: str | Path | None, rounds: int) -> Path | None:
-    return None if out is None else Path(out) / f"round-{rounds + 1}"
+def _round(ask: Ask, masks: int, number: int) -> Ask:
+    """What is asked of a round on blocks."""
+    out = None if ask.folder is None else ask.folder / f"round-{number}"
+    return replace(ask, budget=masks, refine=False, out=out)
 
 
 def _told(found: Discovery, blocks: Sequence[Block], heavy: Sequence[Block], masks: int) -> dict[str, Any]:
@@ -175,12 +178,12 @@ def _told(found: Discovery, blocks: Sequence[Block], heavy: Sequence[Block], mas
 
 
 def _with_rounds(
-    found: Discovery, rounds: Sequence[dict[str, Any]], asked: int, last: int | None, out: str | Path | None
+    found: Discovery, ask: Ask, rounds: Sequence[dict[str, Any]], components: int, last: int = 0
 ) -> Discovery:
     """The result with the record of all rounds, saved once more with it."""
-    masks = sum(told["masks"] for told in rounds) + (last or 0)
-    refined = {"components": asked, "left": len(found.components), "masks": masks, "rounds": list(rounds)}
-    found = replace(found, record={**found.record, "refined": refined})
-    if out is not None:
-        found.save(out)
+    masks = sum(told["masks"] for told in rounds) + last
+    refined = {"components": components, "left": len(found.components), "masks": masks, "rounds": list(rounds)}
+    found = replace(found, record={**found.record, "asked": ask.to_dict(), "refined": refined})
+    if ask.folder is not None:
+        found.save(ask.folder)
     return found

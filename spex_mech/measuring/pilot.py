@@ -14,18 +14,17 @@ other masks, and the intact and the all-ablated model, are what it costs: at mos
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spex_mech.ablation.respond import Engine
 from spex_mech.errors import ResponseError
-from spex_mech.files.records import plain
-from spex_mech.measuring.in_folder import measure_masks
-from spex_mech.measuring.masks import AROUND, AUTO, DEFAULT_KEEP, KeepProb
+from spex_mech.measuring.ask import AUTO, Ask
+from spex_mech.measuring.lens import Chunks, Lens
+from spex_mech.measuring.masks import AROUND, DEFAULT_KEEP
+from spex_mech.measuring.measure import describe_experiment, measure_in
 from spex_mech.store.discovery import RESPONSES, recall_responses
 from spex_mech.walsh.masks.design import MaskDesign
 
@@ -36,6 +35,7 @@ FOLDER = "pilot"  # in the run folder
 _ENDS = 2  # the intact and the all-ablated model
 _RESAMPLES = 200
 _ERRORS = 2.0
+_CHEAP = 256  # masks a chunk from which on a pilot is one chunk
 
 
 @dataclass(frozen=True)
@@ -131,35 +131,35 @@ class Settled:
     """
 
     design: MaskDesign
-    known: Float[Tensor, "known prompt"] | None = None
+    known: Float[Tensor, "known output"] | None = None
     choice: PilotChoice | None = None
 
     @property
-    def told(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """For the run record."""
         return {} if self.choice is None else {FOLDER: self.choice.describe()}
 
+    @property
+    def begin(self) -> int:
+        """The first mask that has not been measured."""
+        return 0 if self.known is None else len(self.known)
 
-def settle_keep(
-    design: MaskDesign, keep: KeepProb, engine: Engine, record: Mapping[str, Any], out: str | Path | None
-) -> Settled:
-    """The design with the keep-probability that a pilot chooses, where `keep` is "auto"; else the design.
 
-    Args:
-        design: as `choose_design` made it for `keep`.
-        record: of the experiment with that design.
-        out: the run folder; a pilot's masks are journaled and kept in a folder inside, and never measured twice.
+def settle_keep(lens: Lens, design: MaskDesign, ask: Ask) -> Settled:
+    """The design with the keep-probability that a pilot chooses, where "auto" was asked; else the design.
 
-    Raises `ResponseError` where the folder holds a run that had no pilot, or a pilot of another experiment.
+    In a run folder the pilot's masks are journaled and kept in a folder inside, and never measured twice. Raises
+    `ResponseError` where the folder holds a run that had no pilot, or a pilot of another experiment.
     """
-    if keep != AUTO or design.kind != "stratified":
+    if ask.keep_prob != AUTO or design.kind != "stratified":
         return Settled(design)
     pilot = plan_pilot(design)
     if pilot is None:
         reason = f"{design.n_masks:,} masks are too few to spend a tenth of them on a pilot; this is the default"
         return Settled(design, None, PilotChoice(DEFAULT_KEEP, reason, {}, {}))
-    choice, known = run_pilot(pilot, engine, record, out)
-    return Settled(pilot.at(choice.keep_probs), known, choice)
+    values = _fly(pilot, lens, ask)
+    choice = choose_keep(pilot, values)
+    return Settled(pilot.at(choice.keep_probs), values[pilot.beginning(choice.keep_probs)], choice)
 
 
 def plan_pilot(design: MaskDesign) -> Pilot | None:
@@ -168,22 +168,25 @@ def plan_pilot(design: MaskDesign) -> Pilot | None:
     return None if each < FEWEST else Pilot(design, min(each, MOST))
 
 
-def run_pilot(
-    pilot: Pilot, engine: Engine, record: Mapping[str, Any], out: str | Path | None
-) -> tuple[PilotChoice, Float[Tensor, "mask prompt"]]:
-    """What the pilot found, and its values under the masks that are the first of the run."""
-    record, folder = plain({**record, "design": pilot.describe()}), None if out is None else Path(out) / FOLDER
+def _fly(pilot: Pilot, lens: Lens, ask: Ask) -> Float[Tensor, "mask output"]:
+    """The values of the pilot's masks."""
+    record = describe_experiment(lens, pilot.design) | {"design": pilot.describe()}
+    folder = None if ask.folder is None else ask.folder / FOLDER
     if folder is not None and (folder.parent / RESPONSES).exists() and not (folder / RESPONSES).exists():
         raise ResponseError(f"{folder.parent} holds a run without a pilot; keep_prob='auto' needs a folder of its own.")
-    responses = recall_responses(folder, record, engine.components)
+    responses = recall_responses(folder, record, lens.components)
     if responses is None:
         keep = pilot.keep()
-        responses, _ = measure_masks(engine, keep, [(0, keep)], record, folder, lambda _: None)
-    choice = choose_keep(pilot, responses.values)
-    return choice, responses.values[pilot.beginning(choice.keep_probs)]
+
+        def cut(size: int) -> Chunks:
+            size = size if size < _CHEAP else len(keep)
+            return ((first, keep[first : first + size]) for first in range(0, len(keep), size))
+
+        responses, _ = measure_in(folder, lens, record, keep, cut=cut)
+    return responses.values
 
 
-def choose_keep(pilot: Pilot, values: Float[Tensor, "mask prompt"]) -> PilotChoice:
+def choose_keep(pilot: Pilot, values: Float[Tensor, "mask output"]) -> PilotChoice:
     """The keep-probability of largest spread, or the default where that is not clearly less; see the module's text."""
     means = values.double().mean(1)
     by = torch.stack([means[pilot.rows(q)] for q in pilot.keep_probs])

@@ -1,4 +1,4 @@
-"""`spread`: the chunks of a run over Ray actors, each with a subject of its own. The only import of ray.
+"""`spread`: the chunks of a run over Ray actors, each with a lens of its own. The only import of ray.
 
 An actor gets one chunk at a time and is asked for nothing twice. One that dies, says nothing for too long or runs out
 of memory is replaced, and its chunk given to another, so a chunk is lost only as long as it is under way. Values go to
@@ -9,9 +9,10 @@ settings of torch, so they are the same bits.
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from spex_mech.ablation.batching import is_out_of_memory
 from spex_mech.ablation.binding import bind
+from spex_mech.ablation.replacement import Replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.errors import ModelError, ResponseError, SpexMechError
 from spex_mech.files.records import differences, plain
-from spex_mech.measuring.measure import Chunks, Results, Run
+from spex_mech.measuring.lens import Chunks, Lens, Results, Run
 from spex_mech.measuring.workers import Workers
 
 Chunk = tuple[int, Bool[Tensor, "mask component"]]
@@ -32,21 +34,22 @@ _OOM = "ran out of memory"
 
 
 def spread(workers: Workers) -> Run:
-    """A `Run` for `measure` that passes chunks through workers; `workers.source` must be a function.
+    """A `Run` for `measure` that passes chunks through workers; `workers.source` is a function, or None.
 
     The run raises:
-        ModelError: ray is not installed, no cluster answers or has room, or a worker loads another model.
+        ModelError: ray is not installed, no cluster answers or has room, a worker loads another model, or what is
+            measured cannot be sent to one.
         ResponseError: the workers fail again and again.
     """
 
-    def run(engine: Engine, chunks: Chunks) -> Results:
+    def run(lens: Lens, chunks: Chunks) -> Results:
         chunks = iter(chunks)
         head = next(chunks, None)
         if head is None:  # all of it came from the journal
             return
-        _check_device(workers, engine.subject.device)
+        _check_device(workers, lens.device)
         with _session(workers) as ray:
-            crew = _Crew(ray, workers, _pack(engine, workers), deque([head]), chunks)
+            crew = _Crew(ray, workers, _send(ray, _pack(lens, workers)), deque([head]), chunks)
             try:
                 yield from crew.results()
             finally:
@@ -69,53 +72,69 @@ def _check_device(workers: Workers, here: torch.device) -> None:
         )
 
 
-def _pack(engine: Engine, workers: Workers) -> dict[str, Any]:
-    """What a worker needs beside its model, on the CPU."""
-    references = {site: values.cpu() for site, values in engine.replacement.references.items()}
+def _pack(lens: Lens, workers: Workers) -> dict[str, Any]:
+    """What a worker needs: what makes its lens, and how torch is set here."""
     return {
-        "source": workers.source,
-        "engine": {
-            "task": engine.task,
-            "components": engine.components,
-            "replacement": replace(engine.replacement, references=references),
-            "batch_rows": dict(engine.rows),
-        },
-        "provenance": plain(engine.subject.provenance),
-        "torch": {
-            "threads": torch.get_num_threads(),
-            "precision": torch.get_float32_matmul_precision(),
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-            "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
-            "dtype": torch.get_default_dtype(),
-        },
+        "lens": _of_model(lens, workers.source) if isinstance(lens, Engine) else partial(_as_it_is, lens),
+        "threads": torch.get_num_threads(),
+        "precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "dtype": torch.get_default_dtype(),
     }
+
+
+def _of_model(engine: Engine, source: Any) -> Callable[[], Engine]:
+    """Makes the engine again around a model from `source`, replacement values on the CPU until then."""
+    if source is None:
+        raise ModelError("workers of a model load one of their own: Workers(source=…), a card, folder, id or function.")
+    references = {site: values.cpu() for site, values in engine.replacement.references.items()}
+    packed = replace(engine.replacement, references=references)
+    parts = {"task": engine.task, "components": engine.components, "batch_rows": dict(engine.rows)}
+    return partial(_engine_there, source, plain(engine.subject.provenance), packed, parts)
+
+
+def _engine_there(source: Any, provenance: dict[str, Any], packed: Replacement, parts: dict[str, Any]) -> Engine:
+    """In the worker: load the model and see that it is the right one."""
+    subject = bind(source())
+    found = differences(provenance, plain(subject.provenance), sides=("here", "in the worker"))
+    if found:
+        raise ModelError(
+            f"a worker loaded another model than the run was begun with: it differs in {'; '.join(found[:4])}. "
+            "Let the workers' source be what this model was loaded from."
+        )
+    references = {site: values.to(subject.device) for site, values in packed.references.items()}
+    return Engine(subject, replacement=replace(packed, references=references), **parts)
+
+
+def _as_it_is(lens: Lens) -> Lens:
+    return lens
+
+
+def _send(ray: Any, pack: dict[str, Any]) -> Any:
+    try:
+        return ray.put(pack)
+    except Exception as error:  # whatever pickling somebody's object raises
+        raise ModelError(
+            f"workers cannot be sent what they are to measure: {_last_line(error)}. Let functions close over plain "
+            "values, or measure without workers."
+        ) from error
 
 
 class _Actor:
     """Lives in a process of its own, on whichever machine Ray puts it."""
 
     def start(self, pack: dict[str, Any]) -> None:
-        """Load the model and see that it is the right one."""
-        settings = pack["torch"]
-        torch.set_num_threads(settings["threads"])  # how a product is split over threads decides its last bits
-        torch.set_float32_matmul_precision(settings["precision"])
-        torch.use_deterministic_algorithms(settings["deterministic"], warn_only=settings["warn_only"])
-        torch.set_default_dtype(settings["dtype"])
-        subject = bind(pack["source"]())
-        found = differences(pack["provenance"], plain(subject.provenance), sides=("here", "in the worker"))
-        if found:
-            raise ModelError(
-                f"a worker loaded another model than the run was begun with: it differs in {'; '.join(found[:4])}. "
-                "Let the workers' source be what this model was loaded from."
-            )
-        parts = dict(pack["engine"])
-        moved = {site: values.to(subject.device) for site, values in parts["replacement"].references.items()}
-        parts["replacement"] = replace(parts["replacement"], references=moved)
-        self.engine = Engine(subject, **parts)
+        """Set torch as it is set there, and make the lens."""
+        torch.set_num_threads(pack["threads"])  # how a product is split over threads decides its last bits
+        torch.set_float32_matmul_precision(pack["precision"])
+        torch.use_deterministic_algorithms(pack["deterministic"], warn_only=pack["warn_only"])
+        torch.set_default_dtype(pack["dtype"])
+        self.lens = pack["lens"]()
 
-    def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask prompt"]:
-        """See `Engine.values`."""
-        return self.engine.values(keep)
+    def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask output"]:
+        """See `Lens.values`."""
+        return self.lens.values(keep)
 
 
 @dataclass(frozen=True)
@@ -137,9 +156,8 @@ class _Post:
 class _Crew:
     """The workers of a run, what each is at, and how often what has failed."""
 
-    def __init__(self, ray: Any, workers: Workers, pack: dict[str, Any], again: deque[Chunk], chunks: Chunks) -> None:
-        self.ray, self.workers, self.again, self.chunks = ray, workers, again, iter(chunks)
-        self.pack = ray.put(pack)
+    def __init__(self, ray: Any, workers: Workers, pack: Any, again: deque[Chunk], chunks: Chunks) -> None:
+        self.ray, self.workers, self.pack, self.again, self.chunks = ray, workers, pack, again, iter(chunks)
         self.remote = ray.remote(_Actor).options(
             num_cpus=workers.cpus_each, num_gpus=workers.gpus_each, max_restarts=0, max_task_retries=0
         )

@@ -1,10 +1,16 @@
-"""`Workers`: how many processes measure, where, with what, and when one of them is given up. A plain value."""
+"""`Workers`: how many processes measure, where, with what, and when one of them is given up."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from spex_mech.errors import ModelError
+from spex_mech.gallery.studies import open_subject
+from spex_mech.measuring.lens import Run, in_turn
 
 
 @dataclass(frozen=True)
@@ -14,6 +20,7 @@ class Workers:
     Attributes:
         source: where a worker gets its model: a card, model folder or hub id, or a function without arguments that
             returns a model or a bound subject. It must be the very model the run was begun with; weights are compared.
+            None, for parts of a prompt and training examples: what reads or trains is sent to it.
         count: how many workers.
         gpus_each, cpus_each: what Ray sets aside for each.
         address: of a Ray cluster ("auto": the one on this machine); None: started here, and stopped at the end.
@@ -28,7 +35,7 @@ class Workers:
     Raises `ModelError`: numbers out of range.
     """
 
-    source: str | Callable[[], Any]
+    source: str | Callable[[], Any] | None = None
     count: int = 2
     gpus_each: float = 0.0
     cpus_each: float = 1.0
@@ -43,3 +50,26 @@ class Workers:
                 f"seconds a chunk and {self.patience} failures forgiven were asked for; it takes at least one worker "
                 "and a positive time, and none of the others may be negative."
             )
+
+
+def choose_run(workers: Workers | None, device: torch.device) -> Run:
+    """How the chunks of a run are passed: in turn, or by workers, which import Ray only now."""
+    if workers is None:
+        return in_turn
+    from spex_mech.measuring.ray_pool import spread
+
+    if isinstance(workers.source, str):
+        workers = replace(workers, source=source_of(workers.source, device=device.type))
+    return spread(workers)
+
+
+def source_of(what: str | Path, *, model: str | Path | None = None, device: str | None = None) -> Callable[[], Any]:
+    """A function that opens a card's or user's model, wherever it is called; paths are made absolute."""
+    return partial(open_subject, _whole(what), device=device, model=None if model is None else _whole(model))
+
+
+def _whole(what: str | Path) -> str:
+    """A path that means the same in any folder; names of the gallery and hub ids as they are."""
+    from spex_mech.gallery import cards
+
+    return str(what) if str(what) in cards() or not Path(what).exists() else str(Path(what).resolve())

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from spex_mech.auditing.audit_record import Audit
+from spex_mech.auditing.run_audit import Audit
+from spex_mech.auditing.verdicts import STABLE_FROM
 from spex_mech.show.dossier import Cell, Check, Points, Sheet, SizePoint
 from spex_mech.store.discovery import Discovery
 
@@ -73,7 +74,7 @@ def _stability(audit: Audit) -> Sheet:
         (f"halves of the {r.over}", r.resamples, r.nodes, r.interactions, r.stable, r.method) for r in audit.stability
     ]
     columns = ("over", "resamples", "components", "interactions", "stable", "how")
-    bar = max((r.bar for r in audit.stability), default=0.8)
+    bar = max((r.bar for r in audit.stability), default=STABLE_FROM)
     note = f"Agreement of what is found again (Jaccard index, mean); components at {bar:g} and more are called stable."
     return Sheet("Would other masks or prompts say the same?", columns, tuple(rows), note)
 

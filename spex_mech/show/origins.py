@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from spex_mech.auditing.audit_record import Audit
+from spex_mech.auditing.run_audit import Audit
 from spex_mech.components import Component, ComponentSet, group
 from spex_mech.errors import SpexMechError
 from spex_mech.gallery import Card, cards, open_card

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PLOT_COLOURS = {"synergy": "#009E73", "redundancy": "#CC79A7", "main": "#56729c"}  # told apart by colour-blind readers
 
 
-def plot_circuit(circuit: Circuit, max_interactions: int = 40) -> "Figure":
+def circuit(circuit: Circuit, max_interactions: int = 40) -> "Figure":
     """The circuit by layer: heads are circles, MLPs and neurons squares, filled by main effect; edges are joint
     effects.
 
@@ -42,7 +42,7 @@ def plot_circuit(circuit: Circuit, max_interactions: int = 40) -> "Figure":
     return figure
 
 
-def plot_spectrum(circuit: Circuit, top: int = 20) -> "Figure":
+def spectrum(circuit: Circuit, top: int = 20) -> "Figure":
     """Left: Σ F(S)² by order, what each order explains. Right: the strongest interactions with two standard errors."""
     figure_type, _, _ = _matplotlib()
     shown = list(circuit.interactions[:top])
@@ -70,7 +70,7 @@ def plot_spectrum(circuit: Circuit, top: int = 20) -> "Figure":
     return figure
 
 
-def plot_predictions(measured: Sequence[float], predicted: Sequence[float], unit: str) -> "Figure":
+def predictions(measured: Sequence[float], predicted: Sequence[float], unit: str) -> "Figure":
     """Predicted against measured values, a point a mask; on the line they agree.
 
     Args:
@@ -95,7 +95,7 @@ def plot_predictions(measured: Sequence[float], predicted: Sequence[float], unit
     return figure
 
 
-def plot_faithfulness(sizes: "pd.DataFrame") -> "Figure":
+def faithfulness(sizes: "pd.DataFrame") -> "Figure":
     """Faithfulness over the number of components kept: the sets that preserve, that help, and random ones ± 1 s.d.
 
     `sizes` is ``audit.sizes_frame()``. Raises `SpexMechError` on a frame without its columns or rows.

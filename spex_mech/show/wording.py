@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from spex_mech.auditing.audit_record import Audit, Verified
+from spex_mech.auditing.findings import Verified
+from spex_mech.auditing.run_audit import Audit
+from spex_mech.auditing.verdicts import STABLE_FROM
 from spex_mech.circuit.nodes import Interaction
 from spex_mech.files.text import number, percent, quoted_roles
 from spex_mech.store.discovery import Discovery, lens_of
@@ -153,7 +155,8 @@ def _agreement(again: Mapping[str, Any] | None) -> Iterator[str]:
     if again and again.get("jaccard") is not None:
         yield (
             f"Over {again.get('resamples', 'several')} resamples the sets found agree to {again['jaccard']:.2f}, the "
-            f"components to {again.get('node_jaccard', float('nan')):.2f} (Jaccard; 0.8 and more is called stable)."
+            f"components to {again.get('node_jaccard', float('nan')):.2f} (Jaccard; {STABLE_FROM:g} and more "
+            "is called stable)."
         )
 
 

@@ -27,7 +27,7 @@ from spex_mech.store.responses import Responses, pack_bits
 from spex_mech.store.run_record import RunRecord
 from spex_mech.store.spectrum_file import load_spectrum, save_spectrum
 from spex_mech.walsh.decoding import Decoded, Outcome
-from spex_mech.walsh.link.link import Link
+from spex_mech.walsh.link_function import Link
 from spex_mech.walsh.spectrum import Spectrum
 
 LensName = Literal["components", "features", "data"]

@@ -12,8 +12,9 @@ from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, SpexMechError
 from spex_mech.files.json import json_text, write_whole
 from spex_mech.files.schema import read_as
-from spex_mech.walsh.link.link import Link
-from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
+from spex_mech.walsh.link_function import Link
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum
 
 SPECTRUM_SCHEMA = "spex_mech.spectrum/1"
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from spex_mech.errors import TaskError
+from spex_mech.tasks.prompts import Prompts
 from spex_mech.tasks.speller import Speller
-from spex_mech.tasks.task import Prompts, Task
+from spex_mech.tasks.task import Task
 
 TRIES = 60  # drafts looked at for each prompt asked for
 _PILOT = 96  # drafts whose lengths are looked at before one length is settled

@@ -95,7 +95,7 @@ def loss(scored: Scored) -> Float[Tensor, " row"]:
 
 
 _SATURATES = "probability saturates, which looks like interaction of every order; prefer logit_diff or log_prob"
-METRICS = {
+METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
         Metric("logit_diff", "logit", True, logit_diff, needs_distractors=True),

@@ -1,8 +1,7 @@
 """`Task`: the prompts, what the model should answer, where, and by which metric it is judged."""
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +11,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from spex_mech.errors import TaskError, all_problems
+from spex_mech.tasks.prompts import Prompts
+from spex_mech.tasks.prompts_file import read_columns, read_prompts, write_rows
 
-MAX_PROMPT_LINES = 1_000_000  # lines of a prompt file; beyond that it is not a prompt file
 _SHOWN = 16  # tokens of a prompt without text, for people
-_ROW_KEYS = {"tokens", "text", "answer", "also", "distractors", "position", "corrupt"}
 
 
 class Vocabulary(Protocol):
@@ -25,63 +24,6 @@ class Vocabulary(Protocol):
     def d_vocab(self) -> int: ...
     @property
     def d_vocab_out(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Token rows of different lengths, stored right-padded with 0; `lengths` says where the padding begins."""
-
-    tokens: Int[Tensor, "prompt pos"]
-    lengths: Int[Tensor, " prompt"]
-
-    @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[int] | Tensor]) -> "Prompts":
-        """Prompts from rows of token ids.
-
-        >>> Prompts.from_rows([[5, 6], [7]]).tokens.tolist()
-        [[5, 6], [7, 0]]
-        """
-        lists = [[int(token) for token in row] for row in rows]
-        empty = [i + 1 for i, row in enumerate(lists) if not row]
-        if empty or not lists:
-            raise TaskError(
-                f"prompts {empty[:10]} have no tokens." if empty else "there are no prompts; at least one is needed."
-            )
-        width = max(map(len, lists))
-        padded = torch.tensor([row + [0] * (width - len(row)) for row in lists], dtype=torch.long)
-        return cls(padded, torch.tensor([len(row) for row in lists]))
-
-    @classmethod
-    def of(cls, tokens: Any, attention_mask: Any = None) -> "Prompts":
-        """Prompts from rows, or from a padded matrix with its attention mask (padding on either side is taken off)."""
-        if isinstance(tokens, Prompts):
-            return tokens
-        if attention_mask is None:
-            return cls.from_rows(tokens.tolist() if hasattr(tokens, "tolist") else tokens)
-        matrix, real = torch.as_tensor(tokens), torch.as_tensor(attention_mask).bool()
-        if matrix.shape != real.shape or matrix.ndim != 2:
-            raise TaskError(
-                f"tokens {tuple(matrix.shape)} and attention_mask {tuple(real.shape)} must both be [prompt, pos]."
-            )
-        return cls.from_rows([row[kept].tolist() for row, kept in zip(matrix, real, strict=True)])
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __repr__(self) -> str:
-        return f"Prompts({len(self):,} of {int(self.lengths.min()):,} to {int(self.lengths.max()):,} tokens)"
-
-    def row(self, i: int) -> Int[Tensor, " pos"]:
-        """The tokens of one prompt, without padding."""
-        return self.tokens[i, : int(self.lengths[i])]
-
-    def by_length(self) -> dict[int, Int[Tensor, " prompt"]]:
-        """Prompt numbers grouped by length, ascending: prompts of one length share a batch without padding."""
-        return {int(n): (self.lengths == n).nonzero()[:, 0] for n in self.lengths.unique()}
-
-    def take(self, which: Int[Tensor, " prompt"]) -> "Prompts":
-        """Some of the prompts."""
-        return Prompts.from_rows([self.row(int(i)).tolist() for i in which])
 
 
 @dataclass(frozen=True, init=False)
@@ -169,42 +111,30 @@ class Task:
         Raises:
             TaskError: the file cannot be read, or rows are wrong; all of them are listed.
         """
-        rows = _parse_rows(Path(path), limit, need=("tokens", "text"))
-        reader = _Reader(Path(path).name, tokenizer)
-        parsed = [reader.row(number, row) for number, row in rows]
-        reader.finish()
-        corrupt = [p["corrupt"] for p in parsed]
-        if any(c is not None for c in corrupt) and any(c is None for c in corrupt):
-            raise TaskError(f"{path}: some rows have a corrupt prompt and some have none; give all or none.")
+        columns = read_columns(path, tokenizer, limit)
         return cls(
-            [p["tokens"] for p in parsed],
-            [p["answer"] for p in parsed],
-            [p["distractors"] for p in parsed],
-            [p["position"] for p in parsed],
-            metric,
-            corrupt=None if corrupt[0] is None else corrupt,
-            reference=None if reference is None else read_prompts(reference, tokenizer),
-            texts=[str(row.get("text", "")) for _, row in rows],
-            also=[p["also"] for p in parsed],
+            **columns, metric=metric, reference=None if reference is None else read_prompts(reference, tokenizer)
         )
 
     def to_jsonl(self, path: str | Path) -> None:
-        """Write the prompts as `from_jsonl` reads them (the metric and the reference are not part of that file)."""
-        lines = []
-        for i in range(len(self)):
-            row: dict[str, Any] = {"tokens": self.prompts.row(i).tolist()}
-            if int(self.answers[i]) >= 0:
-                row["answer"] = int(self.answers[i])
-            row["distractors"] = [d for d in self.distractors[i].tolist() if d >= 0]
-            if further := [a for a in self.also[i].tolist() if a >= 0]:
-                row["also"] = further
-            row["position"] = int(self.positions[i])
-            if self.corrupt is not None:
-                row["corrupt"] = self.corrupt.row(i).tolist()
-            if self.texts and self.texts[i]:
-                row["text"] = self.texts[i]
-            lines.append(json.dumps(row))
-        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        """Write the prompts as `from_jsonl` reads them (the metric and the reference are not part of that file).
+
+        Raises `FormatError` where the folder does not exist or cannot be written.
+        """
+        write_rows(path, map(self._row, range(len(self))))
+
+    def _row(self, i: int) -> dict[str, Any]:
+        """One prompt as a row of the file, without what it does not have."""
+        further, corrupt = _real(self.also[i]), self.corrupt
+        return {
+            "tokens": self.prompts.row(i).tolist(),
+            **({"answer": int(self.answers[i])} if int(self.answers[i]) >= 0 else {}),
+            "distractors": _real(self.distractors[i]),
+            **({"also": further} if further else {}),
+            "position": int(self.positions[i]),
+            **({} if corrupt is None else {"corrupt": corrupt.row(i).tolist()}),
+            **({"text": self.texts[i]} if self.texts and self.texts[i] else {}),
+        }
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -297,108 +227,9 @@ class Task:
         return judged
 
 
-def read_prompts(path: str | Path, tokenizer: Any = None) -> Prompts:
-    """Bare prompts from a jsonl file: rows with ``tokens`` or ``text``; other keys are not read."""
-    reader = _Reader(Path(path).name, tokenizer)
-    rows = [
-        reader.tokens(number, row.get("tokens", row.get("text")))
-        for number, row in _parse_rows(Path(path), None, need=("tokens", "text"))
-    ]
-    reader.finish()
-    return Prompts.from_rows(rows)
-
-
-def _parse_rows(path: Path, limit: int | None, need: tuple[str, ...]) -> list[tuple[int, Mapping[str, Any]]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path} cannot be read: {error}.") from error
-    rows, problems = list[tuple[int, Mapping[str, Any]]](), list[str]()
-    for number, line in enumerate(lines[:MAX_PROMPT_LINES], 1):
-        if not line.strip() or (limit is not None and len(rows) >= limit):
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"line {number}: not JSON ({error})")
-            continue
-        if not isinstance(row, dict) or not any(key in row for key in need):
-            problems.append(f"line {number}: needs an object with {' or '.join(need)}")
-        elif unknown := set(row) - _ROW_KEYS:
-            problems.append(f"line {number}: unknown keys {sorted(unknown)}; known are {sorted(_ROW_KEYS)}")
-        else:
-            rows.append((number, row))
-    if problems:
-        raise TaskError(all_problems(f"{path}: {len(problems)} lines are not prompts:", problems))
-    if not rows:
-        raise TaskError(f'{path} holds no prompts; it needs one JSON object a line, such as {{"tokens": [1, 2], …}}.')
-    return rows
-
-
-class _Reader:
-    """Turns the fields of rows into token ids; collects what is wrong and tells it once."""
-
-    def __init__(self, name: str, tokenizer: Any) -> None:
-        self.name, self.tokenizer, self.problems = name, tokenizer, list[str]()
-
-    def row(self, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
-        corrupt = row.get("corrupt")
-        distractors = row.get("distractors", [])
-        if not isinstance(distractors, list):
-            self.problems.append(f"line {number}: distractors must be a list, not {distractors!r}")
-            distractors = []
-        also = row.get("also", [])
-        if not isinstance(also, list):
-            self.problems.append(f"line {number}: also must be a list of further answers, not {also!r}")
-            also = []
-        position = row.get("position", -1)
-        if not _is_id(position, negative=True):
-            self.problems.append(f"line {number}: position must be a whole number, not {position!r}")
-            position = -1
-        return {
-            "tokens": self.tokens(number, row.get("tokens", row.get("text"))),
-            "answer": self.one(number, "answer", row["answer"]) if row.get("answer") is not None else -1,
-            "also": [self.one(number, "answer", a) for a in also],
-            "distractors": [self.one(number, "distractor", d) for d in distractors],
-            "position": position,
-            "corrupt": None if corrupt is None else self.tokens(number, corrupt),
-        }
-
-    def tokens(self, number: int, value: Any) -> list[int]:
-        if isinstance(value, str):
-            return self._encode(number, value, special=True)
-        if isinstance(value, list) and value and all(_is_id(v) for v in value):
-            return value
-        self.problems.append(
-            f"line {number}: tokens must be a list of token ids with at least one, not {str(value)[:60]!r}"
-        )
-        return [0]
-
-    def one(self, number: int, what: str, value: Any) -> int:
-        if _is_id(value):
-            return int(value)
-        if isinstance(value, str):
-            ids = self._encode(number, value, special=False)
-            if len(ids) == 1:
-                return ids[0]
-            self.problems.append(f"line {number}: {what} {value!r} is {len(ids)} tokens; it must be one")
-        else:
-            self.problems.append(f"line {number}: {what} must be a token id or a string, not {value!r}")
-        return 0
-
-    def _encode(self, number: int, text: str, *, special: bool) -> list[int]:
-        if self.tokenizer is None:
-            self.problems.append(f"line {number}: {text[:40]!r} is text, and there is no tokenizer; give token ids")
-            return [0]
-        return list(self.tokenizer.encode(text, add_special_tokens=special)) or [0]
-
-    def finish(self) -> None:
-        if self.problems:
-            raise TaskError(all_problems(f"{self.name}: {len(self.problems)} problems:", self.problems))
-
-
-def _is_id(value: Any, *, negative: bool = False) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and (-(2**31) if negative else 0) <= value < 2**31
+def _real(ids: Tensor) -> list[int]:
+    """A row of ids without its padding."""
+    return [i for i in ids.tolist() if i >= 0]
 
 
 def _vector(values: Any, n: int, name: str) -> Int[Tensor, " prompt"]:

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from spex_mech.errors import DecodeError, ResponseError
-from spex_mech.walsh.link.link import Link
+from spex_mech.walsh.link_function import Link
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Spectrum
 

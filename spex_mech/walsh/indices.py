@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
-from spex_mech.walsh.spectrum import Basis, Spectrum, merge_sets
+from spex_mech.walsh.set_rows import merge_sets, set_tuples
+from spex_mech.walsh.spectrum import Basis, Spectrum
 
 Index = dict[tuple[int, ...], float]
 
@@ -119,5 +120,4 @@ def _weighted(spectrum: Spectrum, order: int, weight: Callable[[int, int], float
                 members.append(mobius.members[rows][:, chosen].flatten(0, 1))
                 values.append((mobius.coefficients[rows].double() * factor).repeat_interleave(len(chosen)))
     merged, summed = merge_sets(members, values)
-    sets = (tuple(i for i in row if i >= 0) for row in merged.tolist())
-    return dict(sorted(zip(sets, summed.tolist(), strict=True), key=lambda item: (len(item[0]), item[0])))
+    return dict(sorted(zip(set_tuples(merged), summed.tolist(), strict=True), key=lambda item: (len(item[0]), item[0])))

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
+from spex_mech.walsh.set_rows import left_align, merge_sets, pad_sets, set_tuples, subset_bits, trimmed
 
 BasisKind = Literal["walsh", "biased", "mobius", "knockout"]
 _TOLD = 3  # sets in one line about a polynomial
@@ -147,7 +148,7 @@ class Spectrum:
     @cached_property
     def sets(self) -> tuple[tuple[int, ...], ...]:
         """The sets as tuples of ascending indices, in row order."""
-        return tuple(tuple(i for i in row if i >= 0) for row in self.members.tolist())
+        return set_tuples(self.members)
 
     @cached_property
     def _rows(self) -> dict[tuple[int, ...], int]:
@@ -212,7 +213,7 @@ class Spectrum:
         """Some of the terms, by row number or by a Boolean a row."""
         return replace(
             self,
-            members=_trim(self.members[rows]),
+            members=trimmed(self.members[rows]),
             coefficients=self.coefficients[rows],
             stderr=None if self.stderr is None else self.stderr[rows],
         )
@@ -254,31 +255,11 @@ class Spectrum:
             kept = weight != 0
             sets, subset, weight = self.members[rows, :order], subset[kept], weight[kept]
             expanded = torch.where(subset[None], sets[:, None], -1).flatten(0, 1)
-            members.append(_left_align(expanded))
+            members.append(left_align(expanded))
             shape = (-1, *([1] * (self.coefficients.ndim - 1)))
             coefficients.append((self.coefficients[rows].double()[:, None] * weight.reshape(1, *shape)).flatten(0, 1))
         merged, summed = merge_sets(members, coefficients)
         return Spectrum(self.n, merged, summed, basis)
-
-    def restrict(self, kept: Iterable[int] = (), ablated: Iterable[int] = ()) -> "Spectrum":
-        """The polynomial with some components fixed; they no longer occur in any set."""
-        kept, ablated = set(kept), set(ablated)
-        if kept & ablated:
-            raise DecodeError(f"components {sorted(kept & ablated)} cannot be both kept and ablated.")
-        unknown = sorted(i for i in kept | ablated if not 0 <= i < self.n)
-        if unknown:
-            raise DecodeError(f"components {unknown} do not exist; this polynomial has components 0 to {self.n - 1}.")
-        offset, slope = self.basis.affine
-        value = torch.ones(self.n + 1, dtype=torch.float64)
-        value[list(kept)] = offset + slope
-        value[list(ablated)] = offset
-        fixed = torch.zeros(self.n + 1, dtype=torch.bool)
-        fixed[list(kept | ablated)] = True
-        factor = value[self.members].prod(1) if len(self) else torch.ones(0, dtype=torch.float64)
-        members = _left_align(torch.where(fixed[self.members], -1, self.members))
-        scaled = self.coefficients.double() * factor.reshape(-1, *([1] * (self.coefficients.ndim - 1)))
-        merged, summed = merge_sets([members], [scaled])
-        return Spectrum(self.n, merged, summed, self.basis)
 
     def energy_by_order(self) -> dict[int, float]:
         """Σ F(S)² by |S|, in an orthonormal basis: the variance each order explains under that basis' own masks
@@ -320,63 +301,3 @@ def monomials(
         else:
             out[rows] *= factors[slot_of[rows, slot]]
     return out.T
-
-
-def pad_sets(sets: Iterable[Iterable[int]]) -> Int[Tensor, "set slot"]:
-    """Sets as rows of ascending indices, padded with -1.
-
-    >>> pad_sets([(2, 0), (), (1,)]).tolist()
-    [[0, 2], [-1, -1], [1, -1]]
-    """
-    rows = [sorted(s) for s in sets]
-    width = max((len(row) for row in rows), default=0)
-    return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.long).reshape(len(rows), width)
-
-
-def subset_bits(order: int) -> Bool[Tensor, "subset slot"]:
-    """All 2^order subsets as rows of bits.
-
-    >>> subset_bits(2).int().tolist()
-    [[0, 0], [1, 0], [0, 1], [1, 1]]
-    """
-    return (torch.arange(1 << order)[:, None] >> torch.arange(order)) & 1 == 1
-
-
-def merge_sets(members: list[Tensor], coefficients: list[Tensor]) -> tuple[Int[Tensor, "set slot"], Tensor]:
-    """One row a different set, coefficients of equal sets added; rows in a fixed order (by content)."""
-    width = max((m.shape[1] for m in members), default=0)
-    stacked = torch.cat(
-        [torch.nn.functional.pad(m, (0, width - m.shape[1]), value=-1) for m in members]
-        or [torch.zeros(0, 0, dtype=torch.long)]
-    )
-    values = torch.cat(coefficients) if coefficients else torch.zeros(0, dtype=torch.float64)
-    if not len(stacked):
-        return stacked, values
-    if not width:
-        return stacked[:1], values.sum(0, keepdim=True)
-    unique, inverse = _unique_rows(stacked)
-    return _trim(unique), torch.zeros((len(unique), *values.shape[1:]), dtype=values.dtype).index_add_(
-        0, inverse, values
-    )
-
-
-def _unique_rows(members: Int[Tensor, "row slot"]) -> tuple[Int[Tensor, "set slot"], Int[Tensor, " row"]]:
-    """The different rows in ascending order, and which of them each row is; as one number a row where that fits."""
-    base = int(members.max()) + 2
-    if base ** members.shape[1] >= 1 << 62:
-        return members.unique(dim=0, return_inverse=True)
-    place = base ** torch.arange(members.shape[1] - 1, -1, -1)
-    key, inverse = ((members + 1) * place).sum(1).unique(return_inverse=True)
-    return key[:, None] // place % base - 1, inverse
-
-
-def _left_align(members: Tensor) -> Tensor:
-    """Move the -1 slots of each row to the right; the others stay ascending."""
-    far = torch.iinfo(members.dtype).max
-    ordered = torch.where(members < 0, far, members).sort(1).values
-    return torch.where(ordered == far, -1, ordered)
-
-
-def _trim(members: Tensor) -> Tensor:
-    width = int((members >= 0).sum(1).max()) if len(members) else 0
-    return members[:, :width]

@@ -40,15 +40,6 @@ def walsh_hadamard(values: Float[Tensor, "... point"]) -> Float[Tensor, "... poi
     return out.reshape(values.shape).to(values.dtype)
 
 
-def inverse_walsh_hadamard(coefficients: Float[Tensor, "... point"]) -> Float[Tensor, "... point"]:
-    """The inverse, ``values[m] = 2**-b Σ_S (-1)^{<m, S>} coefficients[S]``; raises as `walsh_hadamard` does.
-
-    >>> inverse_walsh_hadamard(torch.tensor([3.0, 3.0, -1.0, -1.0])).tolist()
-    [1.0, 0.0, 2.0, 0.0]
-    """
-    return walsh_hadamard(coefficients) / coefficients.shape[-1]
-
-
 def walsh_matrix(
     bits: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "set point"]:

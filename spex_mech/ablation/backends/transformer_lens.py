@@ -1,23 +1,21 @@
 """`BridgeSubject`: TransformerLens models through their own hook points.
 
-Known by their form (``cfg``, ``hook_dict``, ``hooks``), so TransformerBridge 4.x, native or wrapped, and objects
-with the
-hooks of HookedTransformer 2.x/3.x are all bound here.
+Known by their form (``cfg``, ``hook_dict``, ``hooks``), so TransformerBridge 4.x, native or wrapped, and objects with
+the hooks of HookedTransformer 2.x/3.x are all bound here.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spex_mech.ablation.leave_out import LeaveOut, cut_short
-from spex_mech.ablation.sites import input_features
+from spex_mech.ablation.backends.base import ModelSubject
+from spex_mech.ablation.leave_out import LeaveOut
+from spex_mech.ablation.sites import Architecture, Place, input_features
 from spex_mech.ablation.subject import Edit, Shortcuts, Site, SiteKind
-from spex_mech.ablation.weights import describe_hooks, describe_weights, hash_weights
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
 
@@ -29,52 +27,20 @@ def is_transformer_lens(model: Any) -> bool:
     return all(hasattr(model, name) for name in ("cfg", "hook_dict", "hooks", "run_with_hooks"))
 
 
-class BridgeSubject:
+class BridgeSubject(ModelSubject):
     """A TransformerLens model; ablation edits hook_z, hook_post and hook_mlp_out, never hook_result."""
 
-    def __init__(self, model: Any, shortcuts: Shortcuts = Shortcuts()) -> None:
+    backend = "transformer_lens"
+
+    def __init__(self, model: Any) -> None:
         """Read the shape from ``cfg`` and the sites from the hooks that exist; raises `ModelError` if there are
         none."""
-        self.model = model.eval()
-        self.shortcuts = shortcuts
-        sites = [site for layer in range(model.cfg.n_layers) for site in _layer_sites(model, layer)]
-        if not sites:
-            raise ModelError(
-                f"{type(model).__name__} has none of the hooks blocks.*.{', blocks.*.'.join(_HOOKS.values())}, "
-                "so no known site was found. Bind a TransformerBridge of a decoder-only language model."
-            )
-        self._sites = tuple(sites)
-        self._shape = _shape(model.cfg, self._sites)
-        self._passage = _passage(model)
+        super().__init__(model, model, _architecture(model), _processing(model))
         self._options = {"use_cache": False} if hasattr(model, "enable_compatibility_mode") else {}
-        self._provenance = {
-            "backend": "transformer_lens",
-            "weight_processing": _processing(model),
-            **describe_weights(model),
-        }
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} of {self.shape.describe()} on {self.device}"
 
     @property
-    def shape(self) -> ModelShape:
-        return self._shape
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        return self._sites
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        return {
-            **self._provenance,
-            "weights_sha256": hash_weights(self.model),
-            **describe_hooks(self.model),
-        }  # as they are now: they may have been edited
+    def n_ctx(self) -> int | None:
+        return getattr(self.model.cfg, "n_ctx", None)
 
     def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
         """The weights that read a head or neuron site, as a writable view."""
@@ -91,31 +57,25 @@ class BridgeSubject:
 
         A bridge's ``hook_z`` lies inside the output projection, so narrowing that narrows the heads as well.
         """
-        last = len(self._passage.blocks) - 1
-        kinds = {"heads", "neurons", "mlp"} if _out_module(self._passage.blocks[-1]) else {"neurons", "mlp"}
-        narrow = {site for site in self._sites if site.layer == last and site.kind in kinds}
-        return Shortcuts(True, last > 0, bool(self._passage.mlps), frozenset(narrow), self._passage.final is not None)
+        leave_out = self._architecture.leave_out
+        last = len(leave_out.blocks) - 1
+        kinds = {"heads", "neurons", "mlp"} if _out_module(leave_out.blocks[-1]) else {"neurons", "mlp"}
+        narrow = {site for site in self.sites if site.layer == last and site.kind in kinds}
+        return Shortcuts(True, last > 0, bool(leave_out.mlps), frozenset(narrow), leave_out.final is not None)
 
-    def forward(
+    def _logits(
         self,
         tokens: Int[Tensor, "row pos"],
         edits: Mapping[Site, Edit],
-        positions: Int[Tensor, " row"] | None,
-        growth: Mapping[int, Int[Tensor, " row"]] | None = None,
-    ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
-        """See `Growing.forward`."""
-        cuts = cut_short(self._passage, self.shortcuts, edits, positions, growth)
-        with torch.inference_mode(), self.model.hooks(fwd_hooks=self.fwd_hooks(edits)), cuts:
-            logits = self.model(tokens, **self._options)
-        if positions is None:
-            return logits
-        if self.shortcuts.last:
-            return logits[:, 0]
-        return logits[torch.arange(len(logits), device=logits.device), positions.to(logits.device)]
+        wanted: Int[Tensor, " position"] | None,
+        cuts: AbstractContextManager[None],
+    ) -> Float[Tensor, "row pos vocab"]:
+        with self.in_force(edits), cuts:
+            return self.model(tokens, **self._options)
 
     @contextmanager
     def in_force(self, edits: Mapping[Site, Edit]) -> Iterator[Any]:
-        """The edits in every forward pass of the model itself, for the length of a with-block."""
+        """See `ModelSubject.in_force`; through the hook points, beside the user's own hooks on them."""
         with self.model.hooks(fwd_hooks=self.fwd_hooks(edits)):
             yield self.model
 
@@ -143,7 +103,19 @@ def _as_hook(edit: Edit) -> Callable[..., Tensor]:
     return fn
 
 
-def _passage(model: Any) -> LeaveOut:
+def _architecture(model: Any) -> Architecture:
+    there = model.hook_dict
+    sites = [site for layer in range(model.cfg.n_layers) for site in _layer_sites(model, layer)]
+    if not sites:
+        raise ModelError(
+            f"{type(model).__name__} has none of the hooks blocks.*.{', blocks.*.'.join(_HOOKS.values())}, "
+            "so no known site was found. Bind a TransformerBridge of a decoder-only language model."
+        )
+    places = tuple(Place(site, there[hook_name(site)], "output") for site in sites)
+    return Architecture(_shape(model.cfg, tuple(sites)), places, _leave_out(model))
+
+
+def _leave_out(model: Any) -> LeaveOut:
     blocks = tuple(model.blocks)
     mlps = {layer: block.mlp for layer, block in enumerate(blocks) if hasattr(block, "mlp")}
     ends = [_out_module(blocks[-1]), mlps.get(len(blocks) - 1)]

@@ -41,7 +41,8 @@ from spex_mech.walsh.certainty.estimates import Estimates, Seen, one_step_estima
 from spex_mech.walsh.certainty.independence import FEWEST, cut_folds, dependence, runs, with_design
 from spex_mech.walsh.decoders.refit import refit
 from spex_mech.walsh.decoding import Decoder, Samples
-from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
+from spex_mech.walsh.set_rows import pad_sets, set_tuples
+from spex_mech.walsh.spectrum import Basis, Spectrum
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,14 +252,13 @@ def _as_members(by: Any) -> Int[Tensor, "set slot"]:
 
 def _union(members: Sequence[Tensor]) -> Int[Tensor, "set slot"]:
     """All sets, the empty one first, then by order and content."""
-    sets = {tuple(i for i in row if i >= 0) for some in members for row in some.tolist()} | {()}
+    sets = {s for some in members for s in set_tuples(some)} | {()}
     return pad_sets(tuple(s) for _, s in sorted((len(s), s) for s in sets))
 
 
 def _looked_up(polynomial: Spectrum, members: Tensor) -> Float[Tensor, " set"]:
     """The coefficients of some sets, 0 where the polynomial has none."""
-    sets = [tuple(i for i in row if i >= 0) for row in members.tolist()]
-    return torch.tensor([polynomial.get(s) or 0.0 for s in sets], dtype=torch.float64)
+    return torch.tensor([polynomial.get(s) or 0.0 for s in set_tuples(members)], dtype=torch.float64)
 
 
 def _joined(p: Sequence[Tensor], chosen: Bool[Tensor, "fold set"]) -> Float[Tensor, " set"]:

@@ -27,7 +27,8 @@ from spex_mech.walsh.certainty.independence import as_drawn, runs, with_design
 from spex_mech.walsh.certainty.inference import confirm_sets
 from spex_mech.walsh.decoders.refit import refit, significance
 from spex_mech.walsh.decoding import Decoder, Samples
-from spex_mech.walsh.spectrum import Basis, pad_sets
+from spex_mech.walsh.set_rows import pad_sets, set_tuples
+from spex_mech.walsh.spectrum import Basis
 
 LEVEL = 0.05  # q-value at which a set of a pool counts as found in a half
 
@@ -57,8 +58,7 @@ class Stability:
     @cached_property
     def shares(self) -> Mapping[tuple[int, ...], float]:
         """The same by set; a set that was never looked at is not there."""
-        sets = (tuple(i for i in row if i >= 0) for row in self.members.tolist())
-        return dict(zip(sets, self.share.tolist(), strict=True))
+        return dict(zip(set_tuples(self.members), self.share.tolist(), strict=True))
 
     @property
     def jaccard(self) -> float:

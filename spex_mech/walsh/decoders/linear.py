@@ -16,9 +16,10 @@ from torch import Tensor
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.decoders.lasso import LassoFit, lasso_cv
 from spex_mech.walsh.decoding import Decoded, Outcome, Samples, fold_masks, judge, r_squared, split_masks
-from spex_mech.walsh.spectrum import Basis, Spectrum, pad_sets
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum
 
-_EXACT_ELEMENTS = 1 << 26  # masks × components up to which the fit runs in float64 (512 MB), beyond in float32
+_EXACT_ELEMENTS = 1 << 26  # masks × components up to which bits are kept in float64 (512 MB), beyond in float32
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,9 @@ class Linear:
         x = offset + slope * keep.to(dtype)
         found = lasso_cv(x, values, folds, self.alphas)
         selected = found.coefficients.nonzero()[:, 0]
-        coefficients = torch.cat(
-            [torch.tensor([found.intercept], dtype=torch.float64), found.coefficients[selected].double().cpu()]
-        )
+        coefficients = torch.cat([torch.tensor([found.intercept]).double(), found.coefficients[selected]])
         members = pad_sets([(), *((i,) for i in selected.tolist())])
-        spectrum = Spectrum(keep.shape[1], members, coefficients, basis, _stderr(x[:, selected], found))
+        spectrum = Spectrum(keep.shape[1], members, coefficients, basis, _stderr(x[:, selected.to(x.device)], found))
         explained = 1 - found.cv_error / float(values.var(correction=0)) if found.alpha else 0.0
         return spectrum, {"alpha": found.alpha, "selected": len(selected), "cv_r2": explained}
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from spex_mech.walsh.decoders.lasso import lasso_cv
 from spex_mech.walsh.decoders.trees import Boosting, Ensemble
-from spex_mech.walsh.spectrum import Basis, Spectrum, merge_sets, pad_sets
+from spex_mech.walsh.set_rows import merge_sets, pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum
 
 Base = Literal["line", "trees", "line+trees"]
 BASES: tuple[Base, ...] = ("line", "trees", "line+trees")
@@ -88,10 +89,8 @@ def lasso_line(keep: Bool[Tensor, "mask component"], values: Float[Tensor, " mas
     offset, slope = basis.affine
     folds = torch.arange(len(values)) % _INNER_FOLDS
     found = lasso_cv(offset + slope * keep.double(), values.double(), folds, _PENALTIES)
-    chosen = found.coefficients.nonzero()[:, 0].cpu()
-    coefficients = torch.cat(
-        [torch.tensor([found.intercept], dtype=torch.float64), found.coefficients.cpu().double()[chosen]]
-    )
+    chosen = found.coefficients.nonzero()[:, 0]
+    coefficients = torch.cat([torch.tensor([found.intercept]).double(), found.coefficients[chosen]])
     return Spectrum(keep.shape[1], pad_sets([(), *((i,) for i in chosen.tolist())]), coefficients, basis)
 
 

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.walsh.decoders.screening import NORMAL, Members, SetSearch
-from spex_mech.walsh.spectrum import Basis, monomials, pad_sets
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Basis, monomials
 
 _FLOOR = 0.25  # of the largest gain: sets down to it are taken in one round
 _AT_LEAST = 8  # sets that may be taken in a round, however few are in hand

@@ -35,7 +35,7 @@ def strongest_components(
     z = keep.float()
     z = (z - z.mean(0)) / z.std(0).clamp(min=1e-6)
     left = (values - values.mean()).to(z)
-    gains = Search(z, 2 if n * n * len(z) <= _ALL_PAIRS else 1).gains(left, [], torch.empty(len(z), 0), most)
+    gains = SetSearch(z, 2 if n * n * len(z) <= _ALL_PAIRS else 1).gains(left, [], torch.empty(len(z), 0), most)
     chosen = dict.fromkeys(i for members in sorted(gains, key=lambda s: (-gains[s], s)) for i in members)
     return torch.tensor(sorted(list(chosen)[:most]), device=keep.device)
 

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.walsh.decoders.screening import strongest_components
-from spex_mech.walsh.spectrum import Basis, Spectrum, subset_bits
+from spex_mech.walsh.set_rows import left_align, stack_rows, subset_bits, trimmed
+from spex_mech.walsh.spectrum import Basis, Spectrum
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,7 @@ def _merge(n: int, parts: list[tuple[Tensor, Tensor]], basis: Basis) -> Spectrum
     """Equal sets added up. Sets are told apart by a 64-bit sum of one random number a member, which is what makes a
     million of them cheap; that any two of a million different sets collide has probability below 10^-6.
     """
-    width = max(members.shape[1] for members, _ in parts)
-    members = torch.cat([torch.nn.functional.pad(m, (0, width - m.shape[1]), value=-1) for m, _ in parts])
+    members = stack_rows([m for m, _ in parts])
     weight = torch.cat([w for _, w in parts])
     numbers = torch.randint(-(2**62), 2**62, (n + 1,), generator=torch.Generator().manual_seed(0))
     numbers[n] = 0
@@ -173,8 +173,4 @@ def _merge(n: int, parts: list[tuple[Tensor, Tensor]], basis: Basis) -> Spectrum
     unique, inverse = key.unique(return_inverse=True)
     total = torch.zeros(len(unique), dtype=torch.float64).index_add_(0, inverse, weight)
     first = torch.full((len(unique),), len(key)).scatter_reduce(0, inverse, torch.arange(len(key)), "amin")
-    far = torch.iinfo(torch.long).max
-    chosen = torch.where(members[first] < 0, far, members[first]).sort(1).values
-    chosen = torch.where(chosen == far, -1, chosen)
-    used = max(1, int((chosen >= 0).sum(1).max())) if width else 0
-    return Spectrum(n, chosen[:, :used], total, basis)
+    return Spectrum(n, trimmed(left_align(members[first])), total, basis)

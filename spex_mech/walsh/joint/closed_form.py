@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spex_mech.walsh.joint.gaussian import Posterior
-from spex_mech.walsh.spectrum import Spectrum, merge_sets, monomials
+from spex_mech.walsh.set_rows import merge_sets, set_tuples, stack_rows
+from spex_mech.walsh.spectrum import Spectrum, monomials
 
 Sets = Int[Tensor, "set slot"]
 _DEGREE = 6  # of the largest sets of a process that are looked for
@@ -55,7 +56,7 @@ class ClosedForm:
         total[(members < 0).all(1)] = self.offset
         for weight, harmonics in self._harmonics:
             total += weight * harmonics.coefficients(members).cpu()
-        known = [self._merged.get(tuple(i for i in row if i >= 0), 0.0) for row in members.tolist()]
+        known = [self._merged.get(s, 0.0) for s in set_tuples(members)]
         return total + torch.tensor(known, dtype=torch.float64)
 
     @cached_property
@@ -94,8 +95,7 @@ class ClosedForm:
             if order > 2 and not (strength >= floor).any():
                 break
             parents = sets[:most][strength[:most] >= _HEIRS * floor]
-        found = torch.cat([torch.nn.functional.pad(s, (0, _DEGREE - s.shape[1]), value=-1) for s in levels])
-        return found[torch.cat(strengths).argsort(descending=True, stable=True)[: _SPARE * most]]
+        return stack_rows(levels)[torch.cat(strengths).argsort(descending=True, stable=True)[: _SPARE * most]]
 
     def _widest(self) -> Sets:
         """The components, or where the pairs would be too many those that may have the strongest."""

@@ -16,7 +16,8 @@ from spex_mech.walsh.decoding import Samples, r_squared
 from spex_mech.walsh.joint.closed_form import ClosedForm
 from spex_mech.walsh.joint.stack import Stack
 from spex_mech.walsh.masks.design import MaskDesign
-from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
 
 _LOST = 0.01  # of what the stack does not know: what reading it out may lose
 _BARELY = 0.1  # of what may be lost: sets of parts that carry less of the stack may be found, or not

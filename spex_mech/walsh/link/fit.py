@@ -18,9 +18,10 @@ from torch import Tensor
 
 from spex_mech.walsh.decoders.refit import noise_floor
 from spex_mech.walsh.decoders.screening import Members, SetSearch
-from spex_mech.walsh.link.link import Link
 from spex_mech.walsh.link.shapes import SHAPES, Shape
-from spex_mech.walsh.spectrum import Basis, Spectrum, monomials, pad_sets
+from spex_mech.walsh.link_function import Link
+from spex_mech.walsh.set_rows import pad_sets
+from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
 
 # Priors, in shares of what is left over: they hold the shape while few sets are in hand, and fade as the fit grows.
 _SMOOTH = 0.03  # of (log g'(knot) - log g'(next))²: draws a spline to a line

@@ -1,7 +1,7 @@
 """`Linked`: any decoder, with a link where the metric needs one.
 
 1. The base decoder decodes the responses as they are. Where no link is needed that is the answer, bit for bit.
-2. **A look.** Generalised pursuit (`linkfit.Grower`) is fitted with and without links to the masks that are not held
+2. **A look.** Generalised pursuit (`fit.Grower`) is fitted with and without links to the masks that are not held
    out. Unless some link leaves a twentieth less variance than none, there is none.
 3. **Cross-validation** of the two best links against the identity: every mask is predicted by fits that have not seen
    it. A link must win by more than two standard errors of the difference.
@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
+from spex_mech.names import LINK_CHOICES
 from spex_mech.walsh.certainty.independence import FEWEST
 from spex_mech.walsh.certainty.weigh import set_aside
 from spex_mech.walsh.decoders.refit import noise_floor
@@ -32,7 +33,6 @@ from spex_mech.walsh.link.fit import Grower, LinkedFit
 from spex_mech.walsh.link.shapes import SHAPES
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
-LINK_CHOICES = ("auto", "identity", "logistic", "softplus", "spline")
 LEAST_MASKS = 24  # fewer are not cross-validated
 MOST_LOOKED_AT = 1 << 33  # components² × masks: what one round of pursuit multiplies
 _WORTH = 0.005  # of the variance: what a link must explain more, since interactions behind a link are harder to read

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spex_mech.walsh.link.link import Link, LinkName
+from spex_mech.names import LinkName
+from spex_mech.walsh.link_function import Link
 
 KNOTS = (-2.0, -1.2, -0.4, 0.4, 1.2, 2.0)  # of the spline, in standard deviations of η
 _PAD = 0.1  # of the range of the values: how far beyond it ends begin

@@ -23,10 +23,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from spex_mech.errors import DesignError
-from spex_mech.walsh.hashing import uniform_bits
 from spex_mech.walsh.masks import gf2
 from spex_mech.walsh.masks.bch import Bch, field_degree
 from spex_mech.walsh.masks.galois_field import MAX_DEGREE
+from spex_mech.walsh.masks.hashing import uniform_bits
 
 GROUPS = 3
 MIN_BITS = 3  # fewer bins than 8 a group hold one set each, and hardly that

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from spex_mech.errors import DesignError
-from spex_mech.walsh.hashing import uniform_bits as uniform_bits
 from spex_mech.walsh.masks.coded import Code, plan_code
+from spex_mech.walsh.masks.hashing import uniform_bits as uniform_bits
 
 DesignKind = Literal["bernoulli", "stratified", "complete", "coded"]
 _PIECE = 1 << 21  # keep bits drawn at a time, for which a hash needs some dozens of bytes each

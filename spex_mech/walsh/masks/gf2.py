@@ -47,16 +47,11 @@ def rows_of(table: Shaped[Tensor, "row ..."], numbers: Int[Tensor, "..."]) -> Sh
 
 
 def sum_rows(table: Int[Tensor, "row word"], members: Int[Tensor, "set slot"]) -> Int[Tensor, "set word"]:
-    """For each set the sum over GF(2) of the rows of `table` it names; a slot of -1 adds nothing.
+    """For each set the sum over GF(2) of the rows it names, in a table whose last row is 0: the one that -1 names.
 
-    >>> sum_rows(torch.tensor([[1], [2], [3]]), torch.tensor([[0, 1], [2, -1]])).tolist()
+    >>> sum_rows(torch.tensor([[1], [2], [3], [0]]), torch.tensor([[0, 1], [2, -1]])).tolist()
     [[3], [3]]
     """
-    return sum_padded(torch.nn.functional.pad(table, (0, 0, 0, 1)), members)
-
-
-def sum_padded(table: Int[Tensor, "row word"], members: Int[Tensor, "set slot"]) -> Int[Tensor, "set word"]:
-    """`sum_rows` of a table that has a row of zeros at its end, which is the one that -1 names."""
     out = torch.zeros(len(members), table.shape[1], dtype=table.dtype, device=table.device)
     for column in members.remainder(len(table)).unbind(1):
         out ^= table.index_select(0, column)

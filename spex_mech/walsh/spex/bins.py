@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spex_mech.walsh.hashing import uniform_bits
 from spex_mech.walsh.masks import gf2
 from spex_mech.walsh.masks.bch import Bch
 from spex_mech.walsh.masks.coded import Code, spells_plainly
+from spex_mech.walsh.masks.hashing import uniform_bits
 from spex_mech.walsh.transform import walsh_hadamard
 
 _RIDGE = 1e-9  # of the diagonal: two sets that no mask tells apart share a coefficient instead of failing the solve
@@ -89,7 +89,7 @@ class Bins:
         self, members: Int[Tensor, "set slot"], dtype: torch.dtype = torch.float64
     ) -> tuple[Float[Tensor, "set group delay"], Int[Tensor, "set group"]]:
         """What each set puts into the bins: ``(-1)^{<d_{c,p}, S>}``, and the bin it falls into, in every group."""
-        summed = gf2.sum_padded(self.words.flatten(1), members).unflatten(1, self.words.shape[1:])
+        summed = gf2.sum_rows(self.words.flatten(1), members).unflatten(1, self.words.shape[1:])
         groups = torch.arange(self.code.groups, device=members.device)
         signs = gf2.signs(summed[..., :-1], self.delays, dtype)
         return signs, groups * self.code.bins + summed[..., -1]
@@ -120,7 +120,7 @@ class Bins:
 
     def names(self, members: Int[Tensor, "set slot"]) -> Int[Tensor, " set"]:
         """A number that is equal for equal sets and, but for one pair in 2^53, different for different ones."""
-        return gf2.sum_padded(self.keys, members)[:, 0]
+        return gf2.sum_rows(self.keys, members)[:, 0]
 
     def solve(
         self, signs: Float[Tensor, "set group delay"], where: Int[Tensor, "set group"]

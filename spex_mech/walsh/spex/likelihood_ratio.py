@@ -32,7 +32,7 @@ class BinPool:
     @classmethod
     def of(
         cls, bins: Bins, proposed: Int[Tensor, "set slot"], known: Int[Tensor, "set slot"], false_sets: float
-    ) -> "Pool":
+    ) -> "BinPool":
         """The different sets among those proposed, without the known ones."""
         members = distinct(bins, proposed, bins.names(known))
         small = len(members) * bins.rows <= _ELEMENTS
@@ -41,7 +41,7 @@ class BinPool:
     def __len__(self) -> int:
         return len(self.members)
 
-    def take(self, rows: Bool[Tensor, " set"]) -> "Pool":
+    def take(self, rows: Bool[Tensor, " set"]) -> "BinPool":
         """Some of them."""
         spelled = None if self.spelled is None else (self.spelled[0][rows], self.spelled[1][rows])
         return BinPool(self.members[rows], self.prices[rows], spelled)

@@ -9,17 +9,20 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from spex_mech.auditing.factorials import BackupCheck, Confirmation
-from spex_mech.auditing.findings import ContextRow as ContextRow
-from spex_mech.auditing.findings import Fresh as Fresh
-from spex_mech.auditing.findings import Known as Known
-from spex_mech.auditing.findings import RankingRow as RankingRow
-from spex_mech.auditing.findings import ReplacementRow as ReplacementRow
-from spex_mech.auditing.findings import Search as Search
-from spex_mech.auditing.findings import SizeRow as SizeRow
-from spex_mech.auditing.findings import StabilityRow as StabilityRow
-from spex_mech.auditing.findings import Verified as Verified
-from spex_mech.auditing.knockouts import Knockout
+from spex_mech.auditing.findings import (
+    BackupCheck,
+    Confirmation,
+    ContextRow,
+    Fresh,
+    Knockout,
+    Known,
+    RankingRow,
+    ReplacementRow,
+    Search,
+    SizeRow,
+    StabilityRow,
+    Verified,
+)
 from spex_mech.errors import FormatError, all_problems
 from spex_mech.files.json import is_number, read_json, write_whole
 

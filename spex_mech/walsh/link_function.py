@@ -23,15 +23,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from spex_mech.errors import DecodeError, FormatError, all_problems
-from spex_mech.walsh.link.families import DERIVATIVE, FORWARD, INVERSE, spline_parts
+from spex_mech.names import LINK_NAMES, LinkName
+from spex_mech.walsh.link_families import DERIVATIVE, FORWARD, INVERSE, spline_parts
 
-LinkName = Literal["identity", "logistic", "softplus", "spline"]
 MAX_KNOTS = 64
 _FIELDS: dict[str, tuple[str, ...]] = {
     "identity": (),
@@ -203,7 +203,7 @@ def _field_problems(key: str, value: Any) -> list[str]:
 
 def _problems(name: str, values: tuple[float, ...]) -> list[str]:
     if name not in _FIELDS:
-        return [f"the links are {', '.join(get_args(LinkName))}"]
+        return [f"the links are {', '.join(LINK_NAMES)}"]
     if not all(math.isfinite(v) for v in values):
         return [f"parameters must be finite, not {values}"]
     if name == "spline":

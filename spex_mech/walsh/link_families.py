@@ -1,6 +1,6 @@
 """The functions of the families of links: g, its derivative and its inverse, of numbers and a link's parameters.
 
-What the parameters are is said in `link`; here they are known to make an increasing function.
+What the parameters are is said in `link_function`; here they are known to make an increasing function.
 """
 
 import math

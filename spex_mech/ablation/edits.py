@@ -1,4 +1,4 @@
-"""`RowEdit`: an edit that keeps whole rows or replaces them whole, so that a backend need not compute the replaced."""
+"""What an edit does to the tensor at a site: replace some parts of it, or whole rows."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,10 +7,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spex_mech.ablation.subject import Edit
+
+
+def part_edit(kept: Bool[Tensor, "row pos part"], reference: Float[Tensor, "row pos feature"], parts: int) -> Edit:
+    """Of each row's parts at each position, keep the kept and take the others from `reference`."""
+
+    def edit(x: Tensor) -> Tensor:
+        here = kept.to(x.device, non_blocking=True)[..., None]
+        other = reference.to(x.device, x.dtype).expand(-1, -1, x.shape[2])
+        # where, not a product: what is replaced may be infinite or NaN
+        return torch.where(here, x.unflatten(2, (parts, -1)), other.unflatten(2, (parts, -1))).flatten(2)
+
+    return edit
+
 
 @dataclass(frozen=True, eq=False)
 class RowEdit:
-    """Replace the rows where `kept` (on the CPU) is False by `reference`.
+    """Replace the rows where `kept` (on the CPU) is False by `reference`, so that a backend need not compute them.
 
     Called on all rows, on one row that stands for all, or on the rows of `inputs` alone.
 

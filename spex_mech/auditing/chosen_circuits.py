@@ -1,24 +1,25 @@
 """The circuits of an audit: what the polynomial chooses, what a search by forward passes makes of it, both measured."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
-from spex_mech.auditing.baselines import marginal_effects, order_one, single_ablation
+from spex_mech.auditing.audit_engines import Engines
+from spex_mech.auditing.case import RunCase
 from spex_mech.auditing.circuit_search import Goal, MeasuredSets, best_row, first_of, search_circuits
-from spex_mech.auditing.faithfulness import SIZES, counts, model_distance, performance_ratio, ranked
+from spex_mech.auditing.faithfulness import SIZES, counts, jaccard, model_distance, performance_ratio, ranked
 from spex_mech.auditing.findings import Search, SizeRow, Verified
+from spex_mech.auditing.knockouts import Predictor
 from spex_mech.auditing.passes import seed_of
-from spex_mech.auditing.verification import ENOUGH, Case
+from spex_mech.auditing.rankings import marginal_effects, order_one, single_ablation
+from spex_mech.auditing.verdicts import FAITHFUL_WITHIN, is_faithful
 from spex_mech.circuit.select import Aim, Selection, choose_path
 
 SPLITS = 100  # of the prompts into halves, one of which chooses
-
-_Predict = Callable[[Bool[Tensor, "mask component"]], Float[Tensor, " mask"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +29,16 @@ class Circuits:
     circuit: Verified
     sizes: list[SizeRow]
     search: Search
-    predict: _Predict
+    predict: Predictor
 
 
-def choose_circuits(case: Case, size: int | None, allowance: int, seconds: float) -> Circuits:
+def choose_circuits(case: RunCase, size: int | None, allowance: int, seconds: float) -> Circuits:
     """The audited circuit and the sets at MIB's sizes, to preserve and to help the metric.
 
     The polynomial's choices are measured; then, as far as the allowance goes and unless the run measured every mask,
     single ablations, the first of rankings, and a search near the best. Where that found a better set, it is taken.
     """
-    n, helping = len(case.names), 1 if case.intact >= case.empty else -1
+    n, helping = len(case.names), case.helping
     wanted = sorted({*counts(n), *(() if size is None else (size,))})
     aims: dict[int, Aim] = {0: "preserve", helping: "raise" if helping > 0 else "lower"}
     paths = {
@@ -47,7 +48,7 @@ def choose_circuits(case: Case, size: int | None, allowance: int, seconds: float
     smallest = _smallest_faithful(case) if size is None else paths[0][wanted.index(min(size, n))]
     first = [smallest, *paths[0], *paths[helping]]
     least = case.passes.cost(case.masks(s.names for s in first))
-    allowance = least if _measured_all(case) else max(least, allowance)
+    allowance = least if case.has_every_mask else max(least, allowance)
     goals = [Goal(k, sign) for sign in aims for k in wanted if 0 < k < n]
     pool = search_circuits(case, goals, _starts(case, first, goals, allowance, helping), allowance, shrink=size is None)
     pick = partial(_pick, case, pool)
@@ -59,24 +60,35 @@ def choose_circuits(case: Case, size: int | None, allowance: int, seconds: float
     return Circuits(circuit, rows, _on_halves(case, pool, helping), _nearby(case, pool))
 
 
-def verify(case: Case, chosen: Sequence[Selection]) -> list[Verified]:
+def verify(case: RunCase, chosen: Sequence[Selection]) -> list[Verified]:
     """Selections by forward passes."""
     keep = case.masks(s.names for s in chosen)
     values, predicted = case.passes.means(keep).tolist(), case.predict(keep).tolist()
     return [
-        Verified(s.names, guess, value, case.share(value), s.method, s.gap)
+        Verified(s.names, guess, value, case.faithfulness(value), s.method, s.gap)
         for s, value, guess in zip(chosen, values, predicted, strict=True)
     ]
 
 
-def verify_found(case: Case) -> Verified:
+def verify_found(case: RunCase) -> Verified:
     """All nodes of the run's circuit."""
     keep = case.masks([case.found.circuit.names])
     value, guess = float(case.passes.means(keep)[0]), float(case.predict(keep)[0])
-    return Verified(case.found.circuit.names, guess, value, case.share(value), "all nodes")
+    return Verified(case.found.circuit.names, guess, value, case.faithfulness(value), "all nodes")
 
 
-def _smallest_faithful(case: Case) -> Selection:
+def add_kl(case: RunCase, engines: Engines, circuit: Verified, sizes: list[SizeRow]) -> tuple[Verified, list[SizeRow]]:
+    """KL(intact ‖ circuit) of the audited circuit and of the preserving sets."""
+    keep = case.masks([circuit.names, *(row.preserve.names for row in sizes)])
+    if len(keep.unique(dim=0)) > case.ledger.left:
+        case.skipped.append("KL of the chosen circuits")
+        return circuit, sizes
+    kl = engines.passes("kl", metric="kl").means(keep).tolist()
+    rows = [replace(row, preserve=replace(row.preserve, kl=value)) for row, value in zip(sizes, kl[1:], strict=True)]
+    return replace(circuit, kl=kl[0]), rows
+
+
+def _smallest_faithful(case: RunCase) -> Selection:
     """The smallest set whose predicted faithfulness is within a tenth of 1, else the nearest."""
     many = len({i for s, _ in case.spectrum.terms() for i in s}) > 20
     path = choose_path(case.spectrum, case.found.components, nested=many)
@@ -85,11 +97,11 @@ def _smallest_faithful(case: Case) -> Selection:
     if abs(spread) <= case.floor:
         return path[-1]
     distance = (case.predict(case.masks(s.names for s in path)) - ends[1]).abs() / abs(spread)
-    good = (distance <= ENOUGH).nonzero()[:, 0]
+    good = (distance <= FAITHFUL_WITHIN).nonzero()[:, 0]
     return path[int(good[0] if len(good) else distance.argmin())]
 
 
-def _filled(case: Case, path: Sequence[Selection]) -> list[Selection]:
+def _filled(case: RunCase, path: Sequence[Selection]) -> list[Selection]:
     """Where a size has room, components without any term in the polynomial are added (absent is not zero): by the size
     of their marginal effect on the run's masks, and to help only those that do."""
     used = {case.names[i] for s, _ in case.spectrum.terms() for i in s}
@@ -106,12 +118,8 @@ def _filled(case: Case, path: Sequence[Selection]) -> list[Selection]:
     return filled
 
 
-def _measured_all(case: Case) -> bool:
-    return case.found.responses.provenance.get("design", {}).get("kind") == "complete"
-
-
 def _starts(
-    case: Case, first: Sequence[Selection], goals: Sequence[Goal], allowance: int, sign: int
+    case: RunCase, first: Sequence[Selection], goals: Sequence[Goal], allowance: int, sign: int
 ) -> Iterator[Sequence[Collection[str]]]:
     """Sets that a search begins with; each group is measured before the next is made."""
     yield [s.names for s in first]
@@ -126,7 +134,7 @@ def _goals(sizes: Sequence[int], sign: int) -> list[Goal]:
     return [Goal(size, sign) for size in sizes]
 
 
-def _pick(case: Case, pool: MeasuredSets, goal: Goal, selection: Selection) -> Verified:
+def _pick(case: RunCase, pool: MeasuredSets, goal: Goal, selection: Selection) -> Verified:
     """The polynomial's selection, or what the search found, where that is better."""
     chosen, row = verify(case, [selection])[0], pool.best(goal)
     values = torch.tensor([chosen.value, float(pool.means[row])], dtype=torch.float64)
@@ -134,22 +142,24 @@ def _pick(case: Case, pool: MeasuredSets, goal: Goal, selection: Selection) -> V
     return _of_pool(case, pool, row) if float(ahead) > case.floor else chosen
 
 
-def _pick_smallest(case: Case, pool: MeasuredSets, selection: Selection) -> Verified:
+def _pick_smallest(case: RunCase, pool: MeasuredSets, selection: Selection) -> Verified:
     chosen, row = verify(case, [selection])[0], pool.smallest()
     size, distance = int(pool.keep[row].sum()), abs(float(pool.means[row]) - case.intact)
-    good = abs(1 - chosen.faithfulness) <= ENOUGH and len(chosen.names) <= size
+    good = is_faithful(chosen.faithfulness) and len(chosen.names) <= size
     return chosen if good and distance >= abs(chosen.value - case.intact) - case.floor else _of_pool(case, pool, row)
 
 
-def _of_pool(case: Case, pool: MeasuredSets, row: int) -> Verified:
+def _of_pool(case: RunCase, pool: MeasuredSets, row: int) -> Verified:
     keep, value = pool.keep[row], float(pool.means[row])
     names = tuple(case.names[i] for i in keep.nonzero()[:, 0].tolist())
     guess = pool.predicted.get(keep.numpy().tobytes())
     predicted = float(case.predict(keep[None])[0]) if guess is None else guess
-    return Verified(names, predicted, value, case.share(value), "search" if row >= len(case.found.responses) else "run")
+    return Verified(
+        names, predicted, value, case.faithfulness(value), "search" if row >= len(case.found.responses) else "run"
+    )
 
 
-def _nearby(case: Case, pool: MeasuredSets) -> _Predict:
+def _nearby(case: RunCase, pool: MeasuredSets) -> Predictor:
     """What predicted the search's proposals better, before they were measured."""
     known = [row for row in range(len(pool.keep)) if pool.keep[row].numpy().tobytes() in pool.predicted]
     if not known or pool.surface is None:
@@ -160,7 +170,7 @@ def _nearby(case: Case, pool: MeasuredSets) -> _Predict:
     return pool.surface.predict if ours < theirs else case.predict
 
 
-def _on_halves(case: Case, pool: MeasuredSets, helping: int) -> Search:
+def _on_halves(case: RunCase, pool: MeasuredSets, helping: int) -> Search:
     """CPR and CMD where one half of the prompts chooses among all sets measured and the other half reports."""
     prompts, sizes = pool.values.shape[1], counts(len(case.names))
     if prompts < 2:
@@ -191,12 +201,11 @@ def _on_half(
     }
     f = {key: float((means[1][row] - empty) / (intact - empty)) for key, row in rows.items()}
     inside = [k for k in dict.fromkeys(sizes) if k]
-    overlaps = [_jaccard(pool.keep[rows[k, 0, 0]], pool.keep[rows[k, 0, 1]]) for k in inside]
+    overlaps = [_overlap(pool.keep[rows[k, 0, 0]], pool.keep[rows[k, 0, 1]]) for k in inside]
     cpr = performance_ratio([f[k, helping, 0] for k in sizes])
     cmd = model_distance([f[k, 0, 0] for k in sizes])
     return cpr, cmd, sum(overlaps) / len(overlaps) if overlaps else float("nan")
 
 
-def _jaccard(one: Bool[Tensor, " component"], other: Bool[Tensor, " component"]) -> float:
-    either = int((one | other).sum())
-    return float((one & other).sum()) / either if either else 1.0
+def _overlap(one: Bool[Tensor, " component"], other: Bool[Tensor, " component"]) -> float:
+    return jaccard(*(keep.nonzero()[:, 0].tolist() for keep in (one, other)))

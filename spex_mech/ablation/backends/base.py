@@ -1,0 +1,113 @@
+"""`ModelSubject`: what all backends of live models share; a new one is an `Architecture` and one method."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spex_mech.ablation.leave_out import cut_short
+from spex_mech.ablation.place_hooks import in_every_call
+from spex_mech.ablation.sites import Architecture, input_features, possible_shortcuts
+from spex_mech.ablation.subject import Edit, Shortcuts, Site
+from spex_mech.ablation.weights import describe_hooks, describe_weights, hash_weights
+from spex_mech.components import ModelShape
+
+
+class ModelSubject(ABC):
+    """A live model in eval mode, with its sites; see `spex_mech.ablation.subject.Subject`.
+
+    Attributes:
+        model: what the user gave, and calls inside `ablated`.
+        module: the torch module that computes.
+        shortcuts: those that binding saw hold; none before.
+    """
+
+    backend: ClassVar[str]
+
+    def __init__(self, model: Any, module: nn.Module, architecture: Architecture, weight_processing: str = "none"):
+        self.model, self.module, self.shortcuts = model, module.eval(), Shortcuts()
+        self._architecture = architecture
+        self._places = {place.site: place for place in architecture.places}
+        self._described = {
+            "backend": self.backend,
+            "weight_processing": weight_processing,
+            **describe_weights(module),
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} of {self.shape.describe()} on {self.device}"
+
+    @property
+    def shape(self) -> ModelShape:
+        return self._architecture.shape
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(self._places)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def n_ctx(self) -> int | None:
+        """The longest prompt the model takes, where its config says."""
+        return getattr(getattr(self.module, "config", None), "max_position_embeddings", None)
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """As things are now: weights may have been edited, hooks left, since binding."""
+        return {**self._described, "weights_sha256": hash_weights(self.module), **describe_hooks(self.module)}
+
+    def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
+        """The weights that read a head or neuron site, as a writable view."""
+        return input_features(self._places[site].module)
+
+    def possible_shortcuts(self) -> Shortcuts:
+        """What might be left out in a model of this form; binding tries it."""
+        return possible_shortcuts(self._architecture)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        edits: Mapping[Site, Edit],
+        positions: Int[Tensor, " row"] | None,
+        growth: Mapping[int, Int[Tensor, " row"]] | None = None,
+    ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
+        """See `Subject.forward`; ``growth[layer]`` says which row before that block each row in it comes from."""
+        wanted, which = (None, None) if positions is None else positions.unique(return_inverse=True)
+        cuts = cut_short(self._architecture.leave_out, self.shortcuts, edits, positions, growth)
+        with torch.inference_mode():
+            logits = self._logits(tokens, edits, None if wanted is None else wanted.to(tokens.device), cuts)
+            if positions is None or which is None:
+                return logits
+            if logits.shape[1] == 1:
+                return logits[:, 0]
+            at = positions if logits.shape[1] == tokens.shape[1] else which
+            return logits[torch.arange(len(logits), device=logits.device), at.to(logits.device)]
+
+    @abstractmethod
+    def _logits(
+        self,
+        tokens: Int[Tensor, "row pos"],
+        edits: Mapping[Site, Edit],
+        wanted: Int[Tensor, " position"] | None,
+        cuts: AbstractContextManager[None],
+    ) -> Float[Tensor, "row pos vocab"]:
+        """One forward pass with the edits in place and, after them, the cuts.
+
+        Args:
+            wanted: the positions that will be read, ascending; where the library can, only they are unembedded. The
+                result has these, all positions, or the one position of each row that the cuts have left.
+        """
+
+    @contextmanager
+    def in_force(self, edits: Mapping[Site, Edit]) -> Iterator[Any]:
+        """The edits in every forward pass of the model itself, whoever calls it, for the length of a with-block."""
+        placed = [(self._places[site], edit) for site, edit in edits.items()]
+        with in_every_call(self._architecture.leave_out.blocks[0], placed):
+            yield self.model

@@ -1,0 +1,37 @@
+"""The vocabularies stand once, in `spex_mech.names`; every table that is keyed by one has exactly its words."""
+
+import pytest
+
+from spex_mech import names
+from spex_mech.ablation.replacement import ASSUMPTIONS
+from spex_mech.cli.bench_command import BENCHES
+from spex_mech.formats.interchange import EXPORTERS
+from spex_mech.measuring.decode import DECODERS
+from spex_mech.show.plot import PLOT_COLOURS
+from spex_mech.tasks.metrics import METRICS
+from spex_mech.walsh.link.shapes import SHAPES
+from spex_mech.walsh.link_families import DERIVATIVE, FORWARD, INVERSE
+
+TABLES = [
+    (names.DECODER_NAMES, DECODERS),
+    (names.LINK_NAMES, FORWARD),
+    (names.LINK_NAMES, DERIVATIVE),
+    (names.LINK_NAMES, INVERSE),
+    (names.LINK_NAMES, {"identity", *(shape.link for shape in SHAPES.values())}),
+    (names.METRIC_NAMES, METRICS),
+    (names.REPLACEMENT_KINDS, ASSUMPTIONS),
+    (names.KINDS, PLOT_COLOURS),
+    (names.FORMAT_NAMES, EXPORTERS),
+    (names.BENCH_NAMES, BENCHES),
+]
+
+
+@pytest.mark.parametrize(("words", "table"), TABLES)
+def test_a_table_has_the_words_of_its_vocabulary(words, table):
+    assert set(words) == set(table)
+    assert len(words) == len(set(words))
+
+
+def test_a_decoder_and_a_metric_know_their_own_names():
+    assert all(solver().name == name for name, solver in DECODERS.items())
+    assert all(metric.name == name for name, metric in METRICS.items())
