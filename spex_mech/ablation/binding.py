@@ -8,6 +8,7 @@ from spex_mech.ablation.backends.base import ModelSubject
 from spex_mech.ablation.backends.nnsight import NNsightSubject, is_nnsight
 from spex_mech.ablation.backends.torch import TorchSubject
 from spex_mech.ablation.backends.transformer_lens import BridgeSubject, is_transformer_lens
+from spex_mech.ablation.contract import certify
 from spex_mech.ablation.self_test import self_test
 from spex_mech.ablation.shortcuts import try_shortcuts
 from spex_mech.ablation.subject import Subject
@@ -41,6 +42,7 @@ def bind(model: Any) -> Subject:
 
 def _tested(subject: ModelSubject) -> Subject:
     self_test(subject)
+    subject.certificates = certify(subject)
     _warn_of_hooks(subject.module)
     try_shortcuts(subject)
     return subject
