@@ -21,10 +21,13 @@ def bind(model: Any) -> Subject:
 
     Takes a TransformerLens `TransformerBridge` (or an object with the hooks of `HookedTransformer`), a Hugging Face
     causal language model, an nnsight wrapper of one, or anything that implements `Subject` already (which is returned
-    as it is). Costs a dozen tiny forward passes. The model is put into eval mode; its weights are as before.
+    as it is). Costs a dozen tiny forward passes: hooks are compared with weights (`self_test`), and what every
+    component adds to the residual stream is certified (`contract`). The model is put into eval mode; its weights are as
+    before.
 
     Raises:
-        ModelError: no known site, an unsupported kind of model, or a failed self-test, naming the site.
+        ModelError: no known site, an unsupported kind of model, a failed self-test, or components that cannot be
+            certified, naming the site.
     """
     if isinstance(model, ModelSubject | Subject):  # in this order: to ask for a Protocol hashes the weights
         return model

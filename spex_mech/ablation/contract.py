@@ -21,8 +21,8 @@ from spex_mech.ablation.self_test import made_up_tokens
 from spex_mech.ablation.subject import Certificate, Edit, Site
 from spex_mech.errors import ModelError, all_problems
 
-CONTRACT_TOLERANCE = 1e-4  # of a stream of unit size, float32; modules that break the contract are off by its size
-COARSE_CONTRACT = 0.05  # in half precision, whose own rounding is of that size
+CONTRACT_TOLERANCE = 1e-3  # of a stream of unit size, float32; a tiny shared expert left in was off by 0.04
+COARSE_CONTRACT = 0.05  # in half precision, which rounds a stream of unit size by up to 0.02
 _MIXERS = ("mamba", "linear_attn", "mixer", "conv", "ssm", "temporal_block", "recurrent")  # of hybrids: no components
 
 Stream = Float[Tensor, "row pos d_model"]
@@ -59,12 +59,11 @@ def certify(subject: ModelSubject) -> tuple[Certificate, ...]:
 def _look(subject: ModelSubject) -> dict[int, Certificate | str]:
     """By layer, the certificate, or what was seen instead."""
     tokens = made_up_tokens(subject)
-    width = next((site.width for site in subject.sites if site.kind == "mlp"), 0)
+    widths = (site.width for site in subject.sites if site.kind == "mlp")
+    width = next(widths, 0) or subject.reading_weights(subject.sites[0])[0].shape[1]
     generator = torch.Generator().manual_seed(0)
     dtype = next(subject.module.parameters()).dtype
     given, value = (torch.randn(*tokens.shape, width, generator=generator).to(subject.device, dtype) for _ in range(2))
-    if not width:
-        return {}
     silent = {site: torch.zeros_like for site in subject.sites if site.kind in ("heads", "mlp")}
     speaking: dict[Site, Edit] = {s: (lambda x: value.to(x.dtype)) if s.kind == "mlp" else e for s, e in silent.items()}
     blocks = [_Block(block, subject.mlp_module(layer)) for layer, block in enumerate(subject.blocks)]
@@ -163,7 +162,7 @@ def _verdict(
     for before, after in rest.ends():
         added = after - before
         spread = float((added - added.mean((0, 1))).abs().max())
-        if not spread <= tolerance * 10:
+        if not spread <= tolerance * max(1.0, float(added.abs().max())):
             return (
                 f"with its heads and {block.mlp} at zero, the block {type(block.module).__name__} adds "
                 f"{spread:.2g} that differs by position to a stream of unit size"
@@ -174,7 +173,7 @@ def _verdict(
         unit = value.float().flatten()
         scale = float(by @ unit / (unit @ unit))
         off = float((by - scale * unit).abs().max())
-        if not off <= tolerance * 10 * max(1.0, abs(scale)) or abs(scale) < tolerance:
+        if not off <= tolerance * max(1.0, abs(scale)) or abs(scale) < tolerance:
             return f"a value v of {block.mlp} moves the block by {scale:.2g} v, and {off:.2g} that is not in proportion"
     return Certificate(layer, scale, tuple(block.mixers))
 
