@@ -184,7 +184,7 @@ def test_a_site_that_fires_twice_is_refused_by_name():
 
 def test_a_disconnected_site_is_refused_by_the_weight_oracle(monkeypatch):
     subject = bind(tiny("gpt2"))
-    monkeypatch.setattr(type(subject), "input_weights", lambda self, site: torch.zeros(site.parts * site.width, 32))
+    monkeypatch.setattr(type(subject), "reading_weights", lambda self, site: [torch.zeros(site.parts * site.width, 32)])
     with pytest.raises(ModelError, match="layer 0 heads: zeroing part 2 by hook and by weights differ"):
         self_test.self_test(subject)
 

@@ -24,6 +24,22 @@ def _config(family: str):
             vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
             max_position_embeddings=64, word_embed_proj_dim=32, pad_token_id=0,
         ),
+        "bloom": lambda: hf.BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4),
+        "mpt": lambda: hf.MptConfig(vocab_size=50, d_model=32, n_layers=2, n_heads=4, max_seq_len=64),
+        "glm4": lambda: hf.Glm4Config(**small, **wide, **gqa, head_dim=8),
+        "gpt1": lambda: hf.OpenAIGPTConfig(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+        "laguna": lambda: hf.LagunaConfig(
+            **small, **wide, **gqa, head_dim=8, num_attention_heads_per_layer=[4, 8], num_experts=4,
+            num_experts_per_tok=2, moe_intermediate_size=16,
+        ),
+        "granitemoeshared": lambda: hf.GraniteMoeSharedConfig(
+            **small, **wide, **gqa, num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=16
+        ),
+        "qwen3next": lambda: hf.Qwen3NextConfig(
+            **small, **wide, **gqa, head_dim=8, num_experts=4, num_experts_per_tok=2, linear_num_value_heads=4,
+            linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, moe_intermediate_size=16,
+            shared_expert_intermediate_size=16, layer_types=["linear_attention", "full_attention"],
+        ),
         "mixtral": lambda: hf.MixtralConfig(**small, **wide, **gqa, num_local_experts=4, num_experts_per_tok=2),
     }  # fmt: skip
     return made[family]()

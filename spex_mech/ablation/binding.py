@@ -8,6 +8,7 @@ from spex_mech.ablation.backends.base import ModelSubject
 from spex_mech.ablation.backends.nnsight import NNsightSubject, is_nnsight
 from spex_mech.ablation.backends.torch import TorchSubject
 from spex_mech.ablation.backends.transformer_lens import BridgeSubject, is_transformer_lens
+from spex_mech.ablation.contract import certify
 from spex_mech.ablation.self_test import self_test
 from spex_mech.ablation.shortcuts import try_shortcuts
 from spex_mech.ablation.subject import Subject
@@ -20,10 +21,13 @@ def bind(model: Any) -> Subject:
 
     Takes a TransformerLens `TransformerBridge` (or an object with the hooks of `HookedTransformer`), a Hugging Face
     causal language model, an nnsight wrapper of one, or anything that implements `Subject` already (which is returned
-    as it is). Costs a dozen tiny forward passes. The model is put into eval mode; its weights are as before.
+    as it is). Costs a dozen tiny forward passes: hooks are compared with weights (`self_test`), and what every
+    component adds to the residual stream is certified (`contract`). The model is put into eval mode; its weights are as
+    before.
 
     Raises:
-        ModelError: no known site, an unsupported kind of model, or a failed self-test, naming the site.
+        ModelError: no known site, an unsupported kind of model, a failed self-test, or components that cannot be
+            certified, naming the site.
     """
     if isinstance(model, ModelSubject | Subject):  # in this order: to ask for a Protocol hashes the weights
         return model
@@ -41,6 +45,7 @@ def bind(model: Any) -> Subject:
 
 def _tested(subject: ModelSubject) -> Subject:
     self_test(subject)
+    subject.certificates = certify(subject)
     _warn_of_hooks(subject.module)
     try_shortcuts(subject)
     return subject

@@ -73,7 +73,7 @@ def whole_rows(edits: Mapping[Site, Edit]) -> dict[int, RowEdit]:
     }
 
 
-def _changed(args: tuple[Any, ...], kwargs: dict[str, Any], change: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def changed_input(args: tuple[Any, ...], kwargs: dict[str, Any], change: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a module with its first tensor changed, however it was passed."""
     if args:
         return (change(args[0]), *args[1:]), kwargs
@@ -89,14 +89,14 @@ def _take_rows(rows: Int[Tensor, " row"], of: int | None = None) -> Any:
             fits = of is None or (x.ndim == 3 and len(x) == of)
             return x.index_select(0, rows) if fits else x
 
-        return _changed(args, kwargs, change)
+        return changed_input(args, kwargs, change)
 
     return hook
 
 
 def _take_position(position: int) -> Any:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return _changed(args, kwargs, lambda x: x[:, position : position + 1])
+        return changed_input(args, kwargs, lambda x: x[:, position : position + 1])
 
     return hook
 
@@ -110,4 +110,4 @@ def _take_scored(positions: Int[Tensor, " row"]) -> Any:
             return x[:, position : position + 1]
         return x[torch.arange(len(x), device=x.device), positions.to(x.device)][:, None]
 
-    return lambda _module, args, kwargs: _changed(args, kwargs, change)
+    return lambda _module, args, kwargs: changed_input(args, kwargs, change)

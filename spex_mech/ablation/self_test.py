@@ -97,10 +97,12 @@ def _zero(features: slice) -> Edit:
 
 def _with_zeroed_weights(subject: ModelSubject, site: Site, features: slice, tokens: Tensor) -> Tensor:
     with torch.no_grad():
-        weights = subject.input_weights(site)
-        saved = weights[features].clone()
+        read = [weights[features] for weights in subject.reading_weights(site)]  # views
+        saved = [weights.clone() for weights in read]
         try:
-            weights[features] = 0
+            for weights in read:
+                weights.zero_()
             return subject.forward(tokens, {}, None)
         finally:
-            weights[features] = saved
+            for weights, before in zip(read, saved, strict=True):
+                weights.copy_(before)

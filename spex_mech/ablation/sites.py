@@ -3,8 +3,8 @@
 Names are hints only; what counts is the shape (a projection onto d_model), and the self-test at binding.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -19,6 +19,8 @@ _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 _OUT = ("o_proj", "c_proj", "out_proj", "dense", "wo")
 _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "wo")
+_HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")  # a layer's own, where layers differ
+_KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "kv_heads")
 _POST_NORM = "post_feedforward_layernorm"
 
 
@@ -38,6 +40,7 @@ class Architecture:
     shape: ModelShape
     places: tuple[Place, ...]
     leave_out: LeaveOut
+    further: Mapping[int, tuple[Place, ...]] = field(default_factory=dict)  # by layer, where else its MLP site may be
 
 
 def possible_shortcuts(architecture: Architecture) -> Shortcuts:
@@ -66,7 +69,7 @@ def find_architecture(model: nn.Module) -> Architecture:
     config = _config(model)
     blocks = _blocks(model, int(config.num_hidden_layers))
     d_model, n_heads = int(config.hidden_size), int(config.num_attention_heads)
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or 0)
     places = [place for layer, block in enumerate(blocks) for place in _places(block, layer, d_model, n_heads)]
     if not places:
         raise ModelError(
@@ -80,12 +83,20 @@ def find_architecture(model: nn.Module) -> Architecture:
     shape = ModelShape(
         name=str(getattr(config, "_name_or_path", "") or type(model).__name__),
         heads=heads,
-        kv_heads=tuple(kv_heads if h else 0 for h in heads),
+        kv_heads=tuple(_kv_count(blocks[layer], count, kv_heads) for layer, count in enumerate(heads)),
         mlps=tuple(("mlp", layer) in counts for layer in layers),
         neurons=tuple(counts.get(("neurons", layer), 0) for layer in layers),
         d_vocab=int(config.vocab_size),
     )
-    return Architecture(shape, tuple(places), _leave_out(blocks, places))
+    further = {p.site.layer: _further(blocks[p.site.layer], p, places) for p in places if p.site.kind == "mlp"}
+    return Architecture(shape, tuple(places), _leave_out(blocks, places), further)
+
+
+def _further(block: nn.Module, place: Place, places: list[Place]) -> tuple[Place, ...]:
+    """Where else the MLP's site may be: the down projection (what holds it returns the stream too), the norms."""
+    down = [p.module for p in places if (p.site.kind, p.site.layer) == ("neurons", place.site.layer)]
+    norms = [child for child in block.children() if "norm" in type(child).__name__.lower()]
+    return tuple(Place(place.site, module, "output") for module in [*down, *norms] if module is not place.module)
 
 
 def _leave_out(blocks: list[nn.Module], places: list[Place]) -> LeaveOut:
@@ -98,9 +109,19 @@ def _leave_out(blocks: list[nn.Module], places: list[Place]) -> LeaveOut:
 
 def input_features(projection: nn.Module) -> Float[Tensor, "feature out"]:
     """The weights of a projection with its input features first; a view, so writing to it writes to the model."""
-    weight = projection.weight
-    assert isinstance(weight, Tensor)
-    return weight if type(projection).__name__ == "Conv1D" else weight.T
+    return reading_weights(projection)[0]
+
+
+def reading_weights(projection: nn.Module) -> list[Float[Tensor, "feature out"]]:
+    """All that reads a projection's input: its weights first, then those of adapters (LoRA's A) around it; views."""
+    base = getattr(projection, "base_layer", None)
+    if not isinstance(base, nn.Module):
+        weight = projection.weight
+        assert isinstance(weight, Tensor)
+        return [weight if type(projection).__name__ == "Conv1D" else weight.T]
+    own = reading_weights(base)
+    beside = [m.weight.T for m in projection.modules() if isinstance(m, nn.Linear) and m is not base]
+    return [*own, *(weight for weight in beside if weight.shape[0] == own[0].shape[0])]
 
 
 def _config(model: nn.Module) -> Any:
@@ -135,11 +156,12 @@ def _places(block: nn.Module, layer: int, d_model: int, n_heads: int) -> Iterato
     out = attention and _projection(attention, _OUT, d_model)
     if out:
         features = input_features(out).shape[0]
-        if features % n_heads:
+        count = _number(attention, _HEAD_COUNTS) or n_heads
+        if features % count:
             raise ModelError(
-                f"layer {layer}: the attention output has {features} inputs, not a multiple of {n_heads} heads."
+                f"layer {layer}: the attention output has {features} inputs, not a multiple of {count} heads."
             )
-        yield Place(Site(layer, "heads", n_heads, features // n_heads), out, "input")
+        yield Place(Site(layer, "heads", count, features // count), out, "input")
     mlp = _child(block, _MLP)
     holder = mlp if mlp is not None else block  # OPT keeps fc1 and fc2 in the block itself
     down = None if _has_experts(holder) else _projection(holder, _DOWN, d_model, own=mlp is None)
@@ -155,17 +177,40 @@ def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
     return next((children[name] for name in names if name in children), None)
 
 
+def _number(module: nn.Module | None, names: tuple[str, ...]) -> int:
+    """The first of a module's attributes that is a count; 0 where it has none."""
+    found = (getattr(module, name, None) for name in names)
+    return next((n for n in found if isinstance(n, int) and not isinstance(n, bool) and n > 0), 0)
+
+
+def _kv_count(block: nn.Module, heads: int, configured: int) -> int:
+    """Key/value heads of a layer: its module's own number, its heads over their groups, or the config's."""
+    attention = _child(block, _ATTENTION)
+    groups = _number(attention, ("num_key_value_groups",))
+    options = (_number(attention, _KV_COUNTS), heads // groups if groups else 0, configured, heads)
+    return next((n for n in options if n and heads % n == 0), 0) if heads else 0
+
+
 def _projection(module: nn.Module, hints: tuple[str, ...], d_model: int, *, own: bool = False) -> nn.Module | None:
     """The linear map onto d_model: one with a known name, else the last one; `own`: direct children only."""
-    named = module.named_children() if own else module.named_modules()
-    linear = {
-        name.rsplit(".", 1)[-1]: m for name, m in named if _is_linear(m) and input_features(m).shape[1] == d_model
-    }
+    linear = {name: m for name, m in _linears(module, own) if input_features(m).shape[1] == d_model}
     by_name = next((linear[hint] for hint in hints if hint in linear), None)
     return by_name if by_name is not None or own else next(reversed(linear.values()), None)
 
 
+def _linears(module: nn.Module, own: bool) -> Iterator[tuple[str, nn.Module]]:
+    """The linear maps inside a module by their own names; an adapter around one is that one, not what it is made of."""
+    for name, child in module.named_children():
+        if _is_linear(child):
+            yield name, child
+        elif not own:
+            yield from _linears(child, own)
+
+
 def _is_linear(module: nn.Module) -> bool:
+    base = getattr(module, "base_layer", None)
+    if isinstance(base, nn.Module):
+        return _is_linear(base)
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 

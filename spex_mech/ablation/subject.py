@@ -57,6 +57,20 @@ class Shortcuts:
     last: bool = False
 
 
+@dataclass(frozen=True)
+class Certificate:
+    """What was verified of one layer: its block returns its input, a constant and ``scale`` times its MLP's site.
+
+    Attributes:
+        scale: c; None where the layer has no MLP site.
+        uncovered: children of the block that add to the stream and are no components (mixers of hybrids).
+    """
+
+    layer: int
+    scale: float | None
+    uncovered: tuple[str, ...] = ()
+
+
 @runtime_checkable
 class Subject(Protocol):
     """A bound model. Sites are listed in the order in which a forward pass meets them."""

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from spex_mech.ablation.leave_out import cut_short
 from spex_mech.ablation.place_hooks import in_every_call
-from spex_mech.ablation.sites import Architecture, input_features, possible_shortcuts
-from spex_mech.ablation.subject import Edit, Shortcuts, Site
+from spex_mech.ablation.sites import Architecture, possible_shortcuts, reading_weights
+from spex_mech.ablation.subject import Certificate, Edit, Shortcuts, Site
 from spex_mech.ablation.weights import describe_hooks, describe_weights, hash_weights
 from spex_mech.components import ModelShape
+from spex_mech.errors import ModelError
 
 
 class ModelSubject(ABC):
@@ -24,14 +25,17 @@ class ModelSubject(ABC):
         model: what the user gave, and calls inside `ablated`.
         module: the torch module that computes.
         shortcuts: those that binding saw hold; none before.
+        certificates: what binding verified of each layer's components; see `spex_mech.ablation.contract`.
     """
 
     backend: ClassVar[str]
 
     def __init__(self, model: Any, module: nn.Module, architecture: Architecture, weight_processing: str = "none"):
-        self.model, self.module, self.shortcuts = model, module.eval(), Shortcuts()
+        self.model, self.module = model, module.eval()
+        self.shortcuts, self.certificates = Shortcuts(), tuple[Certificate, ...]()
         self._architecture = architecture
         self._places = {place.site: place for place in architecture.places}
+        self._further = {layer: list(places) for layer, places in architecture.further.items()}
         self._described = {
             "backend": self.backend,
             "weight_processing": weight_processing,
@@ -65,7 +69,11 @@ class ModelSubject(ABC):
 
     def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
         """The weights that read a head or neuron site, as a writable view."""
-        return input_features(self._places[site].module)
+        return self.reading_weights(site)[0]
+
+    def reading_weights(self, site: Site) -> list[Float[Tensor, "feature out"]]:
+        """The same, and those of adapters that read the site too."""
+        return reading_weights(self._places[site].module)
 
     def possible_shortcuts(self) -> Shortcuts:
         """What might be left out in a model of this form; binding tries it."""
@@ -79,6 +87,11 @@ class ModelSubject(ABC):
         growth: Mapping[int, Int[Tensor, " row"]] | None = None,
     ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
         """See `Subject.forward`; ``growth[layer]`` says which row before that block each row in it comes from."""
+        if self.module.training:
+            raise ModelError(
+                f"{self.shape.name} is in training mode, in which dropout makes values random. Call .eval() on it; it "
+                "was in eval mode when it was bound."
+            )
         wanted, which = (None, None) if positions is None else positions.unique(return_inverse=True)
         cuts = cut_short(self._architecture.leave_out, self.shortcuts, edits, positions, growth)
         with torch.inference_mode():
@@ -89,6 +102,24 @@ class ModelSubject(ABC):
                 return logits[:, 0]
             at = positions if logits.shape[1] == tokens.shape[1] else which
             return logits[torch.arange(len(logits), device=logits.device), at.to(logits.device)]
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The decoder blocks; each takes the residual stream first and returns it."""
+        return self._architecture.leave_out.blocks
+
+    def mlp_module(self, layer: int) -> str:
+        """The module at which a layer's MLP site is, for messages."""
+        places = (place for site, place in self._places.items() if (site.kind, site.layer) == ("mlp", layer))
+        return next((f"its MLP site (the output of {type(place.module).__name__})" for place in places), "no MLP site")
+
+    def move_mlp(self, layer: int) -> bool:
+        """Put a layer's MLP site where it might be instead; False where no place is left."""
+        if not self._further.get(layer):
+            return False
+        place = self._further[layer].pop(0)
+        self._places[place.site] = place
+        return True
 
     @abstractmethod
     def _logits(

@@ -30,8 +30,7 @@ class NNsightSubject(ModelSubject):
     def __init__(self, model: Any) -> None:
         """Find the sites of the wrapped module; raises `ModelError` where there are none."""
         super().__init__(model, model._module, find_architecture(model._module))
-        paths = {id(module): name for name, module in self.module.named_modules()}
-        self._envoys = {site: model.get(paths[id(place.module)]) for site, place in self._places.items()}
+        self._paths = {module: name for name, module in self.module.named_modules()}
 
     def _logits(
         self,
@@ -43,7 +42,8 @@ class NNsightSubject(ModelSubject):
         import nnsight
 
         # in forward order, as a trace demands
-        placed = [(self._places[s].at, self._envoys[s], edits[s], len(tokens)) for s in self.sites if s in edits]
+        places = [(self._places[site], edits[site]) for site in self.sites if site in edits]
+        placed = [(p.at, self.model.get(self._paths[p.module]), edit, len(tokens)) for p, edit in places]
         options = {} if wanted is None else {"logits_to_keep": wanted}
         with cuts, self.model.trace(tokens, use_cache=False, **options):
             for at, envoy, edit, rows in placed:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spex_mech.ablation.backends.base import ModelSubject
 from spex_mech.ablation.leave_out import LeaveOut
-from spex_mech.ablation.sites import Architecture, Place, input_features
+from spex_mech.ablation.sites import Architecture, Place, reading_weights
 from spex_mech.ablation.subject import Edit, Shortcuts, Site, SiteKind
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
@@ -42,15 +42,15 @@ class BridgeSubject(ModelSubject):
     def n_ctx(self) -> int | None:
         return getattr(self.model.cfg, "n_ctx", None)
 
-    def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
-        """The weights that read a head or neuron site, as a writable view."""
+    def reading_weights(self, site: Site) -> list[Float[Tensor, "feature out"]]:
+        """See `ModelSubject.reading_weights`; of a bridge's wrapped projection, or HookedTransformer's own weights."""
         block = self.model.blocks[site.layer]
         part, legacy = (block.attn, "W_O") if site.kind == "heads" else (block.mlp, "W_out")
         bridge: Any = getattr(part, "o" if site.kind == "heads" else "out", None)
         if hasattr(bridge, "original_component"):
-            return input_features(bridge.original_component)
+            return reading_weights(bridge.original_component)
         weight = getattr(part, legacy)
-        return weight.data.view(-1, weight.shape[-1])
+        return [weight.data.view(-1, weight.shape[-1])]
 
     def possible_shortcuts(self) -> Shortcuts:
         """What might be left out in a model of this form; binding tries it.
