@@ -1,6 +1,6 @@
 """The vocabularies, once: the words that options, files and tables of the package share. Imports nothing heavy.
 
-What a word means stands where it acts: decoders in `measuring.decode`, links in `walsh.link.link`, metrics in
+What a word means stands where it acts: decoders in `measuring.decode`, links in `walsh.link`, metrics in
 `tasks.metrics`, replacements in `ablation.replacement`, formats in `formats.interchange`.
 """
 

@@ -1,6 +1,7 @@
 """The vocabularies stand once, in `spex_mech.names`; every table that is keyed by one has exactly its words."""
 
 import pytest
+import torch
 
 from spex_mech import names
 from spex_mech.ablation.replacement import ASSUMPTIONS
@@ -9,14 +10,18 @@ from spex_mech.formats.interchange import EXPORTERS
 from spex_mech.measuring.decode import DECODERS
 from spex_mech.show.plot import PLOT_COLOURS
 from spex_mech.tasks.metrics import METRICS
-from spex_mech.walsh.link.families import DERIVATIVE, FORWARD, INVERSE
-from spex_mech.walsh.link.shapes import SHAPES
+from spex_mech.walsh.link.shapes import SHAPES, Link
+
+LINKS = {  # one of each
+    "identity": (),
+    "logistic": (0.0, 1.0, 0.5, 0.25),
+    "softplus": (0.0, -1.0, 0.5, 2.0),
+    "spline": (0.0, -1.0, 1.0, 2.0, 3.0, 1.0, 0.5),
+}
 
 TABLES = [
     (names.DECODER_NAMES, DECODERS),
-    (names.LINK_NAMES, FORWARD),
-    (names.LINK_NAMES, DERIVATIVE),
-    (names.LINK_NAMES, INVERSE),
+    (names.LINK_NAMES, LINKS),
     (names.LINK_NAMES, {"identity", *(shape.link for shape in SHAPES.values())}),
     (names.METRIC_NAMES, METRICS),
     (names.REPLACEMENT_KINDS, ASSUMPTIONS),
@@ -30,6 +35,13 @@ TABLES = [
 def test_a_table_has_the_words_of_its_vocabulary(words, table):
     assert set(words) == set(table)
     assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize("name", names.LINK_NAMES)
+def test_every_link_increases_and_has_an_inverse(name):
+    link, latent = Link(name, LINKS[name]), torch.linspace(-2, 2, 9, dtype=torch.float64)
+    torch.testing.assert_close(link.inverse(link(latent)), latent)
+    assert (link.derivative(latent) > 0).all()
 
 
 def test_a_decoder_and_a_metric_know_their_own_names():
