@@ -1,5 +1,6 @@
 """The documentation: its code runs, its links lead somewhere, its commands exist, its pictures are what code draws."""
 
+import pkgutil
 import re
 import runpy
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import spex_mech
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -39,6 +42,14 @@ def test_files_named_exist(page):
     """A path in backticks is one of the project's, or of the package; what a run or a user writes has no folder."""
     named = re.findall(r"`([\w./-]+/[\w.-]+\.pyi?)`", (DOCS / page).read_text())
     assert not [path for path in named if not any((ROOT / up / path).exists() for up in ("", "spex_mech"))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "releases.md"])  # which has old names too
+def test_names_of_the_package_resolve(page):
+    text = (DOCS / page).read_text()
+    assert set(re.findall(r"\bsm\.(\w+)", text)) <= set(spex_mech.__all__)
+    for name in re.findall(r"\bspex_mech(?:\.[A-Za-z]\w*)+(?![/\w])", text):
+        assert pkgutil.resolve_name(name) is not None
 
 
 def test_thirty_questions_have_a_file_as_answer():

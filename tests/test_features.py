@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_models import bridge_of, tiny
 
 import spex_mech as sm
-from spex_mech.bench.peer_proxies import has_shapiq, shapiq_proxy
+from spex_mech.bench.peers import has_shapiq, shapiq_proxy
 from spex_mech.errors import ModelError, ResponseError, TaskError
 from spex_mech.lenses.prompt_parts import owners_of
 from spex_mech.lenses.segments import Segments, split_prompt

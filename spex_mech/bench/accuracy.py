@@ -11,7 +11,7 @@ import torch
 
 from spex_mech.bench.cases import FAMILIES, Case, Family, card_pools, planted_case
 from spex_mech.bench.functions import support_f1
-from spex_mech.bench.peer_proxies import has_shapiq, shapiq_proxy
+from spex_mech.bench.peers import has_shapiq, shapiq_proxy
 from spex_mech.bench.queries import summarise
 from spex_mech.bench.timing import machine
 from spex_mech.walsh.decoders.linear import Linear

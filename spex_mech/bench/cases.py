@@ -9,8 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from spex_mech.ablation.replacement import fit_replacement
+from spex_mech.ablation.respond import respond
 from spex_mech.bench.functions import Kind, Planted, planted_function
 from spex_mech.components import ComponentSet, select
+from spex_mech.gallery.studies import Study, open_study
+from spex_mech.names import HEADS
 from spex_mech.walsh.masks.design import MaskDesign
 
 Family = tuple[Kind, int, int, float]  # kind, components, sets, noise
@@ -103,16 +107,17 @@ def card_pools(folder: Path, kept: Path | None) -> Iterator[CasePool]:
         yield CasePool(f"{folder.name}, n = {n}", keep_prob, values, truth, n)
 
 
+def card_components(study: Study) -> ComponentSet:
+    """Heads, and neurons where they are few, else MLP layers."""
+    shape = study.subject.shape
+    few = 0 < sum(shape.neurons) < MANY_NEURONS
+    return select(study.subject, HEADS + (", m*.n*" if few else ", m*" if any(shape.mlps) else ""))
+
+
 def studied(folder: Path) -> tuple[ComponentSet, Callable[[Tensor], Tensor]]:
     """A card's components, and its responses to masks."""
-    from spex_mech.ablation.replacement import fit_replacement
-    from spex_mech.ablation.respond import respond
-    from spex_mech.gallery.studies import open_study
-
     study = open_study(folder)
     task = study.task.take(torch.arange(min(PROMPTS, len(study.task))))
-    few = 0 < sum(study.subject.shape.neurons) < MANY_NEURONS
-    mlps = ", m*.n*" if few else ", m*" if any(study.subject.shape.mlps) else ""
-    components = select(study.subject, f"a*.h*{mlps}")
+    components = card_components(study)
     reference = fit_replacement(study.subject, task, components, study.replacement, study.per)
     return components, lambda keep: respond(study.subject, task, components, keep.split(256), reference)

@@ -1,5 +1,8 @@
-"""shapiq's SPEX on a planted function, run by another interpreter: the function goes there and what it found comes back
-as npz. Nothing of the peer is copied; its own settings are used as its own code sets them.
+"""shapiq's decoders on what is given to ours, run by another interpreter, which need not have spex_mech or torch.
+
+Functions, or masks and values, go there as npz, and what was found or predicted comes back. Nothing of the peer is
+copied: its own objects are made with its own defaults; its proxies are fitted to the given masks instead of ones that
+they draw themselves.
 """
 
 import json
@@ -8,18 +11,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 
 from spex_mech.bench.functions import Planted
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+METHODS = ("proxyspex", "proxyspex, one fit", "proxyshap")
 
-# Runs where spex_mech and torch need not be installed. The first decoding of a process compiles the peer's field
+# The first decoding of a process compiles the peer's field
 # arithmetic; it is reported by itself, and the others are timed warm.
-_PROGRAM = """
+_SPEX = """
 import json, sys, time
 import numpy as np
 from importlib.metadata import version
@@ -60,6 +69,56 @@ report = {"first": {d: a["prepare_cpu_s"] + a["cpu_s"] for d, a in first.items()
 np.savez(out, report=np.array(json.dumps(report)))
 """
 
+# "proxyspex" is the default search over eight settings with five
+# folds; "one fit" is its LightGBM with its default settings; of ProxySHAP the tree model is asked itself, which
+# predicts no worse than the interactions of limited order that are read from it.
+_PROXIES = """
+import resource, sys, time, warnings
+import numpy as np
+from importlib.metadata import version
+from shapiq.approximator import ProxySHAP, ProxySPEX
+from shapiq.approximator.proxy._routes import tree_to_fourier
+warnings.filterwarnings("ignore")
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]), int(sys.argv[3])))
+given = np.load(sys.argv[1])
+
+def polynomial(terms, masks):
+    ablated = 1.0 - 2.0 * masks
+    total = np.zeros(len(masks))
+    for members, coefficient in terms.items():
+        total += coefficient * ablated[:, list(members)].prod(1)
+    return total
+
+def proxyspex(keep, values, fresh, hpo):
+    peer = ProxySPEX(n=keep.shape[1], max_order=2, index="FBII", hpo=hpo, random_state=0)
+    peer.proxy_model.fit(keep, values)
+    model = peer.proxy_model.best_estimator_ if hpo else peer.proxy_model
+    return polynomial(peer._refine(tree_to_fourier(model, peer.n), keep, values), fresh)
+
+def proxyshap(keep, values, fresh):
+    peer = ProxySHAP(n=keep.shape[1], proxy_model="lightgbm", random_state=0)
+    peer.proxy_model.fit(keep, values)
+    return peer.proxy_model.predict(fresh)
+
+calls = {"proxyspex": lambda *a: proxyspex(*a, True), "proxyspex, one fit": lambda *a: proxyspex(*a, False),
+         "proxyshap": proxyshap}
+keep, values, fresh = given["keep"].astype(float), given["values"], given["fresh"].astype(float)
+started, wall = time.process_time(), time.perf_counter()
+predicted = calls[sys.argv[4]](keep, values, fresh)
+np.savez(sys.argv[2], predicted=predicted, seconds=time.process_time() - started,
+         wall=time.perf_counter() - wall)
+"""
+_MEMORY = 8 << 30  # bytes the peer may take: reading some trees as a polynomial took it more than 18 GiB
+
+
+@dataclass(frozen=True, eq=False)
+class PeerAnswer:
+    """What a peer predicts of the fresh masks, its CPU seconds, and those that went by."""
+
+    predicted: Float[NDArray[np.float64], " fresh"]
+    seconds: float
+    wall: float
+
 
 def shapiq_spex(
     functions: list[Planted], degree: int, budget: int, noise: float, python: str | None = None, timeout: float = 3000
@@ -69,23 +128,68 @@ def shapiq_spex(
     The dictionary has ``answers`` (decoder, function, masks, sets, cpu_s, wall_s), ``first`` (CPU seconds of the first
     call of a process, compilation included) and ``versions``. One thread, so that CPU seconds are seconds of work.
     """
-    python = python or sys.executable
-    asked = [python, "-c", "import shapiq.approximator, sparse_transform, galois"]
-    if shutil.which(python) is None or subprocess.run(asked, capture_output=True, check=False).returncode:
+    if not _imports(python, "import shapiq.approximator, sparse_transform, galois"):
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        given, out = Path(folder, "given.npz"), Path(folder, "found.npz")
-        arrays: dict[str, Any] = {
-            "n": functions[0].spectrum.n, "degree": degree, "budget": budget, "noise": noise, "order": len(functions),
-        }  # fmt: skip
-        for number, function in enumerate(functions):
-            arrays[f"members{number}"] = function.spectrum.members.numpy()
-            arrays[f"coefficients{number}"] = function.spectrum.coefficients.numpy()
-        np.savez(given, **arrays)
-        subprocess.run(
-            [python, "-c", _PROGRAM, str(given), str(out)], check=True, timeout=timeout, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, env=os.environ | dict.fromkeys(_THREADS, "1"),
-        )  # fmt: skip
-        with np.load(out) as found:
-            report: dict[str, Any] = json.loads(str(found["report"]))
+    given: dict[str, Any] = {
+        "n": functions[0].spectrum.n, "degree": degree, "budget": budget, "noise": noise, "order": len(functions),
+    }  # fmt: skip
+    for number, function in enumerate(functions):
+        given[f"members{number}"] = function.spectrum.members.numpy()
+        given[f"coefficients{number}"] = function.spectrum.coefficients.numpy()
+    found = _asked(python, _SPEX, given, (), timeout)
+    if found is None:
+        raise RuntimeError("shapiq's SPEX gave no answer")
+    report: dict[str, Any] = json.loads(str(found["report"]))
     return report
+
+
+def has_shapiq(python: str | None) -> bool:
+    """Whether an interpreter has shapiq's proxies (1.8, where ProxySHAP and the default search came)."""
+    return _imports(python, "from shapiq.approximator.proxy._routes import tree_to_fourier; import lightgbm")
+
+
+def shapiq_proxy(
+    keep: Bool[NDArray[np.bool_], "mask component"],
+    values: Float[NDArray[np.float64], " mask"],
+    fresh: Bool[NDArray[np.bool_], "fresh component"],
+    method: str,
+    python: str | None = None,
+    threads: int = 1,
+    timeout: float = 3600,
+) -> PeerAnswer | None:
+    """What one of shapiq's proxies (`METHODS`), fitted to some masks, predicts of fresh ones.
+
+    None where it fails (ProxySPEX does from 1,000 components on), takes too long, or runs out of `_MEMORY`.
+    """
+    given = {"keep": keep, "values": values, "fresh": fresh}
+    found = _asked(python, _PROXIES, given, (str(_MEMORY), method), timeout, threads)
+    if found is None:
+        return None
+    return PeerAnswer(found["predicted"], float(found["seconds"]), float(found["wall"]))
+
+
+def _imports(python: str | None, program: str) -> bool:
+    python = python or sys.executable
+    return (
+        shutil.which(python) is not None
+        and not subprocess.run([python, "-c", program], capture_output=True, check=False).returncode
+    )
+
+
+def _asked(
+    python: str | None, program: str, given: Mapping[str, Any], more: tuple[str, ...], timeout: float, threads: int = 1
+) -> dict[str, Any] | None:
+    """What a program writes to the second file, of the arrays in the first; None where it writes none in time."""
+    with tempfile.TemporaryDirectory() as folder:
+        there, back = Path(folder, "given.npz"), Path(folder, "found.npz")
+        np.savez(there, **given)
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                [python or sys.executable, "-c", program, str(there), str(back), *more], check=False, timeout=timeout,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                env=os.environ | dict.fromkeys(_THREADS, str(threads)),
+            )  # fmt: skip
+        if not back.exists():
+            return None
+        with np.load(back) as found:
+            return dict(found)

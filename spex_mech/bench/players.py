@@ -15,7 +15,7 @@ are the players. What the masks then look like, for blocks that cover a share 2�
   ``Σ_T F(T)`` over all sets T that have an odd number of components in every block of 𝓑 and an even one in every other
   block, whatever T has outside the blocks, since those are kept. So one block's coefficient is the sum of its
   components' main effects and of all they do among themselves in odd numbers, and two blocks' is the sum of all pairs
-  across them, and so on (`of_blocks`).
+  across them, and so on.
 - Its variance over the masks' noise is ``σ² / N`` for N coded masks and a noise of variance σ² (the coded masks are
   orthogonal to each other's sets), as for any coded player; the spectrum's standard errors say it.
 - Over the draw of the blocks it is a poor estimate of one component: with s components a block and an additive function
@@ -42,19 +42,18 @@ from torch import Tensor
 
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
-from spex_mech.bench.cases import MANY_NEURONS
+from spex_mech.bench.cases import card_components
 from spex_mech.bench.timing import machine
-from spex_mech.components import ComponentSet, select
+from spex_mech.components import ComponentSet
 from spex_mech.errors import DesignError
-from spex_mech.gallery.studies import Study, open_study
+from spex_mech.gallery.studies import open_study
 from spex_mech.measuring.measure import measure
 from spex_mech.walsh.decoders.linear import Linear
 from spex_mech.walsh.decoders.proxyspex import ProxySpex
 from spex_mech.walsh.decoding import Decoded, Decoder, Samples, r_squared
 from spex_mech.walsh.masks.coded import smallest_budget
 from spex_mech.walsh.masks.design import MaskDesign
-from spex_mech.walsh.masks.hashing import uniform_bits
-from spex_mech.walsh.spectrum import Basis, Spectrum
+from spex_mech.walsh.spectrum import Spectrum
 from spex_mech.walsh.spex.spex import Spex
 
 Row = dict[str, Any]
@@ -99,7 +98,7 @@ def run(quick: bool = False, cards: Path | None = None, budgets: Sequence[int] =
 
 def _card(card: Path | str, budgets: Sequence[int], prompts: int) -> Iterator[Row]:
     study = open_study(card)
-    components = _components(study)
+    components = card_components(study)
     n = len(components)
     if n < _FEWEST:
         return
@@ -118,13 +117,6 @@ def _card(card: Path | str, budgets: Sequence[int], prompts: int) -> Iterator[Ro
             decoded, design = plan.decoder.decode(plan.samples, seed=0), plan.samples.design
             asked = {f"fresh_r2_{q}": r_squared(truth[q], predicted(decoded, design, fresh[q].keep())) for q in KEEPS}
             yield {"card": Path(card).name, "components": n, "budget": masks} | _row(plan, decoded) | asked
-
-
-def _components(study: Study) -> ComponentSet:
-    """Heads, and neurons where they are few, else MLP layers."""
-    shape = study.subject.shape
-    few = 0 < sum(shape.neurons) < MANY_NEURONS
-    return select(study.subject, "a*.h*" + (", m*.n*" if few else ", m*" if any(shape.mlps) else ""))
 
 
 def _plans(components: ComponentSet, masks: int, respond: Respond) -> Iterator[_Plan]:
@@ -263,28 +255,3 @@ def random_blocks(n: int, blocks: int, ablated: float = 0.1, seed: int = 0) -> t
         )
     drawn = uniform_bits(seed, torch.zeros(1, dtype=torch.long), n)[0].argsort(stable=True)[:touched]
     return tuple(tuple(sorted(drawn[block::blocks].tolist())) for block in range(blocks))
-
-
-def of_blocks(spectrum: Spectrum, blocks: Sequence[Sequence[int]]) -> Spectrum:
-    """What a polynomial over components is over blocks of them, all other components being kept; exact.
-
-    ``F(𝓑) = Σ_T F(T)`` over the sets T with an odd number of components in the blocks of 𝓑 and an even number in every
-    other block: what a code over these blocks estimates. Rewritten in the Walsh basis, in the unit of `spectrum`.
-
-    Raises `DesignError` where a component is in two blocks.
-
-    >>> pairs = Spectrum.from_terms(4, {(0,): 1.0, (1,): 2.0, (0, 1): 3.0, (0, 2): 4.0})
-    >>> dict(of_blocks(pairs, [(0, 1), (2,)]).terms())
-    {(): 3.0, (0,): 3.0, (0, 1): 4.0}
-    """
-    owner = {i: number for number, block in enumerate(blocks) for i in block}
-    if len(owner) < sum(len(block) for block in blocks):
-        raise DesignError("blocks share a component, so a mask cannot keep the one and ablate the other.")
-    summed: dict[tuple[int, ...], float] = {}
-    for members, coefficient in spectrum.rewrite(Basis()).terms():
-        odd: set[int] = set()
-        for i in members:
-            odd ^= {owner[i]} if i in owner else set()
-        key = tuple(sorted(odd))
-        summed[key] = summed.get(key, 0.0) + coefficient
-    return Spectrum.from_terms(len(blocks), dict(sorted(summed.items())))
