@@ -11,8 +11,9 @@ from scipy.stats import ttest_1samp
 
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
-from spex_mech.auditing import verdicts
+from spex_mech.auditing import baselines, verdicts
 from spex_mech.auditing.baselines import _with_fresh, try_baselines
+from spex_mech.auditing.case import check_audit_budget
 from spex_mech.auditing.cautions import cautions
 from spex_mech.auditing.chosen_circuits import _nearby
 from spex_mech.auditing.circuit_search import Goal, search_circuits
@@ -26,9 +27,10 @@ from spex_mech.auditing.other_contexts import _effect_at, _p_value, other_probs,
 from spex_mech.auditing.other_replacements import compare_replacement
 from spex_mech.auditing.passes import Ledger
 from spex_mech.auditing.random_sets import RANDOM_SETS, RandomSets, try_random
-from spex_mech.auditing.rankings import Ranking, pair_ablation, single_ablation, spectrum_strengths
+from spex_mech.auditing.rankings import Ranking, marginal_effects, pair_ablation, single_ablation, spectrum_strengths
 from spex_mech.auditing.verdicts import is_faithful, is_stable, is_there, share_as_good
 from spex_mech.errors import DesignError
+from spex_mech.walsh.link.link import Link
 from spex_mech.walsh.spectrum import Spectrum
 
 PAIR = ("a0.h1", "a1.h2")
@@ -86,6 +88,7 @@ def test_figures_of_random_sets_by_hand():
     sizes = [0, 0, 0, 0, 0, 0, 0, 1, 1, 2]
     paths = [[null.faithfulness[c][k] for c in sizes] for k in (0, 1)]
     assert (null.orders, null.mean(1), null.std(1)) == (2, 0.5, pytest.approx(0.125**0.5))
+    assert RandomSets({1: (0.1, 0.2, 0.3)}).mean(1) == pytest.approx(0.2, abs=1e-15)  # float64, not float32
     cpr, cmd = null.areas(sizes)
     assert cpr == pytest.approx((area(paths[0]) + area(paths[1])) / 2)
     assert cmd == pytest.approx(sum(area([abs(1 - f) for f in path]) for path in paths) / 2)
@@ -133,6 +136,7 @@ def test_idle_nodes_add_nothing_and_others_what_they_weigh(line):
     added = try_idle(line, ["a1.h0", "a0.h0", "a0.h1"])
     assert added == {"a1.h0": pytest.approx(-1.0), "a0.h0": pytest.approx(4.0), "a0.h1": pytest.approx(0.0)}
     assert list(added) == ["a1.h0", "a0.h0", "a0.h1"]
+    assert not line.skipped
     poor = dataclasses.replace(line, skipped=[], passes=line.passes)
     poor.passes._ledger, before = Ledger(2), poor.passes._ledger
     try:
@@ -240,7 +244,17 @@ def test_cautions_are_given_for_their_reasons_alone(claimed):
     (said,) = cautions(claimed, dataclasses.replace(fresh, r2=0.42))
     assert said == "the polynomial explains 0.42 of fresh masks' variance"
     small = dataclasses.replace(claimed, intact=1.0, empty=1.0 - 1e-3)
-    assert "unstable" in cautions(small, dataclasses.replace(fresh, r2=0.999))[0]
+    spread = float(claimed.found.responses.mean.std(correction=0))
+    assert cautions(small, dataclasses.replace(fresh, r2=0.999)) == (
+        f"intact and empty differ by 0.001, less than the run's masks do ({spread:.3g}): what faithfulness, CPR and "
+        "CMD divide by is small, so they are large and unstable",
+    )
+    behind = dataclasses.replace(claimed.found, decoded=dataclasses.replace(
+        claimed.found.decoded, link=Link("logistic", (0.0, 1.0, 0.0, 0.25))))  # fmt: skip
+    (said,) = cautions(dataclasses.replace(claimed, found=behind), dataclasses.replace(fresh, r2=0.999))
+    assert said.startswith("between the polynomial and the metric lies a link (")
+    assert said.endswith("; the interactions and backups put to the test are those of the metric itself, some of which "
+                         "are the link's doing")  # fmt: skip
     assert cautions(claimed, dataclasses.replace(fresh, r2=0.999)) == ()
 
 
@@ -365,3 +379,40 @@ def test_knockouts_of_large_circuits_are_bounded():
 
 def test_verdict_numbers_are_what_the_page_says():
     assert (verdicts.RATE, verdicts.FAITHFUL_WITHIN, verdicts.STABLE_FROM) == (0.05, 0.1, 0.8)
+
+
+def test_marginal_effects_by_hand():
+    """Kept less ablated: (1 + 2)/2 - (4 + 8)/2 and (1 + 4)/2 - (2 + 8)/2; 0 where one is always, or never, kept."""
+    keep = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 1, 0]], dtype=torch.bool)
+    components = sm.ComponentSet.of(["a0.h0", "a0.h1", "a0.h2", "a0.h3"])
+    values = torch.tensor([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0], [8.0, 8.0]])
+    effects = marginal_effects(sm.Responses(components, keep, values, "logit"))
+    assert effects == {"a0.h0": -4.5, "a0.h1": -2.5, "a0.h2": 0.0, "a0.h3": 0.0}
+
+
+def test_activation_patching_is_single_ablation_by_corrupt_prompts(line, monkeypatch):
+    asked = {}
+
+    def fit(subject, task, components, kind, seed):
+        asked["fit"] = (kind, seed)
+        return "corrupt"
+
+    def passes(name, reference):
+        asked["passes"] = (name, reference)
+        return line.passes
+
+    monkeypatch.setattr(baselines, "fit_replacement", fit)
+    engines = SimpleNamespace(subject=None, task=None, passes=passes)
+    case = dataclasses.replace(line, ledger=Ledger(45), skipped=[])
+    (row,) = baselines._patching(case, engines, ["a0.h0"])
+    assert asked == {"fit": ("resample", line.seed), "passes": ("patching", "corrupt")}
+    assert (row.name, row.masks, row.auroc) == ("activation patching", 9, 1.0)
+    poor = dataclasses.replace(case, ledger=Ledger(44))  # a fifth of it is one mask too few
+    assert baselines._patching(poor, engines, []) == []
+    assert poor.skipped == ["activation patching"]
+
+
+def test_the_least_budget_is_enough():
+    check_audit_budget(32, 32)
+    with pytest.raises(DesignError, match="an audit of 31 masks was asked for; it needs at least 32"):
+        check_audit_budget(31, 32)

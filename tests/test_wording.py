@@ -231,6 +231,8 @@ def test_limits_tell_what_the_search_owes_to_the_prompts():
     assert limits(run(ONE), audit(search=Search(77, 0, None, None, None)))[-1].endswith(
         "of what they keep may be luck."
     )
+    half = limits(run(ONE), audit(search=Search(77, 100, 0.5, None, None)))[-1]
+    assert half.endswith("of what they keep may be luck.")
     assert len(limits(run(ONE), audit())) == 7
 
 
@@ -254,6 +256,8 @@ def test_points_are_of_fresh_masks_else_of_held_out_ones():
         points = points_of(with_held, audited)
         assert (points.predicted, points.measured, points.r2, points.masks) == ((1.0,), (2.0,), 0.9, 1)
         assert points.source == "held-out masks"
+    many = replace(with_held, decoded=replace(with_held.decoded, stats={"heldout_r2": 0.9, "masks_heldout": 700}))
+    assert points_of(many, None).masks == 700  # of which the record holds the first
 
 
 def test_sizes_and_checks():

@@ -55,6 +55,6 @@ def _patching(case: RunCase, engines: Engines, known: Collection[str]) -> list[R
     if len(case.names) + 1 > case.ledger.part(SINGLES):
         case.skipped.append("activation patching")
         return []
-    corrupt = fit_replacement(engines.subject, engines.task, case.found.components, "resample", seed=case.seed)
+    corrupt = fit_replacement(engines.subject, engines.task, case.components, "resample", seed=case.seed)
     ranking: Ranking = single_ablation(engines.passes("patching", reference=corrupt), case.names, "activation patching")
     return [try_ranking(case, ranking, known)]

@@ -42,7 +42,7 @@ def choose_circuits(case: RunCase, size: int | None, allowance: int, seconds: fl
     wanted = sorted({*counts(n), *(() if size is None else (size,))})
     aims: dict[int, Aim] = {0: "preserve", helping: "raise" if helping > 0 else "lower"}
     paths = {
-        sign: _filled(case, choose_path(case.spectrum, case.found.components, wanted, aim=aim, seconds=seconds))
+        sign: _filled(case, choose_path(case.spectrum, case.components, wanted, aim=aim, seconds=seconds))
         for sign, aim in aims.items()
     }
     smallest = _smallest_faithful(case) if size is None else paths[0][wanted.index(min(size, n))]
@@ -91,7 +91,7 @@ def add_kl(case: RunCase, engines: Engines, circuit: Verified, sizes: list[SizeR
 def _smallest_faithful(case: RunCase) -> Selection:
     """The smallest set whose predicted faithfulness is within a tenth of 1, else the nearest."""
     many = len({i for s, _ in case.spectrum.terms() for i in s}) > 20
-    path = choose_path(case.spectrum, case.found.components, nested=many)
+    path = choose_path(case.spectrum, case.components, nested=many)
     ends = case.predict(torch.tensor([[False], [True]]).expand(2, len(case.names)))
     spread = float(ends[1] - ends[0])
     if abs(spread) <= case.floor:

@@ -60,7 +60,7 @@ def _factorials(case: RunCase, groups: Sequence[tuple[str, ...]], allowance: int
     groups = [names for names in groups if fits(len(names), allowance)]
     number, contexts = contexts_for([len(names) for names in groups], allowance)
     for names in groups[:number]:
-        group = case.found.components.indices(names)
+        group = case.components.indices(names)
         keep = factorial_masks(group, len(case.names), keep_prob, contexts, case.seed)
         expected = expected_values(polynomial, group)
         found[names] = Table.of(case.passes.values(keep), polynomial.evaluate(keep), len(group), expected)
@@ -70,5 +70,5 @@ def _factorials(case: RunCase, groups: Sequence[tuple[str, ...]], allowance: int
 def _proposed(case: RunCase) -> list[tuple[str, ...]]:
     """Groups of backups that the polynomial proposes, of at least a hundredth of the whole effect."""
     least = WORTH * abs(case.intact - case.empty)
-    groups = find_backups(case.polynomial, case.found.components, q_threshold=PROPOSE, min_excess=least)
+    groups = find_backups(case.polynomial, case.components, q_threshold=PROPOSE, min_excess=least)
     return [group.components for group in groups[:MAX_PROPOSED]]

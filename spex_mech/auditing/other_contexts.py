@@ -44,7 +44,7 @@ def _at(case: RunCase, checks: Sequence[Confirmation], keep_prob: float, allowan
     slope, predict = case.polynomial.basis.affine[1], case.polynomial.evaluate
     found = []
     for check in checks[:number]:
-        group, seed = case.found.components.indices(check.components), seed_of(case.seed, "context", keep_prob)
+        group, seed = case.components.indices(check.components), seed_of(case.seed, "context", keep_prob)
         keep = factorial_masks(group, len(case.names), keep_prob, contexts, seed)[: contexts << check.order]
         signs = np.array([(-1.0) ** number.bit_count() for number in range(1 << check.order)])
         values, guess = (x.reshape(contexts, -1).numpy() @ signs for x in (case.passes.means(keep), predict(keep)))

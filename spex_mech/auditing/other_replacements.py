@@ -36,7 +36,7 @@ def try_replacements(case: RunCase, engines: Engines) -> tuple[ReplacementRow, .
     rows, found = _rows(case, number), list[ReplacementRow]()
     for kind in kinds:
         try:
-            other = fit_replacement(engines.subject, engines.task, case.found.components, kind, seed=case.seed)
+            other = fit_replacement(engines.subject, engines.task, case.components, kind, seed=case.seed)
         except SpexMechError as error:
             case.skipped.append(f"replacement {kind!r}: {str(error).split('. ')[0]}")
             continue
