@@ -15,6 +15,7 @@ from spex_mech.auditing.findings import Search, SizeRow, Verified
 from spex_mech.auditing.passes import seed_of
 from spex_mech.auditing.verification import ENOUGH, Case
 from spex_mech.circuit.select import Aim, Selection, choose_path
+from spex_mech.walsh.certainty.stability import jaccard
 
 SPLITS = 100  # of the prompts into halves, one of which chooses
 
@@ -191,12 +192,7 @@ def _on_half(
     }
     f = {key: float((means[1][row] - empty) / (intact - empty)) for key, row in rows.items()}
     inside = [k for k in dict.fromkeys(sizes) if k]
-    overlaps = [_jaccard(pool.keep[rows[k, 0, 0]], pool.keep[rows[k, 0, 1]]) for k in inside]
+    overlaps = [float(jaccard(*(pool.keep[[rows[k, 0, half]]] for half in (0, 1))).nan_to_num(1.0)) for k in inside]
     cpr = performance_ratio([f[k, helping, 0] for k in sizes])
     cmd = model_distance([f[k, 0, 0] for k in sizes])
     return cpr, cmd, sum(overlaps) / len(overlaps) if overlaps else float("nan")
-
-
-def _jaccard(one: Bool[Tensor, " component"], other: Bool[Tensor, " component"]) -> float:
-    either = int((one | other).sum())
-    return float((one & other).sum()) / either if either else 1.0

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 from torch import Tensor
 
 from spex_mech.auditing.passes import seed_of
 from spex_mech.circuit.backups import contrasts, products
+from spex_mech.walsh.certainty.significance import q_values
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
@@ -207,7 +207,7 @@ def adjust(checks: Sequence[_T]) -> tuple[_T, ...]:
     """The same with q-values over all of them (Benjamini and Hochberg 1995)."""
     if not checks:
         return ()
-    q = false_discovery_control([check.p_value for check in checks])
+    q = q_values(np.array([check.p_value for check in checks]))
     return tuple(replace(check, q_value=float(rate)) for check, rate in zip(checks, q, strict=True))
 
 

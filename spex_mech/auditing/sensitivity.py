@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control, spearmanr
+from scipy.stats import spearmanr
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from spex_mech.auditing.findings import ContextRow, ReplacementRow, StabilityRow
 from spex_mech.auditing.passes import Passes, seed_of
 from spex_mech.auditing.verification import Case, fresh_probs
 from spex_mech.errors import DecodeError
+from spex_mech.walsh.certainty.significance import q_values
 from spex_mech.walsh.certainty.stability import stability
 from spex_mech.walsh.decoders.refit import refit
 from spex_mech.walsh.decoding import Samples
@@ -123,7 +124,7 @@ def try_contexts(case: Case, checks: Sequence[Confirmation], allowance: int) -> 
     rows = [row for q in probs for row in _at(case, order, q, min(allowance // len(probs), case.passes.left))]
     if not rows:
         return ()
-    adjusted = false_discovery_control([row.q_value for row in rows])
+    adjusted = q_values(np.array([row.q_value for row in rows]))
     return tuple(replace(row, q_value=float(q)) for row, q in zip(rows, adjusted, strict=True))
 
 
