@@ -18,19 +18,19 @@ from typer.testing import CliRunner
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
 from spex_mech.bench.functions import planted_function
-from spex_mech.circuit.build import q_values
 from spex_mech.cli.main import app
 from spex_mech.errors import DecodeError
 from spex_mech.store.spectrum_file import load_spectrum, save_spectrum
 from spex_mech.walsh.certainty.estimates import Seen, mixture_gram, moderate, one_step_estimates
 from spex_mech.walsh.certainty.inference import confirm_sets, infer
+from spex_mech.walsh.certainty.significance import q_values
 from spex_mech.walsh.certainty.stability import Stability, stability
 from spex_mech.walsh.certainty.weigh import agreement, check_certainty, heldout_samples, weigh
 from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoders.linear import Linear
 from spex_mech.walsh.decoders.proxyspex import ProxySpex
 from spex_mech.walsh.decoders.pursuit import Pursuit
-from spex_mech.walsh.decoders.refit import prune
+from spex_mech.walsh.decoders.refit import prune, significance
 from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Decoded, Outcome, Samples
 from spex_mech.walsh.masks.design import MaskDesign
@@ -275,7 +275,7 @@ def test_noise_gives_no_set(level):
         honest.append(any(q <= 0.05 for q in infer(samples, Greedy(level), folds=3, seed=seed).q_values().values()))
         found = Greedy(level).decode(samples, seed=0).spectrum
         rows = found.orders > 0
-        naive = q_values(found.coefficients[rows].numpy(), found.stderr[rows].numpy(), 0.0) if rows.any() else []
+        naive = q_values(significance(found)[rows].numpy()) if rows.any() else []
         own.append(bool((np.asarray(naive) <= 0.05).any()))
     assert share(honest) <= 0.05
     assert share(own) > (0.5 if level > 1 else 0.0)

@@ -19,7 +19,7 @@ from spex_mech.walsh.decoding import Decoder, Outcome, Samples, r_squared
 from spex_mech.walsh.joint.joint import Joint
 from spex_mech.walsh.joint.members import MANY, Fitted
 from spex_mech.walsh.joint.neural import Network
-from spex_mech.walsh.joint.stack import Stack
+from spex_mech.walsh.joint.stack import Stack, non_negative
 from spex_mech.walsh.joint.stack_polynomial import corrected, read_out
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
@@ -305,6 +305,18 @@ def test_standard_errors_of_the_correction_cover():
     assert 0.93 <= inside <= 0.97
 
 
+@pytest.mark.parametrize(("keep_prob", "moves"), [(0.5, True), (0.9, False)])
+def test_only_coefficients_that_enough_masks_speak_for_are_corrected(keep_prob, moves):
+    """400 masks are many for a triple of fair coins, and few at 0.9, where its products have a kurtosis of 532."""
+    basis, keep = Basis.orthonormal(keep_prob), MaskDesign.bernoulli(6, 400, keep_prob, seed=1).keep()
+    truth = Spectrum.from_terms(6, {(): 0.0, (0, 1, 2): 1.0}, basis)
+    read = Spectrum(6, truth.members, torch.zeros(2, dtype=torch.float64), basis)
+    moved = corrected(read, keep, truth.evaluate(keep))
+    assert float(moved[0, 1, 2]) == pytest.approx(1.0 if moves else 0.0, abs=0.05)
+    assert moved[()] == 0.0
+    assert bool((moved.stderr > 0).all())
+
+
 def _gap(read, keep, missed):
     from spex_mech.walsh.spectrum import monomials
 
@@ -355,6 +367,24 @@ def test_a_polynomial_stands_alone_only_where_polynomials_have_most_of_the_weigh
     stack = Stack.of(parts, values)
     assert stack.winner == winner
     assert (stack.polynomial is not None) == (winner == "sparse")
+
+
+def test_weights_of_few_masks_are_those_of_the_prior():
+    """w ∝ (least loss / loss)^8, the mean of the values among the candidates: what twelve masks say hardly counts."""
+    drawn = torch.linalg.qr(torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    values, off = drawn[:, 0] * 12**0.5, 12**0.5 * drawn[:, 1:]
+    loss = torch.tensor([0.5, 0.6, 0.7], dtype=torch.float64)
+    values = values - values.mean()
+    columns = values[:, None] + loss.sqrt() * (off - off.mean(0)) / (off - off.mean(0)).square().mean(0).sqrt()
+    odds = (0.5 / torch.cat([loss, values.square().mean()[None]])) ** 8
+    weights, offset = non_negative(columns, values)
+    torch.testing.assert_close(weights, (odds / odds.sum())[:3], rtol=0.1, atol=0.01)
+    assert offset == pytest.approx(0, abs=1e-9)
+    many, _ = non_negative(columns.repeat(2000, 1), values.repeat(2000))
+    x = torch.cat([columns, torch.ones(12, 1, dtype=torch.float64)], 1)
+    assert float(many.sum()) == pytest.approx(
+        float(torch.linalg.lstsq(x, values[:, None]).solution[:3].sum()), abs=0.05
+    )
 
 
 def test_trees_with_large_leaves_are_for_few_masks():

@@ -235,3 +235,10 @@ def test_subsets_are_all_there():
     assert {tuple(row) for row in subset_bits(4).int().tolist()} == {
         tuple(m >> i & 1 for i in range(4)) for m in range(16)
     }
+
+
+@fast
+@given(spectra())
+def test_strengths_are_the_energies_of_the_sets_that_hold_a_component(spectrum):
+    wanted = [sum(c * c for s, c in spectrum.mean_output().terms() if i in s) ** 0.5 for i in range(spectrum.n)]
+    assert spectrum.strengths().tolist() == pytest.approx(wanted, rel=1e-12)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from audit_cases import EIGHT, case_of, run_case_of
 from scipy.stats import ttest_1samp
+from spex_mech.walsh.link.link import Link
 
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
@@ -30,7 +31,6 @@ from spex_mech.auditing.random_sets import RANDOM_SETS, RandomSets, try_random
 from spex_mech.auditing.rankings import Ranking, marginal_effects, pair_ablation, single_ablation, spectrum_strengths
 from spex_mech.auditing.verdicts import is_faithful, is_stable, is_there, share_as_good
 from spex_mech.errors import DesignError
-from spex_mech.walsh.link.link import Link
 from spex_mech.walsh.spectrum import Spectrum
 
 PAIR = ("a0.h1", "a1.h2")

@@ -5,19 +5,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from spex_mech.auditing.audit_engines import Engines
 from spex_mech.auditing.case import RunCase
 from spex_mech.auditing.circuit_search import Goal, MeasuredSets, best_row, first_of, search_circuits
-from spex_mech.auditing.faithfulness import SIZES, counts, jaccard, model_distance, performance_ratio, ranked
+from spex_mech.auditing.faithfulness import SIZES, counts, model_distance, performance_ratio, ranked
 from spex_mech.auditing.findings import Search, SizeRow, Verified
 from spex_mech.auditing.knockouts import Predictor
 from spex_mech.auditing.passes import seed_of
 from spex_mech.auditing.rankings import marginal_effects, order_one, single_ablation
 from spex_mech.auditing.verdicts import FAITHFUL_WITHIN, is_faithful
 from spex_mech.circuit.select import Aim, Selection, choose_path
+from spex_mech.walsh.certainty.stability import jaccard
 
 SPLITS = 100  # of the prompts into halves, one of which chooses
 
@@ -201,11 +201,7 @@ def _on_half(
     }
     f = {key: float((means[1][row] - empty) / (intact - empty)) for key, row in rows.items()}
     inside = [k for k in dict.fromkeys(sizes) if k]
-    overlaps = [_overlap(pool.keep[rows[k, 0, 0]], pool.keep[rows[k, 0, 1]]) for k in inside]
+    overlaps = [float(jaccard(*(pool.keep[[rows[k, 0, half]]] for half in (0, 1))).nan_to_num(1.0)) for k in inside]
     cpr = performance_ratio([f[k, helping, 0] for k in sizes])
     cmd = model_distance([f[k, 0, 0] for k in sizes])
     return cpr, cmd, sum(overlaps) / len(overlaps) if overlaps else float("nan")
-
-
-def _overlap(one: Bool[Tensor, " component"], other: Bool[Tensor, " component"]) -> float:
-    return jaccard(*(keep.nonzero()[:, 0].tolist() for keep in (one, other)))

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 from torch import Tensor
 
 from spex_mech.auditing.findings import BackupCheck, Confirmation
 from spex_mech.auditing.passes import seed_of
 from spex_mech.circuit.backups import contrasts, products
+from spex_mech.walsh.certainty.significance import q_values
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
@@ -151,13 +151,10 @@ def check_backup(table: Table, components: tuple[str, ...], floor: float) -> Bac
 
 def adjust(checks: Sequence[_T]) -> tuple[_T, ...]:
     """The same with q-values over all of them (Benjamini and Hochberg 1995)."""
-    q_values = adjusted([check.p_value for check in checks])
-    return tuple(replace(check, q_value=q) for check, q in zip(checks, q_values, strict=True))
-
-
-def adjusted(p_values: Sequence[float]) -> list[float]:
-    """Their q-values."""
-    return [float(q) for q in false_discovery_control(p_values)] if p_values else []
+    if not checks:
+        return ()
+    q = q_values(np.array([check.p_value for check in checks]))
+    return tuple(replace(check, q_value=float(rate)) for check, rate in zip(checks, q, strict=True))
 
 
 def _above_zero(mean: float, draws: _Numbers, floor: float) -> float:

@@ -100,16 +100,6 @@ def precision_recall(found: Collection[str], known: Collection[str]) -> tuple[fl
     return (hits / len(set(found)) if found else None), (hits / len(set(known)) if known else None)
 
 
-def jaccard(one: Collection[int], other: Collection[int]) -> float:
-    """What two sets share, of all that is in either; 1 where both are empty.
-
-    >>> jaccard([1, 2], [2, 3, 4])
-    0.25
-    """
-    either = len({*one, *other})
-    return len({*one} & {*other}) / either if either else 1.0
-
-
 def ranked(scores: Mapping[str, float], *, absolute: bool) -> list[str]:
     """Names by score, or by its size, largest first; ties in the order given.
 

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from spex_mech.auditing.case import RunCase
-from spex_mech.auditing.factorials import adjusted, contexts_for, factorial_masks, fits
+from spex_mech.auditing.factorials import contexts_for, factorial_masks, fits
 from spex_mech.auditing.findings import Confirmation, ContextRow
 from spex_mech.auditing.passes import seed_of
+from spex_mech.walsh.certainty.significance import q_values
 from spex_mech.walsh.spectrum import Spectrum
 
 OTHERS = (0.5, 0.9)  # keep-probabilities of other contexts
@@ -34,8 +35,8 @@ def try_contexts(case: RunCase, checks: Sequence[Confirmation], allowance: int) 
     rows = [row for q in probs for row in _at(case, order, q, min(allowance // len(probs), case.passes.left))]
     if not rows:
         return ()
-    q_values = adjusted([row.q_value for row in rows])
-    return tuple(replace(row, q_value=q) for row, q in zip(rows, q_values, strict=True))
+    adjusted = q_values(np.array([row.q_value for row in rows]))
+    return tuple(replace(row, q_value=float(q)) for row, q in zip(rows, adjusted, strict=True))
 
 
 def _at(case: RunCase, checks: Sequence[Confirmation], keep_prob: float, allowance: int) -> list[ContextRow]:

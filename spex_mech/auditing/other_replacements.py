@@ -11,11 +11,11 @@ from torch import Tensor
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.auditing.audit_engines import Engines
 from spex_mech.auditing.case import RunCase
-from spex_mech.auditing.faithfulness import jaccard
 from spex_mech.auditing.findings import ReplacementRow
 from spex_mech.auditing.passes import Passes, seed_of
 from spex_mech.auditing.rankings import spectrum_strengths
 from spex_mech.errors import SpexMechError
+from spex_mech.walsh.certainty.stability import jaccard
 from spex_mech.walsh.decoders.refit import refit
 from spex_mech.walsh.spectrum import Spectrum
 
@@ -65,8 +65,14 @@ def compare_replacement(case: RunCase, kind: str, passes: Passes, rows: Int[Tens
     return ReplacementRow(
         kind, len(rows), ends[0] - ends[1], _agreement(ours, theirs), _rank_agreement(*strong),
         _rank_agreement(*pairs), sum(signs) / len(signs) if signs else None,
-        jaccard(*tops) if sets else None,
+        _overlap(*tops, of=len(sets)) if sets else None,
     )  # fmt: skip
+
+
+def _overlap(one: set[int], other: set[int], of: int) -> float:
+    """Jaccard index of two sets of so many items."""
+    rows = torch.tensor([[i in some for i in range(of)] for some in (one, other)])
+    return float(jaccard(rows[:1], rows[1:]))
 
 
 def _refit(case: RunCase, keep: Bool[Tensor, "mask component"], values: Float[Tensor, " mask"]) -> Spectrum:

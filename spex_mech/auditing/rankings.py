@@ -34,16 +34,8 @@ class Ranking:
 
 
 def spectrum_strengths(spectrum: Spectrum, names: tuple[str, ...]) -> dict[str, float]:
-    """√Σ_{S∋i} F(S)²: how far the metric moves with a component, alone and in all its interactions.
-
-    The total Sobol index before it is divided by the variance; needs an orthonormal basis.
-    """
-    mean = spectrum.mean_output()
-    energy = [0.0] * spectrum.n
-    for members, coefficient in mean.terms():
-        for i in members:
-            energy[i] += coefficient**2
-    return {name: value**0.5 for name, value in zip(names, energy, strict=True)}
+    """`Spectrum.strengths` by name."""
+    return dict(zip(names, spectrum.strengths().tolist(), strict=True))
 
 
 def marginal_effects(responses: Responses) -> dict[str, float]:

@@ -20,11 +20,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
-from scipy.stats import false_discovery_control
 
 from spex_mech.circuit.build import FLOOR
 from spex_mech.components import ComponentSet
 from spex_mech.errors import ComponentError, DecodeError
+from spex_mech.walsh.certainty.significance import q_values
 from spex_mech.walsh.spectrum import Spectrum
 
 MAX_BACKUP_ORDER = 8  # 2^8 subsets of a group
@@ -99,7 +99,7 @@ def find_backups(
     if not candidates:
         return ()
     found = [_excess(mean, s) for s in candidates]
-    q = _adjusted(np.array([p for _, _, p in found]))
+    q = q_values(np.array([p for _, _, p in found]))
     chosen = {
         s: _backup(mean, s, components, excess, error, rate)
         for s, (excess, error, _), rate in zip(candidates, found, q, strict=True)
@@ -208,14 +208,6 @@ def _joint_p(margin: _Numbers, error: _Numbers, floor: float) -> float:
     z = margin / np.where(exact, 1.0, error)
     p = np.where(exact, np.where(margin > floor, 0.0, 1.0), ndtr(-z))
     return min(1.0, 2 * float(p.max()))
-
-
-def _adjusted(p: _Numbers) -> _Numbers:
-    """Benjamini–Hochberg, where p-values are known."""
-    q, known = np.full_like(p, math.nan), ~np.isnan(p)
-    if known.any():
-        q[known] = false_discovery_control(p[known])
-    return q
 
 
 def _cliques(pairs: Sequence[tuple[int, ...]], max_order: int) -> list[tuple[int, ...]]:

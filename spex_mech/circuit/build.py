@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from scipy.special import erfc
-from scipy.stats import false_discovery_control
 
 from spex_mech.circuit.graph import Circuit
 from spex_mech.circuit.kinds import Effects, kind_of
@@ -17,6 +15,7 @@ from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import ComponentError, DecodeError
 from spex_mech.files.records import plain
+from spex_mech.walsh.certainty.significance import p_values_of_z, q_values
 from spex_mech.walsh.spectrum import Spectrum
 
 FLOOR = 1e-6  # of the largest coefficient: what float32 responses leave behind of a term that is not there
@@ -121,31 +120,13 @@ def _passing(
     tested = _numpy(mean.orders) > 0
     q_value = np.full_like(coefficient, np.nan)
     if given is None:
-        q_value[tested] = q_values(coefficient[tested], stderr[tested], floor)
+        q_value[tested] = q_values(p_values_of_z(np.abs(coefficient[tested]), stderr[tested], floor))
     else:
         q_value[tested] = [given.get(s, np.nan) for s in mean.sets if s]
     strong = (np.abs(coefficient) > floor) & (np.abs(coefficient) >= min_abs)
     rows = np.flatnonzero(tested & strong & ~(q_value > q_threshold))  # an unknown q-value passes
     sets = [mean.sets[row] for row in rows]
     return _Terms(sets, coefficient[rows], stderr[rows], q_value[rows], knockouts(mean, sets))
-
-
-def q_values(coefficient: _Numbers, stderr: _Numbers, floor: float) -> _Numbers:
-    """Benjamini–Hochberg q-values of two-sided z-tests; NaN where there is no standard error.
-
-    Where the error is 0 the term is certain: p is 0 above `floor`, 1 below.
-
-    >>> q_values(np.array([3.0, 0.1, 1.0]), np.array([1.0, 1.0, 0.0]), 0.0).round(4).tolist()
-    [0.004, 0.9203, 0.0]
-    """
-    size, known = np.abs(coefficient), ~np.isnan(stderr)
-    exact = stderr <= 0
-    z = size / np.where(known & ~exact, stderr, 1.0)
-    p = np.where(exact, np.where(size > floor, 0.0, 1.0), erfc(z / math.sqrt(2)))
-    out = np.full_like(size, np.nan)
-    if known.any():
-        out[known] = false_discovery_control(p[known])
-    return out
 
 
 def knockouts(mean: Spectrum, sets: Sequence[tuple[int, ...]]) -> _Numbers:

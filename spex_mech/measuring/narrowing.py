@@ -142,10 +142,7 @@ def lost_parents(parents: dict[Block, Block], heavy: Sequence[Block]) -> list[Bl
 def weigh_blocks(found: Discovery, blocks: Sequence[Block]) -> Weights:
     """The weight of every block by the whole polynomial, and which blocks are in a set with q ≤ `SURE` (or without a
     q-value, all masks being known)."""
-    square, names = [0.0] * len(found.components), [as_one(block).name for block in blocks]
-    for members, coefficient in found.spectrum.mean_output().terms():
-        for i in members:
-            square[i] += coefficient**2
+    strength, names = found.spectrum.strengths().tolist(), [as_one(block).name for block in blocks]
     sure = {
         name
         for interaction in found.circuit.interactions
@@ -153,7 +150,7 @@ def weigh_blocks(found: Discovery, blocks: Sequence[Block]) -> Weights:
         for name in interaction.components
     }
     places = found.components.indices(names)
-    weight = {block: math.sqrt(square[i]) for block, i in zip(blocks, places, strict=True)}
+    weight = {block: strength[i] for block, i in zip(blocks, places, strict=True)}
     return Weights(weight, frozenset(b for b, name in zip(blocks, names, strict=True) if name in sure))
 
 

@@ -261,6 +261,16 @@ class Spectrum:
         merged, summed = merge_sets(members, coefficients)
         return Spectrum(self.n, merged, summed, basis)
 
+    def strengths(self) -> Float[Tensor, " component"]:
+        """√Σ_{S∋i} F(S)² of the mean over outputs: how far the function moves with a component, in all its sets.
+
+        In an orthonormal basis it is the total Sobol index before that is divided by the variance.
+        """
+        filled = self.members >= 0
+        energy = self.mean_output().coefficients.double()[:, None].square().expand(self.members.shape)
+        total = torch.zeros(self.n, dtype=torch.float64)
+        return total.index_add_(0, self.members[filled], energy[filled]).sqrt()
+
     def energy_by_order(self) -> dict[int, float]:
         """Σ F(S)² by |S|, in an orthonormal basis: the variance each order explains under that basis' own masks
         (Parseval)."""

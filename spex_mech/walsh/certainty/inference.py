@@ -32,13 +32,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 from torch import Tensor
 
 from spex_mech.errors import DecodeError, all_problems
 from spex_mech.walsh.certainty.estimates import Estimates, Seen, one_step_estimates
 from spex_mech.walsh.certainty.independence import FEWEST, cut_folds, dependence, runs, with_design
+from spex_mech.walsh.certainty.significance import q_values
 from spex_mech.walsh.decoders.refit import refit
 from spex_mech.walsh.decoding import Decoder, Samples
 from spex_mech.walsh.set_rows import pad_sets, set_tuples
@@ -273,7 +273,7 @@ def _adjusted(p: Float[Tensor, " set"], tests: float | None = None) -> tuple[Ten
     p[0], several = torch.nan, p[1:]
     if len(several):
         share = 1.0 if tests is None else max(1.0, tests) / len(several)
-        adjusted = torch.from_numpy(false_discovery_control(several.numpy())) * share
+        adjusted = torch.from_numpy(q_values(several.numpy())) * share
         q[1:] = torch.where(several < 1, adjusted.clamp(max=1.0), 1.0)
     return p, q
 

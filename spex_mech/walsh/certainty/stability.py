@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.certainty.independence import as_drawn, runs, with_design
 from spex_mech.walsh.certainty.inference import confirm_sets
+from spex_mech.walsh.certainty.significance import q_values
 from spex_mech.walsh.decoders.refit import refit, significance
 from spex_mech.walsh.decoding import Decoder, Samples
 from spex_mech.walsh.set_rows import pad_sets, set_tuples
@@ -63,13 +63,13 @@ class Stability:
     @property
     def jaccard(self) -> float:
         """Mean over pairs of resamples of |found in both| / |found in either|; NaN where nothing was found."""
-        return _jaccard(self.found)
+        return _mean_jaccard(self.found)
 
     @property
     def node_jaccard(self) -> float:
         """The same for components: those in any set that was found. The field asks for 0.8 over 100 resamples."""
         bits = torch.zeros(len(self.members), self.n + 1).scatter_(1, self.members + 1, 1.0)[:, 1:]
-        return _jaccard(self.found.float() @ bits > 0)
+        return _mean_jaccard(self.found.float() @ bits > 0)
 
     def false_sets(self, threshold: float, candidates: int) -> float:
         """A bound on the expected number of sets with a share of at least `threshold` that are found no more often than
@@ -184,17 +184,26 @@ def _refitted(halves: list[Samples], members: Tensor, over: str) -> Bool[Tensor,
     fits = [refit(half.keep, half.mean_values, members, Basis.orthonormal(half.keep_prob)) for half in halves]
     if over == "outputs":
         p = [significance(one)[one.orders > 0] for one in fits]
-        return torch.stack([torch.from_numpy(false_discovery_control(x.numpy()) <= LEVEL) for x in p])
+        return torch.stack([torch.from_numpy(q_values(x.numpy()) <= LEVEL) for x in p])
     others = [number ^ 1 for number in range(len(halves))]
     found = [confirm_sets(half, fits[other]).q_values() for half, other in zip(halves, others, strict=True)]
     sets = [s for s in fits[0].sets if s]
     return torch.tensor([[q[s] <= LEVEL for s in sets] for q in found])
 
 
-def _jaccard(found: Bool[Tensor, "resample item"]) -> float:
-    """Mean Jaccard index over pairs of different resamples of which at least one found something."""
-    x = found.double()
-    both, size = x @ x.T, x.sum(1)
-    either = size[:, None] + size - both
-    pairs = torch.triu(either > 0, diagonal=1)
-    return float((both[pairs] / either[pairs]).mean()) if pairs.any() else float("nan")
+def jaccard(one: Bool[Tensor, "row item"], other: Bool[Tensor, "column item"]) -> Float[Tensor, "row column"]:
+    """|in both| / |in either| of every two sets of items; NaN where both are empty.
+
+    >>> jaccard(torch.tensor([[True, True, False]]), torch.tensor([[False, True, True]])).round(decimals=2).tolist()
+    [[0.33]]
+    """
+    x, y = one.double(), other.double()
+    both = x @ y.T
+    return both / (x.sum(1)[:, None] + y.sum(1) - both)
+
+
+def _mean_jaccard(found: Bool[Tensor, "resample item"]) -> float:
+    """Over pairs of different resamples of which at least one found something."""
+    first, second = torch.triu_indices(len(found), len(found), offset=1)
+    shares = jaccard(found, found)[first, second]
+    return float(shares[~shares.isnan()].mean())

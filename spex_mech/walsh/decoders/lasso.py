@@ -14,9 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_TOLERANCE = (
-    1e-12  # duality gap relative to |y|²: coefficients to 1e-13 of the largest; trees split otherwise from 1e-9 on
-)
+_TOLERANCE = 1e-12  # duality gap over |y|²: coefficients to 1e-13 of the largest (trees on a line split anew from 1e-9)
 _SWEEPS = 100_000  # a fit takes tens to thousands; its end is the gap
 _BLOCK = 5  # penalties solved in one call: at most four are solved for nothing
 _PATIENCE = 12  # penalties before the path ends, within which the cross-validated error fell by less than …
