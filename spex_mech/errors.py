@@ -1,28 +1,15 @@
-"""Errors a user can mend. Everything the package raises on bad input derives from `SpexMechError`.
+"""Errors a user can mend, and warnings at the user's own line. All that is raised on bad input is a `SpexMechError`.
 
 A message has four parts: what was asked, what was found, the rule, the way out. It names components, not
 indices, and lists all problems at once (`all_problems`).
 """
 
-import contextlib
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from types import FrameType
 
-_INSIDE = (str(Path(__file__).parent), contextlib.__file__)
-
-
-class SpexMechWarning(UserWarning):
-    """Something that works, and that a reader of the result should know."""
-
-
-def warn(message: str) -> None:
-    """A `SpexMechWarning` at the line outside this package that led here."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, SpexMechWarning, stacklevel=level)
+_NOT_THE_USER = {"spex_mech", "contextlib", "functools", "torch"}  # ours, and what stands between our own frames
 
 
 class SpexMechError(ValueError):
@@ -57,6 +44,10 @@ class FormatError(SpexMechError):
     """A file that is missing, damaged, of an unknown schema, or not what its name says."""
 
 
+class SpexMechWarning(UserWarning):
+    """Something that works, and that a reader of the result should know."""
+
+
 def all_problems(headline: str, problems: Sequence[str], *, shown: int = 10) -> str:
     """One message for many problems, the first `shown` in full.
 
@@ -69,3 +60,12 @@ def all_problems(headline: str, problems: Sequence[str], *, shown: int = 10) -> 
     if len(problems) > shown:
         lines.append(f"  - and {len(problems) - shown:,} more")
     return "\n".join(lines)
+
+
+def warn_user(message: str) -> None:
+    """A `SpexMechWarning` at the line that called the package, however deep in it the reason is found."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 2
+    while frame is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in _NOT_THE_USER:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, SpexMechWarning, stacklevel=level)

@@ -1,5 +1,6 @@
 """`bind`: any supported model → a self-tested `Subject`."""
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from spex_mech.ablation.self_test import self_test
 from spex_mech.ablation.shortcuts import try_shortcuts
 from spex_mech.ablation.subject import Subject
 from spex_mech.ablation.weights import describe_hooks
-from spex_mech.errors import ModelError, warn
+from spex_mech.errors import ModelError
 
 
 def bind(model: Any) -> Subject:
@@ -51,7 +52,8 @@ def _warn_of_hooks(module: nn.Module) -> None:
     names = describe_hooks(module).get("hooks", [])
     if names:
         told = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}"
-        warn(
+        warnings.warn(
             f"the model has hooks of yours on {told}: they act in every pass that is measured, and the record says so. "
-            "Remove them unless you mean it."
+            "Remove them unless you mean it.",
+            stacklevel=4,
         )

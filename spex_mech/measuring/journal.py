@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from spex_mech.errors import FormatError, ResponseError, warn
+from spex_mech.errors import FormatError, ResponseError, warn_user
 from spex_mech.files.records import plain, refuse_other
 
 JOURNAL = "journal.sqlite"
@@ -124,7 +124,7 @@ class Journal:
         return digest.hexdigest()
 
     def _damaged(self, first: int, why: str) -> None:
-        warn(f"{self.path}: the chunk at mask {first:,} must be measured again: {why}.")
+        warn_user(f"{self.path}: the chunk at mask {first:,} must be measured again: {why}.")
 
 
 @contextmanager
@@ -243,7 +243,7 @@ def _refuse_unless_damaged(error: Exception, path: Path, again: bool) -> None:
 
 def _put_aside(path: Path, error: Exception) -> Path:
     aside = path.with_name(path.name + ".damaged")
-    warn(f"{path} is damaged ({error}); it is kept as {aside.name} and begun anew.")
+    warn_user(f"{path} is damaged ({error}); it is kept as {aside.name} and begun anew.")
     try:
         path.replace(aside)
         path.with_name(path.name + "-shm").unlink(missing_ok=True)

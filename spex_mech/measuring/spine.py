@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from spex_mech.components import ComponentSet
-from spex_mech.errors import warn
+from spex_mech.errors import warn_user
 from spex_mech.files.locks import hold
 from spex_mech.measuring.ask import Ask
 from spex_mech.measuring.decode import decode_held, metric_of, refuse_undecodable
@@ -14,7 +14,7 @@ from spex_mech.measuring.masks import choose_design
 from spex_mech.measuring.measure import describe_experiment, measure_in
 from spex_mech.measuring.narrowing import narrow
 from spex_mech.measuring.pilot import Settled, settle_keep
-from spex_mech.measuring.workers import choose_run
+from spex_mech.measuring.ray_pool import choose_run
 from spex_mech.progress import mask_progress, said
 from spex_mech.store.discovery import Discovery, recall_responses
 from spex_mech.store.responses import Responses
@@ -59,4 +59,4 @@ def caution(record: dict[str, object]) -> None:
     """Say what a reader of the result should know of the metric."""
     metric = metric_of(record)
     if metric is not None and metric.warning is not None:
-        warn(f"metric {metric.name!r}: {metric.warning}.")
+        warn_user(f"metric {metric.name!r}: {metric.warning}.")
