@@ -357,7 +357,7 @@ def _cautions() -> Iterator[None]:
             Console(stderr=True).print(f"[yellow]caution:[/] {_escape(str(message))}", highlight=False, soft_wrap=True)
             return None
 
-        warnings.showwarning = show
+        warnings.showwarning = show  # type: ignore[assignment]
         yield
 
 
