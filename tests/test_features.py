@@ -13,9 +13,10 @@ from tiny_models import bridge_of, tiny
 
 import spex_mech as sm
 from spex_mech.bench.peers import has_shapiq, shapiq_proxy
-from spex_mech.errors import ModelError, ResponseError, TaskError
+from spex_mech.errors import ModelError, ResponseError, SpexMechWarning, TaskError
 from spex_mech.lenses.prompt_parts import owners_of
 from spex_mech.lenses.segments import Segments, split_prompt
+from spex_mech.measuring.masks import AROUND
 
 REVIEW = "The plot is not good but the music is nice"
 WORDS = [*dict.fromkeys(REVIEW.split()), "bad", "very", "was", "film", "awful", "dull"]
@@ -473,3 +474,58 @@ def test_500_words_are_decoded_and_beside_shapiq():
         assert peer is not None
         print(f"shapiq {method} {r2(torch.from_numpy(peer.predicted)):.4f}")
         assert r2(torch.from_numpy(peer.predicted)) < ours
+
+
+def test_a_pilot_decides_with_what_the_parts_are_kept_and_its_masks_are_the_first_of_the_run(tmp_path):
+    """Twelve of fourteen words are needed together: none of it is left where half are kept."""
+    words = [f"w{i}" for i in range(14)]
+    asked = []
+
+    def fragile(texts):
+        asked.extend(texts)
+        return [float(all(word in text.split() for word in words[:12])) + 0.01 * ("w13" in text) for text in texts]
+
+    options = {"keep_prob": "auto", "budget": 2048, "decoder": "linear", "link": "identity", "identity": "fragile"}
+    found = sm.discover_features(fragile, " ".join(words), out=tmp_path, **options)
+    pilot = found.record["pilot"]
+    assert pilot["keep_prob"] >= 0.9
+    assert found.record["design"]["keep_probs"] == pilot["keep_probs"] == list(AROUND[pilot["keep_prob"]])
+    assert (pilot["intact"], pilot["empty"]) == (pytest.approx(1.01), 0.0)
+    assert len(found.responses) + pilot["masks"] == 2048
+    assert len(asked) <= 2048
+    spent = len(asked)
+    assert sm.discover_features(fragile, " ".join(words), out=tmp_path, **options).record["pilot"] == pilot
+    assert len(asked) == spent
+    plain = sm.discover_features(
+        fragile, " ".join(words), **{**options, "keep_prob": pilot["keep_probs"], "budget": len(found.responses)}
+    )
+    assert torch.equal(plain.responses.values, found.responses.values)
+    sm.discover_features(fragile, "a b c d e f g h i j k l", out=tmp_path / "b", **{**options, "keep_prob": 0.8})
+    with pytest.raises(ResponseError, match="without a pilot"):
+        sm.discover_features(fragile, "a b c d e f g h i j k l", out=tmp_path / "b", **options)
+
+
+def test_every_different_text_is_asked_once_over_all_chunks():
+    asked = []
+    found = sm.discover_features(
+        lambda texts: asked.extend(texts) or sentiment(texts), REVIEW, budget=1500, keep_prob=0.9, decoder="linear"
+    )
+    assert len(asked) == len(found.responses.keep.unique(dim=0)) < 800
+
+
+def test_decoding_again_knows_the_words(tmp_path):
+    from spex_mech.api.discover import decode
+
+    found = sm.discover_features(sentiment, REVIEW, budget=1024, out=tmp_path)
+    again = decode(sm.Responses.load(tmp_path / "responses.safetensors"))
+    assert {n.name: n.role for n in again.circuit.nodes} == {n.name: n.role for n in found.circuit.nodes}
+    assert "good" in {n.role for n in again.circuit.nodes}
+
+
+def test_a_metric_that_saturates_says_so_at_the_callers_line():
+    options = {"answer": 2, "budget": 8, "metric": "prob"}
+    prompt = Segments(("3", "4", "5"), ("", " ", " ", ""), "token", (2, 3, 4, 5), (1, 2, 3))
+    with pytest.warns(SpexMechWarning, match="'prob': probability saturates") as told:
+        found = sm.discover_features(tiny("gpt2"), prompt, **options)
+    assert {warning.filename for warning in told if warning.category is SpexMechWarning} == {__file__}
+    assert found.record["larger_is_better"] is True

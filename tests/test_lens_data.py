@@ -272,3 +272,60 @@ def test_what_cannot_be():
     for wrong, message in ((lambda kept: "a", "no numbers"), (lambda kept: [1.0, 2.0], "2 numbers; 1")):
         with pytest.raises(ResponseError, match=message):
             sm.discover_data(wrong, examples=4, budget=16)
+
+
+def test_a_pilot_decides_with_what_examples_are_kept(tmp_path):
+    """All of ten examples are needed: one training of three hundred succeeds where half are kept."""
+    trained = []
+
+    def fragile(kept):
+        trained.append(len(kept))
+        return float(set(range(10)) <= set(kept.tolist())) + 0.01 * (11 in kept)
+
+    options = {"examples": 12, "keep_prob": "auto", "budget": 800, "decoder": "linear", "link": "identity"}
+    found = sm.discover_data(fragile, out=tmp_path, identity="fragile", **options)
+    pilot = found.record["pilot"]
+    assert pilot["keep_prob"] >= 0.9
+    assert found.record["design"]["keep_probs"] == pilot["keep_probs"]
+    assert len(found.responses) + pilot["masks"] == 800
+    assert len(trained) <= 800
+    assert sm.load_run(tmp_path / "pilot" if (tmp_path / "pilot" / "run.json").exists() else tmp_path).record["masks"]
+    spent = len(trained)
+    again = sm.discover_data(fragile, out=tmp_path, identity="fragile", **options)
+    assert (len(trained), again.record["pilot"]) == (spent, pilot)
+
+
+def test_a_pilot_of_trainings_is_on_disk_as_it_goes(tmp_path):
+    calls, stop = [], [0]
+
+    def train(kept):
+        calls.append(kept)
+        if len(calls) == stop[0]:
+            raise KeyboardInterrupt
+        return float(sum(kept.tolist()) ** 0.5)
+
+    options = {"examples": 12, "keep_prob": "auto", "budget": 800, "decoder": "linear", "link": "identity"}
+    whole = sm.discover_data(train, **options)
+    once, stop[0] = len(calls), len(calls) + 30
+    with pytest.raises(KeyboardInterrupt):
+        sm.discover_data(train, out=tmp_path, identity="t", **options)
+    found = sm.discover_data(train, out=tmp_path, identity="t", **options)
+    assert len(calls) <= 2 * once + 8  # no more than a chunk's trainings twice
+    assert torch.equal(found.responses.values, whole.responses.values)
+    assert found.record["resumed_masks"] == 0  # of the run itself nothing was there
+
+
+def test_a_run_goes_on_in_the_chunks_it_began_with(tmp_path):
+    calls = []
+
+    def train(kept):
+        calls.append(kept)
+        if len(calls) == 45:
+            raise KeyboardInterrupt
+        return float(sum(kept.tolist()) ** 0.5)
+
+    options = {"examples": 12, "budget": 100, "decoder": "linear", "identity": "t", "link": "identity"}
+    with pytest.raises(KeyboardInterrupt):
+        sm.discover_data(train, out=tmp_path, **options)
+    found = sm.discover_data(train, out=tmp_path, processes=6, **options)  # alone it would cut into chunks of 12
+    assert (found.record["resumed_masks"], found.record["resumed_chunks"], found.record["chunks"]) == (40, 5, 13)

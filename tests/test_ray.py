@@ -184,6 +184,30 @@ def test_what_cannot_work_is_one_clear_error(design, tmp_path, monkeypatch):
         on_ray(engine, design, Workers(subject, 1))
 
 
+def test_what_reads_a_prompt_or_trains_is_sent_to_workers(tmp_path):
+    import threading
+
+    def review(texts):
+        return [float("good" in text) + 0.01 * len(text) for text in texts]
+
+    def train(kept):
+        return float(sum(kept.tolist()) ** 0.5)
+
+    options = {"budget": 600, "decoder": "linear", "link": "identity", "workers": Workers(count=2)}
+    alone = {**options, "workers": None}
+    text = "a long and good text of eleven words or so I think"
+    found = sm.discover_features(review, text, out=tmp_path / "text", **options)
+    assert torch.equal(found.responses.values, sm.discover_features(review, text, **alone).responses.values)
+    assert sm.discover_features(review, text, out=tmp_path / "text", **alone).record["resumed_masks"] == 600
+    found = sm.discover_data(train, examples=11, **options)
+    assert torch.equal(found.responses.values, sm.discover_data(train, examples=11, **alone).responses.values)
+    lock = threading.Lock()
+    with pytest.raises(ModelError, match=r"cannot be sent.*lock"):
+        sm.discover_data(lambda kept: float(lock.locked()), examples=11, identity="locked", **options)
+    with pytest.raises(ModelError, match=r"load one of their own: Workers\(source=…\)"):
+        sm.discover(subject(), planted.task(subject(), 2, 0), "a*.h*, m*.n*", **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_worker_killed_every_few_seconds(design, serial, tmp_path, seed):

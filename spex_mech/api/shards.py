@@ -21,8 +21,9 @@ from spex_mech.measuring.journal import JOURNAL, Journal, open_journal, reopen_j
 from spex_mech.measuring.lens import Lens
 from spex_mech.measuring.masks import choose_design
 from spex_mech.measuring.measure import describe_experiment, measure_share, recollect, settle_lens
+from spex_mech.measuring.ray_pool import choose_run
 from spex_mech.measuring.spine import caution
-from spex_mech.measuring.workers import Workers, choose_run
+from spex_mech.measuring.workers import Workers
 from spex_mech.progress import mask_progress
 from spex_mech.store.discovery import store, whole_key
 from spex_mech.store.responses import Responses, pack_bits

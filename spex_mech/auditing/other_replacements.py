@@ -65,7 +65,7 @@ def compare_replacement(case: RunCase, kind: str, passes: Passes, rows: Int[Tens
     return ReplacementRow(
         kind, len(rows), ends[0] - ends[1], _agreement(ours, theirs), _rank_agreement(*strong),
         _rank_agreement(*pairs), sum(signs) / len(signs) if signs else None,
-        _overlap(*tops, of=len(sets)) if sets else None,
+        _overlap(tops[0], tops[1], len(sets)) if sets else None,
     )  # fmt: skip
 
 

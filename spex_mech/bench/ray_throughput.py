@@ -16,8 +16,9 @@ from spex_mech.bench.timing import machine
 from spex_mech.gallery.studies import open_study
 from spex_mech.measuring.lens import in_turn
 from spex_mech.measuring.measure import measure
+from spex_mech.measuring.ray_pool import choose_run
 from spex_mech.measuring.threads import threads
-from spex_mech.measuring.workers import Workers, choose_run
+from spex_mech.measuring.workers import Workers
 from spex_mech.walsh.masks.design import MaskDesign
 
 Row = dict[str, Any]

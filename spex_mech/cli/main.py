@@ -1,6 +1,9 @@
 """`spex-mech`: parses, calls the spine, prints. No logic of its own."""
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +14,7 @@ from spex_mech import __version__
 from spex_mech.cli import options as o
 from spex_mech.cli.bench_command import bench
 from spex_mech.cli.export_command import export
-from spex_mech.errors import SpexMechError
+from spex_mech.errors import SpexMechError, SpexMechWarning
 
 app = typer.Typer(
     name="spex-mech",
@@ -27,7 +30,8 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: 0 on success, 2 for a user's mistake (one message, no traceback), 1 for ours."""
     try:
-        app(args=o.fill_in(sys.argv[1:]))
+        with _cautions():
+            app(args=o.fill_in(sys.argv[1:]))
     except SpexMechError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -310,6 +314,23 @@ def _echo(value: Any) -> None:
     from spex_mech.cli.commands import as_json
 
     typer.echo(as_json(value))
+
+
+@contextmanager
+def _cautions() -> Iterator[None]:
+    """Warnings of the package as lines in the terminal, each once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", SpexMechWarning)
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, SpexMechWarning):
+                return usual(message, category, *where)
+            Console(stderr=True).print(f"[yellow]caution:[/] {_escape(str(message))}", highlight=False, soft_wrap=True)
+            return None
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def _console() -> Console:

@@ -26,11 +26,21 @@ from spex_mech.ablation.replacement import Replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.errors import ModelError, ResponseError, SpexMechError
 from spex_mech.files.records import differences, plain
-from spex_mech.measuring.lens import Chunks, Lens, Results, Run
-from spex_mech.measuring.workers import Workers
+from spex_mech.measuring.lens import Chunks, Lens, Results, Run, in_turn
+from spex_mech.measuring.workers import Workers, source_of
 
 Chunk = tuple[int, Bool[Tensor, "mask component"]]
 _OOM = "ran out of memory"
+
+
+def choose_run(workers: Workers | None, device: torch.device) -> Run:
+    """How the chunks of a run are passed: in turn, or by workers. Only these import ray."""
+    if workers is None:
+        return in_turn
+    source = workers.source
+    return spread(
+        replace(workers, source=source_of(source, device=device.type)) if isinstance(source, str) else workers
+    )
 
 
 def spread(workers: Workers) -> Run:

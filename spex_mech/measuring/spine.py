@@ -14,7 +14,7 @@ from spex_mech.measuring.masks import choose_design
 from spex_mech.measuring.measure import describe_experiment, measure_in
 from spex_mech.measuring.narrowing import narrow
 from spex_mech.measuring.pilot import Settled, settle_keep
-from spex_mech.measuring.workers import choose_run
+from spex_mech.measuring.ray_pool import choose_run
 from spex_mech.progress import mask_progress, said
 from spex_mech.store.discovery import Discovery, recall_responses
 from spex_mech.store.responses import Responses

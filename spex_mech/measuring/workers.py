@@ -1,16 +1,13 @@
 """`Workers`: how many processes measure, where, with what, and when one of them is given up."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spex_mech.errors import ModelError
 from spex_mech.gallery.studies import open_subject
-from spex_mech.measuring.lens import Run, in_turn
 
 
 @dataclass(frozen=True)
@@ -50,17 +47,6 @@ class Workers:
                 f"seconds a chunk and {self.patience} failures forgiven were asked for; it takes at least one worker "
                 "and a positive time, and none of the others may be negative."
             )
-
-
-def choose_run(workers: Workers | None, device: torch.device) -> Run:
-    """How the chunks of a run are passed: in turn, or by workers, which import Ray only now."""
-    if workers is None:
-        return in_turn
-    from spex_mech.measuring.ray_pool import spread
-
-    if isinstance(workers.source, str):
-        workers = replace(workers, source=source_of(workers.source, device=device.type))
-    return spread(workers)
 
 
 def source_of(what: str | Path, *, model: str | Path | None = None, device: str | None = None) -> Callable[[], Any]:
