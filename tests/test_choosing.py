@@ -21,7 +21,7 @@ NEEDED = ("a0.h0", "a1.h2", "m0.n1")
 
 def opened(subject, n_prompts=4, **options):
     """A case of a planted subject whose run has a line for a polynomial, learnt where most is kept."""
-    task = planted.task(subject, n_prompts)
+    task = planted.task(n_prompts)
     found = sm.discover(
         subject,
         task,

@@ -96,7 +96,7 @@ def first_only(folder):
 
 def engine_of(bound):
     components = sm.heads(bound) + sm.neurons(bound)
-    task = planted.task(bound, n_prompts=4, seed=0)
+    task = planted.task(n_prompts=4, seed=0)
     return Engine(bound, task, components, fit_replacement(bound, task, components))
 
 

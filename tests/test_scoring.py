@@ -132,7 +132,7 @@ def test_the_command_line_converts_and_audits_files(foreign, tmp_path, capsys, m
 
 def or_of_two():
     subject = planted.backup(["a0.h0", "a1.h0"], strength=-2.0)  # ablation raises this metric: less is better
-    return subject, planted.task(subject), sm.heads(subject)
+    return subject, planted.task(), sm.heads(subject)
 
 
 def test_where_intact_is_lower_helping_means_lowering():
@@ -159,7 +159,7 @@ def test_a_circuit_without_scores_has_no_areas_and_a_small_budget_says_what_it_l
     names = [f"a{i}.h{j}" for i in range(8) for j in range(8)]
     many = planted.additive(dict.fromkeys(names, 1.0), layout=planted.PlantedLayout(8, 8, 0))
     wide = sm.Circuit(sm.heads(many), tuple(map(sm.Node, sm.heads(many))), (), "logit")
-    small = sm.audit_circuit(wide, many, planted.task(many), scores=dict.fromkeys(names, 1.0), budget=32)
+    small = sm.audit_circuit(wide, many, planted.task(), scores=dict.fromkeys(names, 1.0), budget=32)
     assert small.record["masks"] <= 32
     assert any("random" in text for text in small.skipped)
     assert any("nodes are idle" in text for text in small.skipped)
