@@ -44,7 +44,7 @@ def is_found(found: sm.Discovery, truth: Truth) -> bool:
 def need(way: str, seed: int) -> tuple[int | None, int, float]:
     """The smallest budget of the ladder with which a way finds everything, the largest tried, and the seconds."""
     model, truth = plant(seed)
-    task, started, tried = planted.task(model, 2), time.perf_counter(), 0
+    task, started, tried = planted.task(2), time.perf_counter(), 0
     options: dict[str, dict[str, object]] = {
         "refined": {"refine": True}, "flat, random masks": {}, "flat, coded masks": {"keep_prob": "coded"}
     }  # fmt: skip

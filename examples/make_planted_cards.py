@@ -87,7 +87,7 @@ def truth_record(subject: PlantedSubject) -> dict[str, object]:
 
 def write_card(folder: Path, name: str) -> None:
     subject, title, summary, roles, interactions = CARDS[name]
-    task = planted.task(subject, PROMPTS, SEED)
+    task = planted.task(PROMPTS, SEED)
     assert task.reference is not None
     planted.save_planted(subject, folder / "model")
     task.to_jsonl(folder / "prompts.jsonl")

@@ -14,7 +14,7 @@ EIGHT = planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=0)
 def case_of(subject, budget=10_000, seed=1, n_prompts=2):
     """A case without a run: the heads and neurons of a planted subject."""
     bound, components = sm.bind(subject), sm.heads(subject) + sm.neurons(subject)
-    task = planted.task(subject, n_prompts).check(bound.shape)
+    task = planted.task(n_prompts).check(bound.shape)
     engine = Engine(bound, task, components, fit_replacement(bound, task, components, "mean", None, 0))
     ledger = Ledger(budget)
     return open_case(components, Passes(engine, ledger), ledger, seed)
@@ -22,7 +22,7 @@ def case_of(subject, budget=10_000, seed=1, n_prompts=2):
 
 def run_case_of(subject, n_prompts=2, allowance=10_000, **options):
     """A case of a run, by default with a line for a polynomial."""
-    task = planted.task(subject, n_prompts)
+    task = planted.task(n_prompts)
     options = {"budget": 100, "keep_prob": 0.7, "decoder": "linear", "link": "identity"} | options
     found = sm.discover(subject, task, sm.heads(subject) + sm.neurons(subject), **options)
     bound = sm.bind(subject)

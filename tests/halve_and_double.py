@@ -39,7 +39,7 @@ def cases():
     terms = {("a0.h0", "a1.h2", "m0.n1"): 4.0, ("a0.h1",): 1.0, ("a1.h1",): 1.0, ("a0.h1", "a1.h1"): -1.0,
              ("m1.n4",): -0.7, ("m1.n0",): 0.3}  # fmt: skip
     subject = planted.polynomial(terms, layout=planted.PlantedLayout(2, 5, 5), spread=0.2)
-    task, components = planted.task(subject, 4), sm.heads(subject) + sm.neurons(subject)
+    task, components = planted.task(4), sm.heads(subject) + sm.neurons(subject)
     found = sm.discover(subject, task, components, budget=200, keep_prob=0.8, decoder="proxyspex")
     yield found, subject, task, 1200
 

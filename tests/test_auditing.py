@@ -30,7 +30,7 @@ AND = ("a0.h1", "a1.h0", "m0.n0")
 
 
 def found_of(subject, n_prompts=4, **options):
-    task = planted.task(subject, n_prompts)
+    task = planted.task(n_prompts)
     components = sm.heads(subject) + sm.neurons(subject)
     return sm.discover(subject, task, components, **{"budget": 700, **options}), task
 
@@ -175,7 +175,7 @@ def test_helping_and_preserving_circuits_part_on_harmful_components():
 
 def test_a_metric_that_falls_is_helped_by_falling():
     subject = planted.conjunction(("a0.h1", "a1.h0"), strength=3.0, layout=LAYOUT)
-    task = planted.task(subject, 2).with_metric("kl")
+    task = planted.task(2).with_metric("kl")
     found = sm.discover(subject, task, sm.heads(subject), budget=300)
     audit = sm.audit(found, subject, task, budget=300)
     assert audit.empty > audit.intact == pytest.approx(0, abs=1e-6)
@@ -350,7 +350,7 @@ def test_another_experiment_is_refused_by_name(backup):
 
 def test_a_metric_that_nothing_changes_is_refused():
     subject = planted.polynomial({(): 1.0}, layout=LAYOUT)
-    task = planted.task(subject, 2)
+    task = planted.task(2)
     found = sm.discover(subject, task, sm.heads(subject), budget=256)
     with pytest.raises(ResponseError, match="faithfulness is not defined"):
         sm.audit(found, subject, task)

@@ -35,7 +35,7 @@ def case(request, gpt2):
     from nnsight import NNsight
 
     if request.param == "planted":
-        return planted.polynomial(TERMS, layout=LAYOUT), planted.task(None, 3), planted_without
+        return planted.polynomial(TERMS, layout=LAYOUT), planted.task(3), planted_without
     task = tokens_task()
     wrap = {"bridge": bridge_of, "legacy": legacy_of, "nnsight": NNsight}.get(request.param, lambda model: model)
     subject = sm.bind(wrap(copy.deepcopy(gpt2)))

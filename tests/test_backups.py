@@ -138,7 +138,7 @@ def test_contrasts_count_every_inequality_once():
 @pytest.mark.parametrize("names", [("a0.h1", "a1.h2"), ("a0.h0", "a0.h3", "m1.n0")])
 def test_from_a_run_where_single_ablation_finds_nothing(names):
     subject = planted.backup(names, strength=1.0, layout=LAYOUT, spread=0.3)
-    task, components = planted.task(subject, 4), sm.heads(subject) + sm.neurons(subject)
+    task, components = planted.task(4), sm.heads(subject) + sm.neurons(subject)
     keep = ~torch.eye(len(components), dtype=torch.bool)
     with sm.ablated(
         subject, keep=torch.ones(len(components), dtype=torch.bool), components=components, replacement="zero"

@@ -22,7 +22,7 @@ def components(subject):
 
 def run(subject, **options):
     defaults = {"components": components(subject), "budget": 4096, "seed": 0}
-    return sm.discover(subject, planted.task(subject, n_prompts=4, seed=0), **{**defaults, **options})
+    return sm.discover(subject, planted.task(n_prompts=4, seed=0), **{**defaults, **options})
 
 
 def joint(found):
@@ -185,7 +185,7 @@ def test_mistakes_are_told_before_anything_is_spent(conjunction, monkeypatch):
 
 
 def test_nan_responses_name_the_mask(conjunction):
-    task = planted.task(conjunction, n_prompts=4, seed=0)
+    task = planted.task(n_prompts=4, seed=0)
 
     def nan_where_much_is_gone(logits, scored):
         values = logits[:, 1].clone()

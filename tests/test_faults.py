@@ -44,7 +44,7 @@ def process(tmp_path_factory):
 @pytest.fixture
 def question():
     subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2))
-    return subject, planted.task(subject, n_prompts=4, seed=0)
+    return subject, planted.task(n_prompts=4, seed=0)
 
 
 def discover(question, out=None, **options):

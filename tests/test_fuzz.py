@@ -105,7 +105,7 @@ class Desk:
     def __init__(self, folder):
         self.folder = folder
         subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.PlantedLayout(n_layers=2, n_heads=2))
-        task = planted.task(subject, n_prompts=2, seed=0)
+        task = planted.task(n_prompts=2, seed=0)
         run = folder / "run"
         self.found = sm.discover(subject, task, budget=12, decoder="linear", link="identity", out=run)
         audit = sm.audit(self.found, subject, task, budget=96)

@@ -80,7 +80,7 @@ class Desk:
     def __init__(self, folder):
         self.folder = folder
         subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.PlantedLayout(n_layers=2, n_heads=4))
-        task = planted.task(subject, n_prompts=2, seed=0)
+        task = planted.task(n_prompts=2, seed=0)
         self.run = folder / "run"
         self.found = sm.discover(subject, task, budget=120, decoder="proxyspex", link="identity", out=self.run)
         sm.audit(self.found, subject, task, budget=96).save(self.run / "audit.json")

@@ -86,7 +86,7 @@ def sound(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("sound")
     subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.PlantedLayout(n_layers=2, n_heads=2))
-    task = planted.task(subject, n_prompts=2, seed=0)
+    task = planted.task(n_prompts=2, seed=0)
     found = sm.discover(subject, task, budget=40, decoder="linear", link="identity", out=folder / "run")
     sm.audit(found, subject, task, budget=96).save(folder / "audit")
     (folder / "circuit").write_bytes((folder / "run" / "circuit.json").read_bytes())

@@ -522,7 +522,7 @@ def subject():
 
 
 def run(subject, **options):
-    task = planted.task(subject, n_prompts=2, seed=0)
+    task = planted.task(n_prompts=2, seed=0)
     return sm.discover(subject, task, "a*.h*, m*.n*", **{"budget": 300, "link": "identity", **options})
 
 

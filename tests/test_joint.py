@@ -350,7 +350,7 @@ def test_discover_takes_it_by_name():
     from spex_mech.ablation.backends import planted
 
     subject = planted.parity_subject(("a0.h1", "m0.n1"), layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2))
-    task = planted.task(subject, n_prompts=2, seed=0)
+    task = planted.task(n_prompts=2, seed=0)
     found = sm.discover(subject, task, "a*.h*, m*.n*", budget=200, decoder="joint")
     assert found.record["decoder"]["name"] == "joint"
     assert found.interactions()["components"].tolist()[0] == ("a0.h1", "m0.n1")

@@ -62,7 +62,7 @@ def slow(self, keep):
 
 respond.Engine.values = slow
 subject = planted.additive(WEIGHTS, layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
-task = planted.task(subject, n_prompts=4, seed=0)
+task = planted.task(n_prompts=4, seed=0)
 
 def run():
     components = sm.heads(subject) + sm.neurons(subject)
@@ -170,7 +170,7 @@ def runs(process, tmp_path):
 def experiment():
     subject = planted.additive(WEIGHTS, layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
     components = sm.heads(subject) + sm.neurons(subject)
-    task = planted.task(subject, n_prompts=4, seed=0)
+    task = planted.task(n_prompts=4, seed=0)
     engine = Engine(subject, task, components, fit_replacement(subject, task, components))
     return engine, sm.MaskDesign.bernoulli(len(components), BUDGET, 0.5, 0)
 
@@ -357,7 +357,7 @@ def test_weights_edited_between_two_runs_are_noticed_and_put_back_give_the_same_
 @pytest.mark.parametrize("what", ["components", "metric"])
 def test_what_has_the_same_name_or_number_but_is_not_the_same_is_refused(tmp_path, monkeypatch, finished, what):
     subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2))
-    task = planted.task(subject, n_prompts=4, seed=0)
+    task = planted.task(n_prompts=4, seed=0)
 
     def experiment(changed):
         factor = 2.0 if changed and what == "metric" else 1.0
@@ -380,7 +380,7 @@ def test_what_has_the_same_name_or_number_but_is_not_the_same_is_refused(tmp_pat
 
 def test_the_journal_gives_back_responses_that_were_lost(tmp_path, monkeypatch):
     subject = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2))
-    task, options = planted.task(subject, n_prompts=4, seed=0), {"budget": 600, "out": tmp_path, "decoder": "linear"}
+    task, options = planted.task(n_prompts=4, seed=0), {"budget": 600, "out": tmp_path, "decoder": "linear"}
     first = sm.discover(subject, task, **options)
     file = tmp_path / "responses.safetensors"
     file.write_bytes(file.read_bytes()[:-1])

@@ -25,7 +25,7 @@ Y, TEST = X @ [1.0, -2.0], X[:2] + 0.1
 
 
 def task_of(subject, n_prompts=3):
-    return planted.task(subject, n_prompts=n_prompts, seed=0)
+    return planted.task(n_prompts=n_prompts, seed=0)
 
 
 SUBJECT = planted.conjunction(AND, layout=LAYOUT, spread=0.3)

@@ -19,7 +19,7 @@ LAYOUT = planted.PlantedLayout(n_layers=2, n_heads=3, d_mlp=1)
 def run():
     """A model whose polynomial has an interaction, a run of it, and its task."""
     subject = planted.polynomial({PAIR: 2.0, ("a0.h0",): 1.0, ("m0.n0",): 0.3}, layout=LAYOUT, spread=0.3)
-    task = planted.task(subject, 4)
+    task = planted.task(4)
     found = sm.discover(subject, task, sm.heads(subject) + sm.neurons(subject), budget=90, keep_prob=0.6)
     return found, subject, task
 

@@ -373,7 +373,7 @@ def run(saturating, tmp_path_factory):
 
 
 def discover(subject, **options):
-    task = planted.task(subject, 6)
+    task = planted.task(6)
     return sm.discover(subject, task, components=sm.heads(subject), budget=500, decoder="linear", **options)
 
 
@@ -396,7 +396,7 @@ def test_discover_reports_the_latent_scale_and_says_so(run):
 def test_predict_has_the_link_applied(run, saturating):
     _, found = run
     keep = MaskDesign.bernoulli(len(found.components), 300, seed=9).keep()
-    task = planted.task(saturating, 6)
+    task = planted.task(6)
     reference = fit_replacement(saturating, task, found.components, kind="zero", seed=0)
     truth = respond(saturating, task, found.components, [keep], reference).double().mean(1)
     assert r_squared(truth, found.predict(keep)) > 0.998

@@ -72,7 +72,7 @@ def test_neurons_are_found_among_a_thousand(tmp_path):
     names = ["m0.n77", "m1.n300", "m0.n400", "m1.n5"]
     terms = {tuple(names[:2]): 1.0, (names[2],): 0.7, (names[3],): 0.7}
     model, neurons = planted.polynomial(terms, basis="walsh", layout=layout), set(names)
-    task = planted.task(model, 2)
+    task = planted.task(2)
     found = sm.discover(model, task, "m*.n*", budget=240, refine=True, out=tmp_path / "run")
     assert strongest(found, 4) == neurons
     assert tuple(names[:2]) in list(found.interactions()["components"])
@@ -94,14 +94,14 @@ def test_neurons_are_found_among_a_thousand(tmp_path):
 
 def test_few_components_are_run_at_once():
     model = planted.conjunction(["a0.h1", "m0.n3"], layout=PlantedLayout(1, 4, 8))
-    found = sm.discover(model, planted.task(model, 2), "a*.h*, m*.n*", budget=128, refine=True)
+    found = sm.discover(model, planted.task(2), "a*.h*, m*.n*", budget=128, refine=True)
     assert found.record["refined"] == {"components": 12, "left": 12, "masks": 128, "rounds": []}
     assert found.components.names[:2] == ("a0.h0", "a0.h1")
 
 
 def test_where_nothing_matters_the_first_round_says_so():
     model = planted.polynomial({(): 1.0}, layout=PlantedLayout(2, 2, 256))
-    found = sm.discover(model, planted.task(model, 2), "m*.n*", budget=120, refine=True)
+    found = sm.discover(model, planted.task(2), "m*.n*", budget=120, refine=True)
     assert len(found.record["refined"]["rounds"]) == 1
     assert found.record["refined"]["masks"] == 30
     assert not found.circuit.interactions
@@ -122,7 +122,7 @@ def test_a_fifth_of_the_masks_finds_what_a_flat_run_does_not():
     a, b, c, d, e, f, g, h = (names[i] for i in order[:8])
     terms = {(a, b, c): 1.0, (d, e, f): 1.0, (g,): 0.7, (h,): 0.7}
     model = planted.polynomial(terms, basis="walsh", layout=layout)
-    task = planted.task(model, 2)
+    task = planted.task(2)
     found = sm.discover(model, task, "m*.n*", budget=600, refine=True)
     assert found.record["refined"]["masks"] == 600
     assert strongest(found) == {a, b, c, d, e, f, g, h}

@@ -27,7 +27,7 @@ ALL = [f"a{layer}.h{head}" for layer in range(2) for head in range(8)] + [
 def run(subject, **options):
     options = {"budget": 600, "keep_prob": "auto", "decoder": "linear", "link": "identity", "seed": 0} | options
     components = sm.heads(subject) + sm.neurons(subject)
-    return sm.discover(subject, planted.task(subject, n_prompts=3, seed=0), components, **options)
+    return sm.discover(subject, planted.task(n_prompts=3, seed=0), components, **options)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def all_keep(n):
 
 
 def measured(subject, components, keep, kind="mean", prompts=4):
-    task = planted.task(subject, prompts, seed=3)
+    task = planted.task(prompts, seed=3)
     replacement = fit_replacement(subject, task, components, kind)
     return respond(subject, task, components, [keep], replacement)
 
@@ -100,7 +100,7 @@ def test_a_neuron_needs_its_mlp_and_uncovered_components_act():
 def test_the_link_is_applied_after_the_scale(link):
     subject = replace(planted.additive({"a0.h0": 1.5, "a0.h1": -4.0}, spread=0.5), link=link)
     components = ComponentSet.of(["a0.h0", "a0.h1"])
-    keep, task = all_keep(2), planted.task(subject, 4, seed=3)
+    keep, task = all_keep(2), planted.task(4, seed=3)
     values = measured(subject, components, keep)
     functions = {"identity": lambda v: v, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
     inside = planted.truth(subject, components).evaluate(keep)[:, None] * subject.scales(task.prompts.tokens)[None]
@@ -110,13 +110,11 @@ def test_the_link_is_applied_after_the_scale(link):
 def test_prompts_differ_by_known_factors_of_mean_one():
     subject = planted.additive({"a0.h0": 1.0}, spread=0.5)
     for prompts in (1, 2, 9, 16):
-        scales = subject.scales(planted.task(subject, prompts, seed=1).prompts.tokens)
+        scales = subject.scales(planted.task(prompts, seed=1).prompts.tokens)
         assert scales.mean() == pytest.approx(1.0)
     assert scales.max() > scales.min()
-    assert bool(
-        (planted.task(subject, 16, seed=1).prompts.tokens == planted.task(subject, 16, seed=1).prompts.tokens).all()
-    )
-    assert not torch.equal(planted.task(subject, 16, 1).prompts.tokens, planted.task(subject, 16, 2).prompts.tokens)
+    assert bool((planted.task(16, seed=1).prompts.tokens == planted.task(16, seed=1).prompts.tokens).all())
+    assert not torch.equal(planted.task(16, 1).prompts.tokens, planted.task(16, 2).prompts.tokens)
 
 
 def test_it_is_a_subject_with_logits_at_every_position():
@@ -208,7 +206,7 @@ def test_errors_of_the_constructors():
     with pytest.raises(FormatError, match="order"):
         planted.random(3, 9, 0, layout=PlantedLayout(1, 2))
     with pytest.raises(FormatError, match="at least one prompt"):
-        planted.task(SUBJECTS["and"], 0)
+        planted.task(0)
     with pytest.raises(FormatError, match="cannot be read"):
         planted.load_planted("nowhere")
     with pytest.raises(ComponentError, match="single positions"):

@@ -95,7 +95,7 @@ def first_only(folder):
 
 def engine_of(bound):
     components = sm.heads(bound) + sm.neurons(bound)
-    task = planted.task(bound, n_prompts=4, seed=0)
+    task = planted.task(n_prompts=4, seed=0)
     return Engine(bound, task, components, fit_replacement(bound, task, components))
 
 
@@ -205,7 +205,7 @@ def test_what_reads_a_prompt_or_trains_is_sent_to_workers(tmp_path):
     with pytest.raises(ModelError, match=r"cannot be sent.*lock"):
         sm.discover_data(lambda kept: float(lock.locked()), examples=11, identity="locked", **options)
     with pytest.raises(ModelError, match=r"load one of their own: Workers\(source=…\)"):
-        sm.discover(subject(), planted.task(subject(), 2, 0), "a*.h*, m*.n*", **options)
+        sm.discover(subject(), planted.task(2, 0), "a*.h*, m*.n*", **options)
 
 
 @pytest.mark.slow

@@ -281,7 +281,7 @@ def test_a_run_without_an_audit_says_so(audited):
 
 def test_a_report_from_python_shows_the_prompts_of_a_task():
     subject = planted.backup(("a0.h1", "a1.h0"), strength=2.0)
-    task = planted.task(subject, 3, seed=0)
+    task = planted.task(3, seed=0)
     found = sm.discover(subject, task, components="a*.h*", budget=4096, progress=False)
     said = told(sm.report(found, task=task))
     assert "Prompts" in said
@@ -293,7 +293,7 @@ def test_a_report_from_python_shows_the_prompts_of_a_task():
 
 def test_mistakes_are_told(audited, tmp_path):
     audit = sm.load_audit(audited / "audit.json")
-    other = sm.discover(subject := planted.additive({"a0.h0": 1.0}), planted.task(subject, 2), components="a*.h*",
+    other = sm.discover(planted.additive({"a0.h0": 1.0}), planted.task(2), components="a*.h*",
                         budget=256, progress=False)  # fmt: skip
     with pytest.raises(SpexMechError, match="they are not the same ones"):
         sm.report(other, audit)

@@ -15,7 +15,7 @@ from spex_mech.walsh.spectrum import Spectrum
 def found():
     layout = planted.PlantedLayout(2, 4, 8)
     model = planted.polynomial({("a0.h1", "a1.h2"): 2.0, ("m1.n3",): -1.0, (): 3.0}, basis="walsh", layout=layout)
-    return sm.discover(model, planted.task(model, 2), "a*.h*, m*.n*", budget=256, decoder="proxyspex")
+    return sm.discover(model, planted.task(2), "a*.h*, m*.n*", budget=256, decoder="proxyspex")
 
 
 def shown(thing):
@@ -40,7 +40,7 @@ def test_what_does_not_fit_is_counted(found):
     many = planted.polynomial(
         {(f"a{i // 4}.h{i % 4}",): 1.0 + i for i in range(8)}, layout=planted.PlantedLayout(2, 4, 0)
     )
-    run = sm.discover(many, planted.task(many, 2), "a*.h*", budget=256)
+    run = sm.discover(many, planted.task(2), "a*.h*", budget=256)
     assert shown(run).splitlines()[-1] == f"  … and {len(run.circuit.interactions) - 5} more in .interactions()"
     assert "… and" not in shown(found)
 
@@ -60,7 +60,7 @@ def test_a_link_is_told(found):
     saturating = planted.polynomial(
         {(f"a0.h{i}",): 1.5 for i in range(8)}, basis="walsh", layout=planted.PlantedLayout(1, 8, 0), link="sigmoid"
     )
-    run = sm.discover(saturating, planted.task(saturating, 2), "a*.h*", budget=200, decoder="linear", link="logistic")
+    run = sm.discover(saturating, planted.task(2), "a*.h*", budget=200, decoder="linear", link="logistic")
     assert not run.link.is_identity
     assert "behind a link: " in shown(run)
     assert run.link.describe() in shown(run.decoded)

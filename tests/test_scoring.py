@@ -138,7 +138,7 @@ def test_as_many_random_sets_do_as_well_as_chance_has_it():
     """A pair that is all there is: it does better than any other set of two; a set without effect does not."""
     pair = ("a0.h1", "a1.h2")
     subject = planted.conjunction(pair, layout=planted.PlantedLayout(2, 8, 0))
-    task, components = planted.task(subject), sm.heads(subject)
+    task, components = planted.task(), sm.heads(subject)
     for names, as_good in ((pair, 0.0), (("a0.h2", "a1.h3"), 1.0)):
         circuit = sm.Circuit(components, tuple(sm.Node(c) for c in components if c.name in names), (), "logit")
         audit = sm.audit_circuit(circuit, subject, task)
@@ -149,7 +149,7 @@ def test_as_many_random_sets_do_as_well_as_chance_has_it():
 
 def or_of_two():
     subject = planted.backup(["a0.h0", "a1.h0"], strength=-2.0)  # ablation raises this metric: less is better
-    return subject, planted.task(subject), sm.heads(subject)
+    return subject, planted.task(), sm.heads(subject)
 
 
 def test_where_intact_is_lower_helping_means_lowering():
@@ -177,7 +177,7 @@ def test_a_circuit_without_scores_has_no_areas_and_a_small_budget_says_what_it_l
     many = planted.additive(dict.fromkeys(names, 1.0), layout=planted.PlantedLayout(8, 8, 0))
     wide = sm.Circuit(sm.heads(many), tuple(map(Node, sm.heads(many)))[:40], (), "logit")
     mixed = {name: (-1.0) ** i for i, name in enumerate(names)}
-    small = sm.audit_circuit(wide, many, planted.task(many), scores=mixed, budget=32)
+    small = sm.audit_circuit(wide, many, planted.task(), scores=mixed, budget=32)
     assert small.record["masks"] <= 32
     assert any("random" in text for text in small.skipped)
     assert any("nodes are idle" in text for text in small.skipped)

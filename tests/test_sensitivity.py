@@ -20,7 +20,7 @@ TURNING = {("a0.h1", "a1.h0"): 1.0, ("a0.h1", "a1.h0", "m0.n0"): -1.5, ("a1.h2",
 def turned():
     """A pair that is a synergy while a third is mostly ablated, and the opposite while it is kept."""
     subject = planted.polynomial(TURNING, layout=LAYOUT, spread=0.2)
-    task = planted.task(subject, 6)
+    task = planted.task(6)
     found = sm.discover(
         subject, task, sm.heads(subject) + sm.neurons(subject), budget=400, keep_prob=0.5, decoder="proxyspex"
     )
@@ -66,7 +66,7 @@ def test_contexts_that_all_miss_what_is_rare_do_not_make_the_error_vanish():
 
 def test_where_the_run_is_sure_of_no_interaction_its_strongest_are_tested():
     subject = planted.conjunction(("a0.h1", "a1.h0"), layout=LAYOUT, spread=0.2)
-    task = planted.task(subject, 4)
+    task = planted.task(4)
     found = sm.discover(subject, task, sm.heads(subject), budget=120, keep_prob=0.6, decoder="proxyspex")
     mains = tuple(i for i in found.circuit.interactions if i.order == 1)
     unsure = dataclasses.replace(found, circuit=dataclasses.replace(found.circuit, interactions=mains))
@@ -88,7 +88,7 @@ def test_stability_of_a_clear_circuit_reaches_the_bar_and_of_noise_does_not(turn
 
 def test_one_prompt_has_no_halves():
     subject = planted.conjunction(("a0.h1", "a1.h0"), layout=LAYOUT)
-    task = planted.task(subject, 1)
+    task = planted.task(1)
     found = sm.discover(subject, task, sm.heads(subject), budget=100, keep_prob=0.6, decoder="proxyspex")
     audit = sm.audit(found, subject, task, budget=200)
     assert [row.over for row in audit.stability] == ["masks"]
@@ -152,7 +152,7 @@ def false_reports(seeds):
     reported = 0
     for seed in seeds:
         subject = noise(seed)
-        task = planted.task(subject, 2)
+        task = planted.task(2)
         found = sm.discover(
             subject,
             task,
@@ -181,7 +181,7 @@ def test_audits_of_a_hundred_noises_keep_the_stated_rate():
 @pytest.mark.parametrize("names", [("a0.h1", "a1.h2"), ("a0.h0", "a0.h3", "m1.n0")])
 def test_the_whole_audit_names_backups_that_single_ablation_is_blind_to(names):
     subject = planted.backup(names, strength=2.0, layout=LAYOUT, spread=0.2)
-    task = planted.task(subject, 4)
+    task = planted.task(4)
     found = sm.discover(subject, task, sm.heads(subject) + sm.neurons(subject), budget=300, keep_prob=0.6)
     audit = sm.audit(found, subject, task, budget=700, known=names)
     (group,) = [g for g in audit.backups if g.confirmed()]

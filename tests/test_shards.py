@@ -22,7 +22,7 @@ OPTIONS = {"budget": BUDGET, "keep_prob": 0.7, "decoder": "linear", "components"
 def question():
     weights = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281}
     subject = planted.additive(weights, layout=planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2), spread=0.3)
-    return subject, planted.task(subject, n_prompts=4, seed=0)
+    return subject, planted.task(n_prompts=4, seed=0)
 
 
 @pytest.fixture(scope="module")

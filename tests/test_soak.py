@@ -24,7 +24,7 @@ from spex_mech.walsh.decoding import Samples
 masks, folder, name = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 subject = planted.random(20, 3, 0, layout=planted.PlantedLayout(n_layers=2, n_heads=12), spread=0.3)
-task, components = planted.task(subject, n_prompts=2, seed=0), sm.select(subject, "a*.h*")
+task, components = planted.task(n_prompts=2, seed=0), sm.select(subject, "a*.h*")
 reference = fit_replacement(subject, task, components)
 engine = Engine(subject, task, components, reference)
 make = {"spex": lambda n: sm.MaskDesign.coded(24, budget=n), "linear": lambda n: sm.MaskDesign.bernoulli(24, n)}[name]

@@ -293,7 +293,7 @@ def test_a_fitted_replacement_can_be_given():
 
 def test_planted_subjects_yield_a_function_of_tokens():
     subject = planted.backup(["a0.h1", "a1.h0"], strength=2.0)
-    task = planted.task(subject, 4)
+    task = planted.task(4)
     for ablate, value in (("a0.h1", 2.0), ("a0.h1, a1.h0", 0.0)):
         with sm.ablated(subject, ablate=ablate, task=task) as model:
             logits = model(task.prompts.tokens)

@@ -115,7 +115,7 @@ def random(
     return polynomial(terms, basis="walsh", layout=layout, spread=spread, name=f"planted random {seed}")
 
 
-def task(subject: PlantedSubject, n_prompts: int = 8, seed: int = 0) -> Task:
+def task(n_prompts: int = 8, seed: int = 0) -> Task:
     """Prompts on which every component acts, with corrupt and reference prompts on which none does.
 
     Scales come in pairs 1 ± δ (and one 1 where `n_prompts` is odd), so their mean is exactly 1 and the mean of the
