@@ -1,13 +1,13 @@
 """`CircuitAudit`: what fresh forward passes said of a circuit from anywhere (EAP-IG, a paper, a colleague)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spex_mech.auditing.findings import SizeScore
-from spex_mech.files.json import write_whole
+from spex_mech.files.json import json_text, write_whole
+from spex_mech.files.records import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,9 +64,7 @@ class CircuitAudit:
 
     def save(self, path: str | Path) -> Path:
         """Write it as JSON, whole or not at all."""
-        return write_whole(
-            path, json.dumps({"schema": CIRCUIT_AUDIT_SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n"
-        )
+        return write_whole(path, json_text({"schema": CIRCUIT_AUDIT_SCHEMA, **plain(self)}))
 
     def __str__(self) -> str:
         share = "no nodes" if self.faithfulness is None else f"{self.faithfulness:.2f} of the behaviour"

@@ -1,13 +1,10 @@
 """`Audit`: what fresh forward passes said of a run; as one object, a table, and ``audit.json``."""
 
 import html
-import json
-import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 from spex_mech.auditing.findings import (
     BackupCheck,
@@ -23,13 +20,23 @@ from spex_mech.auditing.findings import (
     StabilityRow,
     Verified,
 )
-from spex_mech.errors import FormatError, all_problems
-from spex_mech.files.json import is_number, read_json, write_whole
+from spex_mech.files.json import json_text, write_whole
+from spex_mech.files.records import plain
+from spex_mech.files.schema import Open, between, checked, read_as
 
 if TYPE_CHECKING:
     import pandas as pd
 
 AUDIT_SCHEMA = "spex_mech.audit/1"
+
+
+@dataclass(frozen=True)
+class _AuditRecord(Open):
+    """What of an audit's record is read again, with its types."""
+
+    masks: Annotated[int, between(0, 2**53)]
+    rows: Annotated[int, between(0, 2**53)]
+    budget: Annotated[int, between(0, 2**53)]
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,7 @@ class Audit:
 
     def save(self, path: str | Path) -> Path:
         """Write ``audit.json``, whole or not at all; `load_audit` reads it back."""
-        record = {"schema": AUDIT_SCHEMA, **_plain(self)}
-        return write_whole(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+        return write_whole(path, json_text({"schema": AUDIT_SCHEMA, **plain(self)}))
 
     def _repr_html_(self) -> str:
         """The summary, then rankings and confirmed interactions as tables; every text is escaped."""
@@ -141,59 +147,6 @@ class Audit:
 
 def load_audit(path: str | Path) -> Audit:
     """Read ``audit.json``; raises one `FormatError`, all problems in it, on anything that is not a whole audit."""
-    record = read_json(path, AUDIT_SCHEMA)
-    problems = list[str]()
-    found = _build(Audit, {key: value for key, value in record.items() if key != "schema"}, "", problems)
-    if problems:
-        raise FormatError(all_problems(f"{path} is not a sound audit:", problems))
+    found = read_as(Audit, path, AUDIT_SCHEMA, "a sound audit")
+    checked(_AuditRecord, dict(found.record), f"{path} is not a sound audit:")
     return found
-
-
-def _plain(value: Any) -> Any:
-    """As JSON holds it; a number that is none becomes null."""
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def _build(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """A value of a declared type from JSON; what is wrong is noted, and None comes back."""
-    if get_origin(kind) is UnionType:
-        inner = next(arg for arg in get_args(kind) if arg is not NoneType)
-        return None if value is None else _build(inner, value, where, problems)
-    if is_dataclass(kind):
-        return _build_object(kind, value, where, problems)
-    if get_origin(kind) is tuple:
-        inner = get_args(kind)[0]
-        if isinstance(value, list):
-            return tuple(_build(inner, item, f"{where}[{i}]", problems) for i, item in enumerate(value))
-    elif kind is float and is_number(value):
-        return float(value)
-    elif kind is int and is_number(value) and value == int(value):
-        return int(value)
-    elif (kind is str and isinstance(value, str)) or (get_origin(kind) is not None and isinstance(value, dict)):
-        return value
-    problems.append(f"{where} is {str(value)[:40]!r}, which is no {getattr(kind, '__name__', kind)}")
-    return None
-
-
-def _build_object(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    if not isinstance(value, dict):
-        problems.append(f"{where or 'the file'} must be an object")
-        return None
-    hints = get_type_hints(kind)
-    names = [field.name for field in fields(kind)]
-    needed = [field.name for field in fields(kind) if field.default is MISSING]  # others came to the schema later
-    missing, unknown = [n for n in needed if n not in value], [n for n in value if n not in names]
-    dot = f"{where}." if where else ""
-    problems += [f"{dot}{name} is missing" for name in missing]
-    problems += [f"{dot}{str(name)[:40]} is not a field of this schema" for name in unknown]
-    if missing or unknown:
-        return None
-    return kind(**{name: _build(hints[name], value[name], f"{dot}{name}", problems) for name in names if name in value})
