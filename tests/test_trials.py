@@ -31,6 +31,8 @@ from spex_mech.auditing.random_sets import RANDOM_SETS, RandomSets, try_random
 from spex_mech.auditing.rankings import Ranking, marginal_effects, pair_ablation, single_ablation, spectrum_strengths
 from spex_mech.auditing.verdicts import is_faithful, is_stable, is_there, share_as_good
 from spex_mech.errors import DesignError
+from spex_mech.walsh.decoding import RECOVERED_FROM
+from spex_mech.walsh.link_function import Link
 from spex_mech.walsh.spectrum import Spectrum
 
 PAIR = ("a0.h1", "a1.h2")
@@ -256,6 +258,14 @@ def test_cautions_are_given_for_their_reasons_alone(claimed):
     assert said.endswith("; the interactions and backups put to the test are those of the metric itself, some of which "
                          "are the link's doing")  # fmt: skip
     assert cautions(claimed, dataclasses.replace(fresh, r2=0.999)) == ()
+    assert cautions(claimed, dataclasses.replace(fresh, r2=RECOVERED_FROM)) == ()
+    between = dataclasses.replace(claimed, intact=claimed.empty + spread * 1.001)  # of all masks, not of a sample
+    assert cautions(between, dataclasses.replace(fresh, r2=0.999)) == ()
+
+
+def test_fresh_values_that_do_not_vary_have_no_r2(claimed):
+    flat = dataclasses.replace(claimed, passes=SimpleNamespace(means=lambda keep: torch.ones(len(keep)).double()))
+    assert try_fresh(flat, 20).r2 is None
 
 
 def test_knockouts_are_measured_as_far_as_the_allowance_goes(claimed):

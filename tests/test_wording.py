@@ -207,6 +207,8 @@ def test_limits_of_a_run_of_components():
     assert "(on average 50 % of the components kept)" in said[5]
     assert "(all there are)" in limits(run(ONE, design={"kind": "complete"}), None)[5]
     assert "assumption" not in limits(run(ONE), None)[4]
+    bare = run(ONE)
+    assert limits(replace(bare, record={"task": {"metric": "logit_diff"}}), None) == limits(bare, None)
     behind = run(ONE)
     behind = replace(behind, circuit=replace(behind.circuit, link="logistic"))
     assert limits(behind, None)[7].startswith("The interactions are those before a link (")
@@ -307,6 +309,17 @@ def test_tables_hold_every_figure_in_its_column():
             "component": "a0.h0", "after knocking out": "nothing", "predicted": 0.6, "measured": None,
         },
     }  # fmt: skip
+    read = {sheet.title: sheet.note for sheet in sheets_of(run(ONE), full())}
+    for title, words in {
+        "Backups": "measured on fresh masks, in logit. The excess",
+        "Would another replacement say the same?": "intact less everything ablated (logit)",
+        "Do interactions hold in other contexts?": "what the set does jointly (logit)",
+        "Is it complete?": "are apart (logit) after the same knockout",
+        "Is every part needed?": "after the knockout that shows it best (logit)",
+        "Beside other ways to rank components": "(higher is better), CMD that under its distance from 1 (lower",
+    }.items():
+        assert words in read[title]
+    assert "AUROC" not in read["Beside other ways to rank components"]
     assert "0.8 and more are called stable" in sheets["Would other masks or prompts say the same?"].note
 
 
