@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from spex_mech.walsh.joint.closed_form import ClosedForm, Harmonics
+from spex_mech.walsh.joint.closed_form import ClosedForm, ProcessSpectrum
 from spex_mech.walsh.joint.gaussian import GaussianProcess
-from spex_mech.walsh.joint.joint import closed_form as closed
 from spex_mech.walsh.set_rows import pad_sets, subset_bits
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
 
@@ -37,18 +36,18 @@ def everything(n):
 def test_the_coefficients_of_a_process_are_those_of_all_masks(seed):
     found, (keep, members) = posterior(6, seed=seed), everything(6)
     exact = monomials(keep, members).T @ found.predict(keep) / len(keep)
-    assert torch.allclose(Harmonics(found).coefficients(members), exact)
+    assert torch.allclose(ProcessSpectrum(found).coefficients(members), exact)
 
 
 @pytest.mark.parametrize("order", range(4))
 def test_extensions_are_the_coefficients_of_the_larger_sets(order):
-    harmonics = Harmonics(posterior(7))
+    process_spectrum = ProcessSpectrum(posterior(7))
     parents = torch.combinations(torch.arange(7), order) if order else torch.zeros(1, 0, dtype=torch.long)
-    found = harmonics.extended(parents)
+    found = process_spectrum.extended(parents)
     for parent, row in zip(parents.tolist(), found, strict=True):
         for i, value in enumerate(row):
             larger = pad_sets([(*parent, i)])
-            expected = 0.0 if i in parent else harmonics.coefficients(larger)[0]
+            expected = 0.0 if i in parent else process_spectrum.coefficients(larger)[0]
             assert torch.allclose(value, torch.as_tensor(expected, dtype=value.dtype))
 
 
@@ -95,7 +94,7 @@ def test_what_is_left_out_is_what_the_reading_loses():
 def test_of_too_many_components_the_pairs_of_those_that_matter_are_looked_at(monkeypatch):
     form = ClosedForm(40, [], [(1.0, posterior(40, relevant=5))], 0.0)
     whole = form.strongest(25)
-    monkeypatch.setattr(closed, "_PAIRS", 40 * 8)
+    monkeypatch.setattr("spex_mech.walsh.joint.closed_form._PAIRS", 40 * 8)
     some = ClosedForm(40, [], form.processes, 0.0).strongest(25)
     assert some.sets == whole.sets
     assert set().union(*whole.sets) <= set(range(5))

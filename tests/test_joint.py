@@ -16,8 +16,8 @@ from spex_mech.walsh.decoders.pursuit import Pursuit
 from spex_mech.walsh.decoders.refit import prune
 from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Decoder, Outcome, Samples, r_squared
+from spex_mech.walsh.joint.base_learners import MANY, FittedLearner
 from spex_mech.walsh.joint.joint import Joint
-from spex_mech.walsh.joint.members import MANY, Fitted
 from spex_mech.walsh.joint.neural import Network
 from spex_mech.walsh.joint.stack import Stack, non_negative
 from spex_mech.walsh.joint.stack_polynomial import corrected, read_out
@@ -362,7 +362,7 @@ def test_a_polynomial_stands_alone_only_where_polynomials_have_most_of_the_weigh
     unseen, noise = torch.randn(2, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     unseen, noise = unseen - unseen.mean(), noise - noise.mean()
     values = unseen + 0.5 * (noise - (noise @ unseen) / (unseen @ unseen) * unseen)  # no weight but 1 predicts better
-    sparse = Fitted("sparse", lambda keep: unseen, unseen, None, polynomial=Spectrum.from_terms(3, {(0,): 1.0}))
+    sparse = FittedLearner("sparse", lambda keep: unseen, unseen, None, polynomial=Spectrum.from_terms(3, {(0,): 1.0}))
     parts = [sparse, *(replace(sparse, name=f"dense {i}", polynomial=None) for i in range(others))]
     stack = Stack.of(parts, values)
     assert stack.winner == winner

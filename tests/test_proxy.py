@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spex_mech.errors import DecodeError
-from spex_mech.walsh.decoders.lines_and_trees import add
+from spex_mech.walsh.decoders.lines_and_trees import add_spectra
 from spex_mech.walsh.decoders.proxyspex import ProxySpex
 from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Decoder, Outcome, Samples, r_squared, split_masks
@@ -120,4 +120,4 @@ def test_too_few_masks_and_the_protocol():
 
 def test_adding_polynomials():
     one, other = Spectrum.from_terms(3, {(0,): 1.0, (1,): 2.0}), Spectrum.from_terms(3, {(1,): -2.0, (0, 2): 1.0})
-    assert dict(add(one, other).terms()) == {(0,): 1.0, (1,): 0.0, (0, 2): 1.0}
+    assert dict(add_spectra(one, other).terms()) == {(0,): 1.0, (1,): 0.0, (0, 2): 1.0}

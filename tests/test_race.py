@@ -9,9 +9,9 @@ from spex_mech.bench.functions import planted_function, support_f1
 from spex_mech.walsh.decoders.proxyspex import ProxySpex
 from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Samples, fold_masks, r_squared
+from spex_mech.walsh.joint.base_learners import FINE_FOLDS, MANY, TrainingData, coarse_folds
 from spex_mech.walsh.joint.joint import Joint
-from spex_mech.walsh.joint.members import FINE, MANY, Given, coarse
-from spex_mech.walsh.joint.shortlist import race
+from spex_mech.walsh.joint.racing import race
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis
 
@@ -27,8 +27,8 @@ def samples(kind="hierarchical", n=20, masks=MASKS, noise=0.2, seed=0, **setting
 
 
 def given(known):
-    fold = fold_masks(known.groups, FINE, 0)
-    return Given(known, fold, Basis(), 0, ProxySpex().grow(known, coarse(fold), Basis(), 0))
+    fold = fold_masks(known.groups, FINE_FOLDS, 0)
+    return TrainingData(known, fold, Basis(), 0, ProxySpex().grow(known, coarse_folds(fold), Basis(), 0))
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Says:
     says: torch.Tensor
     asked: list[str] = field(default_factory=list)
 
-    def look(self, given):
+    def probe(self, given):
         self.asked.append(self.name)
-        return self.says[given.looked]
+        return self.says[given.probed]
 
     def cross_fit(self, given):
         raise AssertionError("a race only looks")
@@ -62,10 +62,10 @@ def test_what_says_the_same_or_nothing_is_spared(known):
     parts = [Says("good", good), Says("same", good.clone()), Says("chance", noise(7, 1.0))]
     found = race(parts, given(known), sure=0.9999)
     assert [part.name for part in found.needed] == ["good"]
-    assert set(found.looks) == {"good", "same", "chance"}
-    assert all(look["weight"] == 0 for look in found.looks.values())
-    rows = given(known).looked
-    assert found.looks["good"]["r2"] == pytest.approx(r_squared(truth[rows], good[rows]))
+    assert set(found.probes) == {"good", "same", "chance"}
+    assert all(look["weight"] == 0 for look in found.probes.values())
+    rows = given(known).probed
+    assert found.probes["good"]["r2"] == pytest.approx(r_squared(truth[rows], good[rows]))
 
 
 def test_parts_that_help_each_other_stay(known):
@@ -92,9 +92,9 @@ def test_where_the_first_is_sure_no_other_is_looked_at(known):
 def test_every_part_looks_at_masks_that_it_has_not_seen(known):
     """Other values on the looked fold change nothing that is said of it."""
     changed = known.values.clone()
-    changed[given(known).looked] += torch.randn(1, generator=torch.Generator().manual_seed(0)) * 50
+    changed[given(known).probed] += torch.randn(1, generator=torch.Generator().manual_seed(0)) * 50
     for part in QUICK._kinds(MASKS):
-        one, other = (part.look(given(Samples(known.keep, v, known.design))) for v in (known.values, changed))
+        one, other = (part.probe(given(Samples(known.keep, v, known.design))) for v in (known.values, changed))
         if part.name != "proxyspex":  # which chooses there
             assert torch.allclose(one, other, atol=1e-4), part.name
 
@@ -110,10 +110,10 @@ def test_what_a_look_has_fitted_is_not_fitted_again(known, monkeypatch):
     monkeypatch.setattr(Boosting, "train", counted)
     given_once = given(known)
     trees = next(part for part in QUICK._kinds(MASKS) if part.name == "trees")
-    trees.look(given_once)
+    trees.probe(given_once)
     assert len(trained) == 1
     trees.cross_fit(given_once)
-    seen = [int((given_once.coarse() != number).sum()) for number in range(4)]
+    seen = [int((given_once.coarse_folds() != number).sum()) for number in range(4)]
     assert sorted(trained) == sorted(seen)
 
 
@@ -124,7 +124,7 @@ def test_the_process_of_many_masks_predicts_each_from_all_others():
     found = part.cross_fit(given(many))
     fresh = MaskDesign.bernoulli(20, 3000, 0.5, 99).keep()
     alike = r_squared(function.noisy(fresh, 0.05, 7), found.predict(fresh))
-    assert r_squared(many.mean_values.double(), found.unseen) == pytest.approx(alike, abs=0.05)
+    assert r_squared(many.mean_values.double(), found.out_of_fold) == pytest.approx(alike, abs=0.05)
 
 
 def test_the_record_tells_of_what_was_spared():

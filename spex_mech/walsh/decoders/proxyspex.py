@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
-from spex_mech.walsh.decoders.lines_and_trees import BASES, Base, Grown, add
+from spex_mech.walsh.decoders.lines_and_trees import PROXY_KINDS, LinesAndTrees, ProxyKind, add_spectra
 from spex_mech.walsh.decoders.refit import nested_pair, noise_floor, prune, refit
 from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Decoded, Samples, folds_of, judge, r_squared, split_masks
@@ -31,7 +31,7 @@ _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 class TreeChoice:
     """One way from trees to polynomial: which proxy, how the strongest sets are refitted, how many, how stiffly."""
 
-    base: Base
+    base: ProxyKind
     mode: Mode
     size: int
     ridge: float
@@ -100,28 +100,28 @@ class ProxySpex:
         }
         return Decoded(spectrum, judge(spectrum, r2), stats)
 
-    def grow(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Grown:
+    def grow(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> LinesAndTrees:
         """The proxies of some samples, to be fitted as they are asked for."""
-        return Grown(samples.keep.cpu(), samples.mean_values.cpu(), fold.cpu(), basis, self.boosting, seed)
+        return LinesAndTrees(samples.keep.cpu(), samples.mean_values.cpu(), fold.cpu(), basis, self.boosting, seed)
 
-    def try_all(self, grown: Grown) -> "Trials":
+    def try_all(self, grown: LinesAndTrees) -> "Trials":
         """Every choice, fitted without each fold in turn."""
         return Trials({number: self.try_fold(grown, number) for number in grown.folds}, grown)
 
-    def try_fold(self, grown: Grown, fold: int) -> Tried:
+    def try_fold(self, grown: LinesAndTrees, fold: int) -> Tried:
         """Every choice, fitted without one fold: its errors there."""
         return dict(self._trials(grown, fold))
 
-    def polynomial(self, choice: TreeChoice, grown: Grown, fold: int | None) -> Spectrum:
+    def polynomial(self, choice: TreeChoice, grown: LinesAndTrees, fold: int | None) -> Spectrum:
         """The polynomial of a choice: proxy, sets and coefficients from the masks outside a fold, or all."""
         rows = grown.rows(fold)
         return _build(choice, grown.polynomial(fold, choice.base), grown.keep[rows], grown.values[rows], grown.basis)
 
-    def _trials(self, grown: Grown, fold: int) -> Iterator[tuple[TreeChoice, Float[Tensor, " mask"]]]:
+    def _trials(self, grown: LinesAndTrees, fold: int) -> Iterator[tuple[TreeChoice, Float[Tensor, " mask"]]]:
         """The errors on a fold of every choice fitted without it."""
         rows = grown.rows(fold)
         seen, unseen = (grown.keep[rows], grown.values[rows]), (grown.keep[~rows], grown.values[~rows])
-        for base in BASES:
+        for base in PROXY_KINDS:
             proxy = grown.polynomial(fold, base)
             pruned = _build(TreeChoice(base, "pruned", 0, 0.0), proxy, *seen, grown.basis)
             yield TreeChoice(base, "pruned", 0, 0.0), pruned.evaluate(unseen[0]) - unseen[1]
@@ -145,7 +145,7 @@ class Trials:
     """The errors of every choice on the masks of each fold, fitted without it."""
 
     errors: Mapping[int, Tried]
-    grown: Grown
+    grown: LinesAndTrees
 
     def best(self, without: int | None = None) -> TreeChoice:
         """The sparsest choice within a standard error of the least squared error over the folds, or all but one."""
@@ -197,7 +197,7 @@ def _build(choice: TreeChoice, proxy: Spectrum, keep: Tensor, values: Tensor, ba
     if choice.mode == "refit":
         return refit(keep, values, top.members, basis, ridge=choice.ridge, scale=scale)
     correction = refit(keep, values - top.evaluate(keep), top.members, basis, ridge=choice.ridge, scale=scale)
-    return add(top, correction)
+    return add_spectra(top, correction)
 
 
 def _pruned(proxy: Spectrum, keep: Bool[Tensor, "mask component"], values: Tensor, basis: Basis) -> Spectrum:
@@ -211,7 +211,7 @@ def _strongest(proxy: Spectrum, size: int) -> Spectrum:
     strength = proxy.coefficients.abs().masked_fill(proxy.orders == 0, torch.inf)
     order = strength.argsort(descending=True, stable=True)
     top = proxy.select(order[: size + 1])
-    return top if 0 in top.orders.tolist() else add(Spectrum.from_terms(proxy.n, {(): 0.0}, proxy.basis), top)
+    return top if 0 in top.orders.tolist() else add_spectra(Spectrum.from_terms(proxy.n, {(): 0.0}, proxy.basis), top)
 
 
 def _scale(top: Spectrum) -> Float[Tensor, " set"]:

@@ -54,14 +54,14 @@ class ClosedForm:
         """Of any sets."""
         total = torch.zeros(len(members), dtype=torch.float64)
         total[(members < 0).all(1)] = self.offset
-        for weight, harmonics in self._harmonics:
-            total += weight * harmonics.coefficients(members).cpu()
+        for weight, process_spectrum in self._process_spectra:
+            total += weight * process_spectrum.coefficients(members).cpu()
         known = [self._merged.get(s, 0.0) for s in set_tuples(members)]
         return total + torch.tensor(known, dtype=torch.float64)
 
     @cached_property
-    def _harmonics(self) -> list[tuple[float, "Harmonics"]]:
-        return [(weight, Harmonics(posterior)) for weight, posterior in self.processes]
+    def _process_spectra(self) -> list[tuple[float, "ProcessSpectrum"]]:
+        return [(weight, ProcessSpectrum(posterior)) for weight, posterior in self.processes]
 
     @cached_property
     def _sum(self) -> Spectrum:
@@ -82,7 +82,7 @@ class ClosedForm:
     def _found(self, most: int) -> Sets:
         """The strongest sets of the processes, the empty one among them."""
         empty = torch.full((1, 1), -1, dtype=torch.long)
-        if not self._harmonics:
+        if not self._process_spectra:
             return empty
         levels, strengths, parents = [empty], [torch.full((1,), torch.inf).double()], torch.zeros(1, 0).long()
         for order in range(1, 1 + min(_DEGREE, self.n)):
@@ -99,12 +99,14 @@ class ClosedForm:
 
     def _widest(self) -> Sets:
         """The components, or where the pairs would be too many those that may have the strongest."""
-        reach = torch.stack([harmonics.turn.amax(0) for _, harmonics in self._harmonics]).amax(0).cpu()
+        reach = (
+            torch.stack([process_spectrum.turn.amax(0) for _, process_spectrum in self._process_spectra]).amax(0).cpu()
+        )
         return reach.argsort(descending=True, stable=True)[: max(1, _PAIRS // self.n)].sort().values[:, None]
 
     def _extended(self, parents: Sets, most: int) -> tuple[Sets, Float[Tensor, " set"]]:
         """The strongest sets of a parent and one component more, strongest first, and how strong they are."""
-        total = sum(weight * harmonics.extended(parents) for weight, harmonics in self._harmonics)
+        total = sum(weight * process_spectrum.extended(parents) for weight, process_spectrum in self._process_spectra)
         assert isinstance(total, Tensor)
         strength = total.abs().flatten()
         top = strength.topk(min(len(strength), most * (parents.shape[1] + 1)))  # a set may have every subset as parent
@@ -123,7 +125,7 @@ def _nth(strength: Float[Tensor, " set"], most: int) -> Tensor:
     return strength.topk(min(most, len(strength))).values[-1]
 
 
-class Harmonics:
+class ProcessSpectrum:
     """The Walsh coefficients of a process' posterior mean."""
 
     def __init__(self, posterior: Posterior) -> None:

@@ -1,20 +1,19 @@
 """The joint decoder: several proxies, each judged where it was not fitted, stacked, and read out as one polynomial.
 
-1. **Parts.** A Lasso line, boosted trees (on the values, on what the line leaves, and with large leaves), the refit of
-   their strongest sets, matching pursuit, and Gaussian processes over all outputs are fitted without each fold of the
-   masks in turn, so every mask has a prediction of every part that has not seen it.
-2. **Stack.** Non-negative weights by least squares on those predictions (Wolpert 1992; Breiman 1996). A part that is a
-   sparse polynomial already wins alone where it is as good as the stack within a standard error and polynomials have
-   most of the weight.
-3. **Reading out** (`readout`). The stack is a function that costs nothing to ask, and under fair coins its spectrum has
-   a closed form. It is written as a polynomial with as many sets as it takes to lose less than a hundredth of what the
-   stack does not know.
+1. **Base learners.** A Lasso line, boosted trees (on the values, on what the line leaves, and with large leaves), the
+   refit of their strongest sets, matching pursuit, and Gaussian processes over all outputs are fitted without each fold
+   of the masks in turn, so every mask has a prediction of every learner that has not seen it.
+2. **Stack.** Non-negative weights by least squares on those predictions (Wolpert 1992; Breiman 1996). A sparse
+   polynomial wins alone where it is as good as the stack within a standard error and polynomials have most weight.
+3. **Reading out** (`stack_polynomial`). The stack is a function that costs nothing to ask, and under fair coins its
+   spectrum has a closed form. It is written as a polynomial with as many sets as it takes to lose less than a hundredth
+   of what the stack does not know.
 4. **Correction.** ``ĉ_S = c_S + mean_m (f(m) - g₋(m)) φ_S(m)``, where g₋ is the stack that has not seen mask m, is
    unbiased whatever the stack is, since the basis is orthonormal under the masks; its spread over the masks is the
    standard error. The polynomial is moved by the part of a correction that is beyond what chance alone would give.
 
 The held-out masks take part in none of this: R² is reported on them. Then, with sets, weights and covariances left as
-they are, the parts are solved for once more with all masks: few masks are too dear to leave any out.
+they are, the learners are solved for once more with all masks: few masks are too dear to leave any out.
 """
 
 import time
@@ -31,25 +30,25 @@ from spex_mech.walsh.decoders.proxyspex import ProxySpex
 from spex_mech.walsh.decoders.pursuit import Pursuit
 from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Decoded, Samples, folds_of, judge, r_squared, split_masks
-from spex_mech.walsh.joint.concurrency import both
-from spex_mech.walsh.joint.gaussian import GaussianProcess
-from spex_mech.walsh.joint.members import (
-    FINE,
+from spex_mech.walsh.joint.base_learners import (
+    FINE_FOLDS,
     MANY,
-    Fitted,
-    GaussianPart,
-    Given,
-    GrownPart,
-    NeuralPart,
-    Part,
-    ProxyPart,
-    PursuitPart,
-    TreesPart,
-    coarse,
-    fit_parts,
+    BaseLearner,
+    FittedLearner,
+    GaussianLearner,
+    LinesAndTreesLearner,
+    NeuralLearner,
+    ProxySpexLearner,
+    PursuitLearner,
+    TrainingData,
+    TreesLearner,
+    coarse_folds,
+    cross_fit_all,
 )
+from spex_mech.walsh.joint.gaussian import GaussianProcess
 from spex_mech.walsh.joint.neural import Network
-from spex_mech.walsh.joint.shortlist import Looks, race
+from spex_mech.walsh.joint.parallel import two_in_parallel
+from spex_mech.walsh.joint.racing import Probes, race
 from spex_mech.walsh.joint.stack import Stack
 from spex_mech.walsh.joint.stack_polynomial import corrected, on_sets, read_out
 from spex_mech.walsh.spectrum import Basis, Spectrum
@@ -60,7 +59,7 @@ PROCESSES = {
     "process, dense": GaussianProcess(scales=(1.0,), penalty=0.3),
     "process, sparse": GaussianProcess(scales=(1.0, 0.3, 3.0), penalty=3.0),
 }
-_NOTHING = 1e-4  # of the variance: less is not worth another part
+_NOTHING = 1e-4  # of the variance: less is not worth another learner
 _TIE = 0.005  # in R²: SPEX, whose sets are the sparser, wins up to it
 
 
@@ -97,7 +96,7 @@ class Joint:
         return 16
 
     def decode(self, samples: Samples, *, seed: int) -> Decoded:
-        """See `Decoder`. `stats["parts"]` has each part's cross-fitted R², its weight in the stack, and its seconds.
+        """See `Decoder`. `stats["parts"]` has each learner's cross-fitted R², its weight in the stack, and its seconds.
 
         Raises `DecodeError` below `least_masks` masks, or where fewer than five differ.
         """
@@ -113,14 +112,14 @@ class Joint:
             return self._coded(samples, seed)
         basis = Basis.orthonormal(samples.keep_prob)
         fitting, held = split_masks(samples.groups, self.heldout, seed)
-        known, fold = samples.take(fitting), folds_of(samples, fitting, FINE, seed, self.name)
-        given = self._given(known, fold, basis, seed)
-        parts, looks = self._fitted(given)
-        stack = Stack.of(parts, known.mean_values)
-        polynomial, solved = both(
+        known, fold = samples.take(fitting), folds_of(samples, fitting, FINE_FOLDS, seed, self.name)
+        data = self._training_data(known, fold, basis, seed)
+        learners, looks = self._fitted(data)
+        stack = Stack.of(learners, known.mean_values)
+        polynomial, solved = two_in_parallel(
             lambda: self._polynomial(stack, known, basis, seed),
             lambda: self._solved(stack, samples, basis, seed),
-            given.at_once,
+            data.max_parallel,
         )
         r2 = r_squared(samples.mean_values[held], polynomial.evaluate(samples.keep[held]))
         says = stack.predict(samples.keep[held])
@@ -137,16 +136,16 @@ class Joint:
         before = polynomial
         if self.again:
             unseen = torch.zeros(len(samples.keep), dtype=torch.float64)
-            unseen[fitting], unseen[held] = stack.unseen, says
+            unseen[fitting], unseen[held] = stack.out_of_fold, says
             polynomial = self._again(polynomial, solved, samples, unseen, basis, seed)
         stats |= {"terms": len(polynomial), "seconds": time.perf_counter() - started}
         return Decoded(polynomial, judge(before, r2), stats, before=before)
 
     def _solved(self, stack: Stack, samples: Samples, basis: Basis, seed: int) -> Stack:
-        """The stack, its parts solved for with all masks."""
+        """The stack, its learners solved for with all masks."""
         if not self.again or stack.r2 <= 0:
             return stack
-        return stack.again(self._given(samples, torch.zeros(len(samples.keep), dtype=torch.long), basis, seed))
+        return stack.refit(self._training_data(samples, torch.zeros(len(samples.keep), dtype=torch.long), basis, seed))
 
     def _again(
         self,
@@ -157,7 +156,7 @@ class Joint:
         basis: Basis,
         seed: int,
     ) -> Spectrum:
-        """The same sets, from parts that have all masks."""
+        """The same sets, from learners that have all masks."""
         if not before.orders.any():
             return Spectrum.from_terms(samples.n, {(): float(samples.mean_values.mean())}, basis)
         if stack.polynomial is not None:
@@ -178,28 +177,35 @@ class Joint:
         stats = {**won.stats, "winner": joint.stats["winner"] if better else "spex", "r2": scores, "seconds": seconds}
         return replace(won, stats=stats)
 
-    def _given(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> Given:
-        grown = ProxySpex(boosting=self.boosting).grow(samples, coarse(fold), basis, seed)
-        return Given(samples, fold, basis, seed, grown)
+    def _training_data(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> TrainingData:
+        grown = ProxySpex(boosting=self.boosting).grow(samples, coarse_folds(fold), basis, seed)
+        return TrainingData(samples, fold, basis, seed, grown)
 
-    def _fitted(self, given: Given) -> tuple[list[Fitted], Looks]:
-        """The parts; of many masks those that a stack needs, and what was seen of the others; and of any masks only the
+    def _fitted(self, data: TrainingData) -> tuple[list[FittedLearner], Probes]:
+        """The learners; of many masks those that a stack needs, and what was seen of the others; of any masks only the
         first, the sparsest, where it leaves next to nothing of what it has not seen."""
-        parts = self._kinds(len(given.samples.keep))
-        if given.many:
-            found = race(parts, given, 1 - _NOTHING)
-            return fit_parts(found.needed, given), found.looks
-        sparse = fit_parts(parts[:1], given)
-        return (sparse if sparse[0].r2 >= 1 - _NOTHING else sparse + fit_parts(parts[1:], given)), {}
+        learners = self._kinds(len(data.samples.keep))
+        if data.many:
+            found = race(learners, data, 1 - _NOTHING)
+            return cross_fit_all(found.needed, data), found.probes
+        sparse = cross_fit_all(learners[:1], data)
+        return (sparse if sparse[0].r2 >= 1 - _NOTHING else sparse + cross_fit_all(learners[1:], data)), {}
 
-    def _kinds(self, masks: int) -> list[Part]:
+    def _kinds(self, masks: int) -> list[BaseLearner]:
         """Polynomials first, the sparsest at the head."""
-        proxy = ProxyPart("proxyspex", ProxySpex(boosting=self.boosting))
-        polynomials: list[Part] = [PursuitPart("pursuit", Pursuit()), proxy, GrownPart("line")]
-        processes = [GaussianPart(name, process) for name, process in self.processes.items()]
-        nets = [] if self.network is None else [NeuralPart("neural", self.network)]
-        blunt = [TreesPart("trees, large leaves", self.blunt)] if masks <= MANY else []
-        return [*polynomials, GrownPart("trees"), GrownPart("line+trees"), *blunt, *processes, *nets]
+        proxy = ProxySpexLearner("proxyspex", ProxySpex(boosting=self.boosting))
+        polynomials: list[BaseLearner] = [PursuitLearner("pursuit", Pursuit()), proxy, LinesAndTreesLearner("line")]
+        processes = [GaussianLearner(name, process) for name, process in self.processes.items()]
+        nets = [] if self.network is None else [NeuralLearner("neural", self.network)]
+        blunt = [TreesLearner("trees, large leaves", self.blunt)] if masks <= MANY else []
+        return [
+            *polynomials,
+            LinesAndTreesLearner("trees"),
+            LinesAndTreesLearner("line+trees"),
+            *blunt,
+            *processes,
+            *nets,
+        ]
 
     def _polynomial(self, stack: Stack, known: Samples, basis: Basis, seed: int) -> Spectrum:
         if stack.r2 <= 0:  # no better than the mean
@@ -207,7 +213,7 @@ class Joint:
         if stack.polynomial is not None:
             return stack.polynomial
         read = read_out(stack, known, basis, self.most_sets, seed)
-        return corrected(read, known.keep, known.mean_values.cpu() - stack.unseen)
+        return corrected(read, known.keep, known.mean_values.cpu() - stack.out_of_fold)
 
 
 def _on_sets_of(before: Spectrum, after: Spectrum) -> Spectrum:

@@ -1,4 +1,4 @@
-"""`Stack`: fitted parts put together by how well each predicts what it has not seen.
+"""`Stack`: fitted learners put together by how well each predicts what it has not seen.
 
 Source: stacked generalisation, Wolpert 1992; non-negative weights, Breiman 1996.
 """
@@ -15,83 +15,85 @@ from torch import Tensor
 
 from spex_mech.walsh.decoders.refit import noise_floor
 from spex_mech.walsh.decoding import r_squared
+from spex_mech.walsh.joint.base_learners import FittedLearner, TrainingData
 from spex_mech.walsh.joint.closed_form import ClosedForm
 from spex_mech.walsh.joint.gaussian import Posterior
-from spex_mech.walsh.joint.members import Fitted, Given
 from spex_mech.walsh.spectrum import Spectrum
 
 _SMALL = 0.02  # of the stack's loss: what a polynomial alone may lose
 _MOST = 0.5  # of the weights: what polynomials must have for one of them to stand alone
 _POWER, _SURE = 8, 1000  # of the weights' prior
-_RIDGE = 1e-6  # relative: keeps parts that are alike from trading places
+_RIDGE = 1e-6  # relative: keeps learners that are alike from trading places
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Weights ≥ 0 of the parts; or one part alone, if it is a polynomial, as good within a standard error, and
+    """Weights ≥ 0 of the learners; or one learner alone, if it is a polynomial, as good within a standard error, and
     polynomials have most of the weight: what few masks cannot tell apart, more masks may.
 
     Attributes:
-        unseen: predictions of the masks it was fitted to, by parts that had not seen them.
+        out_of_fold: predictions of the masks it was fitted to, by learners that had not seen them.
         r2: that of `unseen`; 0 where it is no better than the mean, within half a standard error.
-        winner: "stack", or the part that stands alone, whose `polynomial` then is the answer.
+        winner: "stack", or the learner that stands alone, whose `polynomial` then is the answer.
     """
 
-    parts: list[Fitted]
-    weights: Float[Tensor, " part"]
+    learners: list[FittedLearner]
+    weights: Float[Tensor, " learner"]
     offset: float
-    unseen: Float[Tensor, " mask"]
+    out_of_fold: Float[Tensor, " mask"]
     r2: float
     winner: str
     polynomial: Spectrum | None
 
     @classmethod
-    def of(cls, parts: list[Fitted], values: Float[Tensor, " mask"]) -> "Stack":
-        """The stack of some parts; polynomials are tried in their order, so the sparsest should come first."""
+    def of(cls, learners: list[FittedLearner], values: Float[Tensor, " mask"]) -> "Stack":
+        """The stack of some learners; polynomials are tried in their order, so the sparsest should come first."""
         values = values.cpu()
-        columns = torch.stack([part.unseen.cpu() for part in parts], 1)
+        columns = torch.stack([learner.out_of_fold.cpu() for learner in learners], 1)
         weights, offset = non_negative(columns, values)
         together = columns @ weights + offset
-        sparse = [part.polynomial is not None for part in parts]
-        candidates = compress(parts, sparse) if weights[torch.tensor(sparse)].sum() >= _MOST * weights.sum() else ()
-        alone = next((part for part in candidates if _as_good(part.unseen, together, values)), None)
-        unseen = together if alone is None else alone.unseen.cpu()
-        nothing = _as_good(values.mean().expand_as(values), unseen, values, errors=0.5, share=math.inf)
-        r2 = 0.0 if nothing else r_squared(values, unseen)
+        sparse = [learner.polynomial is not None for learner in learners]
+        candidates = compress(learners, sparse) if weights[torch.tensor(sparse)].sum() >= _MOST * weights.sum() else ()
+        alone = next((learner for learner in candidates if _as_good(learner.out_of_fold, together, values)), None)
+        out_of_fold = together if alone is None else alone.out_of_fold.cpu()
+        nothing = _as_good(values.mean().expand_as(values), out_of_fold, values, errors=0.5, share=math.inf)
+        r2 = 0.0 if nothing else r_squared(values, out_of_fold)
         if alone is None:
-            return cls(parts, weights, offset, unseen, r2, "stack", None)
-        return cls(parts, weights, offset, unseen, r2, alone.name, alone.polynomial)
+            return cls(learners, weights, offset, out_of_fold, r2, "stack", None)
+        return cls(learners, weights, offset, out_of_fold, r2, alone.name, alone.polynomial)
 
-    def again(self, given: Given) -> "Stack":
-        """The same weights on parts that were fitted to more samples; what was said of unseen masks stays as it is."""
-        parts = [
-            part.again(given) if weight or part.name == self.winner else part
-            for part, weight in zip(self.parts, self.weights.tolist(), strict=True)
+    def refit(self, data: TrainingData) -> "Stack":
+        """The same weights on learners that were fitted to more samples; out-of-fold predictions stay as they are."""
+        learners = [
+            learner.refit(data) if weight or learner.name == self.winner else learner
+            for learner, weight in zip(self.learners, self.weights.tolist(), strict=True)
         ]
-        alone = next((p.polynomial for p in parts if p.name == self.winner), None)
-        return replace(self, parts=parts, polynomial=alone)
+        alone = next((p.polynomial for p in learners if p.name == self.winner), None)
+        return replace(self, learners=learners, polynomial=alone)
 
     def predict(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
         """What the winner says, float64 on the CPU."""
         if self.polynomial is not None:
             return self.polynomial.evaluate(keep).cpu()
         total = torch.full((len(keep),), self.offset, dtype=torch.float64)
-        for part, weight in zip(self.parts, self.weights.tolist(), strict=True):
+        for learner, weight in zip(self.learners, self.weights.tolist(), strict=True):
             if weight:
-                total += weight * part.predict(keep).cpu()
+                total += weight * learner.predict(keep).cpu()
         return total
 
     def strongest_sets(self, least: float) -> list[tuple[int, ...]]:
-        """Sets of the parts that are polynomials, whose terms have at least this much energy in the stack."""
+        """Sets of the learners that are polynomials, whose terms have at least this much energy in the stack."""
         energy = dict[tuple[int, ...], float]()
-        for part, weight in zip(self.parts, self.weights.tolist(), strict=True):
-            for members, coefficient in () if part.polynomial is None else part.polynomial.terms():
+        for learner, weight in zip(self.learners, self.weights.tolist(), strict=True):
+            for members, coefficient in () if learner.polynomial is None else learner.polynomial.terms():
                 energy[members] = max((weight * coefficient) ** 2, energy.get(members, 0.0))
         return sorted((s for s in energy if s and energy[s] >= least), key=lambda s: (-energy[s], s))
 
-    def closed(self, n: int) -> ClosedForm | None:
-        """The stack's Walsh spectrum in closed form, where every part with a weight has one."""
-        weighted = [(w, part.closed) for part, w in zip(self.parts, self.weights.tolist(), strict=True) if w]
+    def closed_form(self, n: int) -> ClosedForm | None:
+        """The stack's Walsh spectrum in closed form, where every learner with a weight has one."""
+        weighted = [
+            (w, learner.closed_form) for learner, w in zip(self.learners, self.weights.tolist(), strict=True) if w
+        ]
         forms = [(w, closed()) for w, closed in weighted if closed is not None]
         if len(forms) < len(weighted):
             return None
@@ -99,14 +101,14 @@ class Stack:
         return ClosedForm(n, polynomials, [(w, form) for w, form in forms if isinstance(form, Posterior)], self.offset)
 
     def table(self, looks: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        """By part: cross-fitted R², weight in the stack, seconds, those of a look at it before among them."""
+        """By learner: cross-fitted R², weight in the stack, seconds, those of a look at it before among them."""
         return {
-            part.name: {
-                "r2": part.r2,
+            learner.name: {
+                "r2": learner.r2,
                 "weight": weight,
-                "seconds": part.seconds + (looks[part.name]["seconds"] if part.name in looks else 0.0),
+                "seconds": learner.seconds + (looks[learner.name]["seconds"] if learner.name in looks else 0.0),
             }
-            for part, weight in zip(self.parts, self.weights.tolist(), strict=True)
+            for learner, weight in zip(self.learners, self.weights.tolist(), strict=True)
         }
 
 
@@ -119,10 +121,10 @@ def _as_good(one: Tensor, other: Tensor, values: Tensor, errors: float = 1.0, sh
     return float(gap.mean()) <= max(allowed, 4 * noise_floor(values) ** 2)
 
 
-def non_negative(columns: Float[Tensor, "mask part"], values: Float[Tensor, " mask"]) -> tuple[Tensor, float]:
+def non_negative(columns: Float[Tensor, "mask learner"], values: Float[Tensor, " mask"]) -> tuple[Tensor, float]:
     """Weights ≥ 0 and an offset, by least squares, as if weights came from a normal distribution of variance 1/_SURE
     around the share ``w ∝ (least loss / loss)^_POWER``: what few masks say of weights is mostly chance. The mean has
-    such a share too, so that parts which are hardly better move the answer only as far as they can be believed."""
+    such a share too, so that learners which are hardly better move the answer only as far as they can be believed."""
     centre, target = columns.mean(0), float(values.mean())
     x, y = columns - centre, values - target
     loss = (columns - values[:, None]).square().mean(0).clamp(min=1e-300)

@@ -20,7 +20,7 @@ from spex_mech.walsh.set_rows import pad_sets
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
 
 _LOST = 0.01  # of what the stack does not know: what reading it out may lose
-_BARELY = 0.1  # of what may be lost: sets of parts that carry less of the stack may be found, or not
+_BARELY = 0.1  # of what may be lost: sets of learners that carry less of the stack may be found, or not
 _TRIFLE = 1e-5  # of the variance: a loss that is none
 _FREE_BITS = 1 << 23  # keep bits of the masks that the stack is asked under to read it out
 _MOST_FREE, _LEAST_FREE = 1 << 13, 1 << 12
@@ -51,8 +51,8 @@ def on_sets(stack: Stack, samples: Samples, members: Int[Tensor, "set slot"], ba
 
 
 def _closed(stack: Stack, samples: Samples) -> ClosedForm | None:
-    """The closed form, where the masks are fair coins and every part of the stack has one."""
-    return stack.closed(samples.n) if set(_kinds(samples)) == {0.5} else None
+    """The closed form, where the masks are fair coins and every learner of the stack has one."""
+    return stack.closed_form(samples.n) if set(_kinds(samples)) == {0.5} else None
 
 
 def _shortened(found: Spectrum, stack: Stack, samples: Samples, allowed: float, seed: int) -> Spectrum:
@@ -73,7 +73,7 @@ def _asked(stack: Stack, known: Samples, seed: int) -> tuple[Tensor, Float[Tenso
 
 
 def _searched(stack: Stack, samples: Samples, basis: Basis, most: int, allowed: float, seed: int) -> Spectrum:
-    """By matching pursuit, as long as it takes; what the parts have as sets need not be found again."""
+    """By matching pursuit, as long as it takes; what the learners have as sets need not be found again."""
     n = samples.n
     keep, values = _asked(stack, samples, seed)
     count = len(keep) * 4 // 5

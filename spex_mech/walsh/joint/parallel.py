@@ -1,4 +1,4 @@
-"""`side_by_side`: independent pieces of work at the same time, on the threads that torch has.
+"""`in_parallel`: independent pieces of work at the same time, on the threads that torch has.
 
 A piece of decoding is many small products. Two threads on one of them wait for each other more than they work; a thread
 for each of two pieces does not.
@@ -16,14 +16,14 @@ U = TypeVar("U")
 _inside = threading.local()
 
 
-def side_by_side(tasks: Sequence[Callable[[], _T]], at_once: int | None = None) -> list[_T]:
+def in_parallel(tasks: Sequence[Callable[[], _T]], max_parallel: int | None = None) -> list[_T]:
     """What every task returns, in their order; or the first error of theirs, once those that run have ended.
 
-    Tasks must not share what they change. As many run at a time as torch has threads (at most `at_once`), and the
+    Tasks must not share what they change. As many run at a time as torch has threads (at most `max_parallel`), and the
     threads are divided among them: with one, or within another task, they run one after another.
     """
     threads = torch.get_num_threads()
-    workers = min(threads, len(tasks), len(tasks) if at_once is None else at_once)
+    workers = min(threads, len(tasks), len(tasks) if max_parallel is None else max_parallel)
     if workers < 2 or getattr(_inside, "task", False):
         return [task() for task in tasks]
     torch.set_num_threads(threads // workers)
@@ -35,10 +35,10 @@ def side_by_side(tasks: Sequence[Callable[[], _T]], at_once: int | None = None) 
         torch.set_num_threads(threads)
 
 
-def both(one: Callable[[], _T], other: Callable[[], U], at_once: int | None = None) -> tuple[_T, U]:
-    """`side_by_side` for two tasks of different kinds."""
+def two_in_parallel(one: Callable[[], _T], other: Callable[[], U], max_parallel: int | None = None) -> tuple[_T, U]:
+    """`in_parallel` for two tasks of different kinds."""
     tasks: list[Callable[[], Any]] = [one, other]
-    first, second = side_by_side(tasks, at_once)
+    first, second = in_parallel(tasks, max_parallel)
     return first, second
 
 
