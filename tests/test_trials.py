@@ -8,7 +8,6 @@ import pytest
 import torch
 from audit_cases import EIGHT, case_of, run_case_of
 from scipy.stats import ttest_1samp
-from spex_mech.walsh.link.link import Link
 
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
