@@ -119,14 +119,30 @@ class Samples:
 
 
 @dataclass(frozen=True, eq=False)
+class CrossFit:
+    """A fit to all masks, and what versions of it that had not seen a mask say of that mask.
+
+    Attributes:
+        spectrum: the fit as a polynomial, uncorrected: `fitted` projected on its sets.
+        fitted: what the fit says of every mask; they had a part in it.
+        unseen: what a version without the mask says of it.
+    """
+
+    spectrum: Spectrum
+    fitted: Float[Tensor, " mask"]
+    unseen: Float[Tensor, " mask"]
+
+
+@dataclass(frozen=True, eq=False)
 class Decoded:
     """What a decoder found: the polynomial, how it ended, and the evidence.
 
-    `stats` always has ``heldout_r2`` (R² on masks that nothing was fitted to or chosen by; None where every mask
-    was measured, NaN where the held-out values do not vary), ``masks_fitted``, ``masks_heldout`` and ``seconds``.
+    `stats` always has ``heldout_r2`` (R² of predictions of masks by fits that had not seen them: of the masks that were
+    set aside, or where there is a `cross_fit` of all masks; None where every mask was measured, NaN where the values do
+    not vary), ``masks_judged`` (how many that are), ``masks_fitted``, ``masks_heldout`` and ``seconds``.
 
-    `before` is the polynomial that had not seen the held-out masks, where `spectrum` is the same sets solved for again
-    with them; ``heldout_r2`` is its, and what they say of errors is said of it (`judged`).
+    `before` is the polynomial that had not seen the masks set aside, where `spectrum` is the same sets solved for again
+    with them; ``set_aside_r2`` is its.
 
     With a `link` other than the identity the spectrum is on the latent scale, ``f = link(spectrum)``, and `raw` is the
     decoding of the metric itself.
@@ -138,6 +154,7 @@ class Decoded:
     link: Link = Link()
     raw: "Decoded | None" = None
     before: Spectrum | None = None
+    cross_fit: CrossFit | None = None
 
     def __str__(self) -> str:
         """How it ended, how well it predicts, and the polynomial; a line each.
@@ -250,6 +267,22 @@ def r_squared(truth: Float[Tensor, " mask"], predicted: Float[Tensor, " mask"]) 
     spread = float(((truth - truth.mean()) ** 2).sum())
     rounding = len(truth) * (4 * torch.finfo(torch.float64).eps * float(truth.abs().max())) ** 2
     return 1 - float(((truth - predicted) ** 2).sum()) / spread if spread > rounding else float("nan")
+
+
+def r_squared_error(truth: Float[Tensor, " mask"], predicted: Float[Tensor, " mask"]) -> float:
+    """Standard error of `r_squared` over masks drawn independently, by the delta method: with ``A = mean (f - f̂)²`` and
+    ``B = mean (f - mean f)²`` it is that of the mean of ``((f - f̂)² - A)/B - (A/B²)((f - mean f)² - B)``. NaN below
+    two masks, or where the truth does not vary.
+
+    >>> round(r_squared_error(torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 2.0, 2.0])), 3)
+    0.15
+    """
+    truth, predicted = truth.double(), predicted.double()
+    missed, apart = (truth - predicted).square(), (truth - truth.mean()).square()
+    if len(truth) < 2 or not float(apart.mean()) > 0:
+        return float("nan")
+    ratio = missed.mean() / apart.mean()
+    return float(((missed - ratio * apart) / apart.mean()).std() / len(truth) ** 0.5)
 
 
 def judge(spectrum: Spectrum, heldout_r2: float) -> Outcome:

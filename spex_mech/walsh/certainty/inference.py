@@ -175,8 +175,8 @@ def infer(
     polynomials = [_without(samples, fold != k, by, basis, seed) for k in range(folds)]
     named = None if isinstance(by, Decoder) else _as_members(by)
     extra = [m for m in (named, also) if m is not None]
-    members = _union([*(p.members for p in polynomials), *extra])
-    coefficients = torch.stack([_looked_up(p, members) for p in polynomials])
+    members = every_set([*(p.members for p in polynomials), *extra])
+    coefficients = torch.stack([looked_up(p, members) for p in polynomials])
     chosen = None if named is not None else coefficients != 0
     counts = torch.ones_like(coefficients, dtype=torch.bool)
     if chosen is not None:
@@ -211,8 +211,8 @@ def confirm_sets(unseen: Samples, spectrum: Spectrum) -> Inference:
         raise DecodeError(all_problems("these masks cannot confirm this polynomial:", problems))
     unseen = with_design(unseen)
     polynomial = spectrum.mean_output().rewrite(Basis.orthonormal(unseen.keep_prob))
-    members = _union([polynomial.members])
-    coefficients = _looked_up(polynomial, members)[None]
+    members = every_set([polynomial.members])
+    coefficients = looked_up(polynomial, members)[None]
     fold = torch.zeros(len(unseen.keep), dtype=torch.long)
     missed, every = _missed(unseen, [polynomial], fold), torch.ones_like(coefficients, dtype=torch.bool)
     found = one_step_estimates(Seen(unseen, missed, coefficients, every, fold, runs(unseen)), members, polynomial.basis)
@@ -250,13 +250,13 @@ def _as_members(by: Any) -> Int[Tensor, "set slot"]:
     return by.cpu() if isinstance(by, Tensor) else pad_sets(by)
 
 
-def _union(members: Sequence[Tensor]) -> Int[Tensor, "set slot"]:
+def every_set(members: Sequence[Tensor]) -> Int[Tensor, "set slot"]:
     """All sets, the empty one first, then by order and content."""
     sets = {s for some in members for s in set_tuples(some)} | {()}
     return pad_sets(tuple(s) for _, s in sorted((len(s), s) for s in sets))
 
 
-def _looked_up(polynomial: Spectrum, members: Tensor) -> Float[Tensor, " set"]:
+def looked_up(polynomial: Spectrum, members: Tensor) -> Float[Tensor, " set"]:
     """The coefficients of some sets, 0 where the polynomial has none."""
     return torch.tensor([polynomial.get(s) or 0.0 for s in set_tuples(members)], dtype=torch.float64)
 

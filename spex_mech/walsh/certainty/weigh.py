@@ -1,15 +1,18 @@
 """`weigh`: errors, q-values and stability of a decoding, by the best evidence at hand and for the price that was asked.
 
+- All masks (`debias`), where the decoder has a fit to all of them beside predictions of each by fits without it, as joint
+  does: the default, which costs nothing.
 - Cross-fitting (`infer`), where `folds` is 2 or more: costs as many decodings.
-- The decoder's held-out masks (`confirm`), used for nothing else before: the default, which costs nothing.
+- The decoder's held-out masks (`confirm_sets`), used for nothing else before, of the other decoders.
 - The decoder's own errors, where it held nothing out; optimistic, since it chose the sets on the masks it fitted.
 - The spread over outputs, where every one of the 2^n masks was measured.
 
 With a link, masks speak for the latent polynomial through `Decoded.on_latent_scale`, the link taken as given.
 Cross-fitting is for the metric's own scale only, since every fold would have a link of its own.
 
-Coefficients stay the decoder's. A standard error is that of the evidence: how well masks without a part in the
-selection know the coefficient.
+An estimate, its error and its q-value belong together: by `debias`, sets that pass have its coefficients, and single
+components that pass are there though the decoder left them out. Other coefficients stay the decoder's, with the errors of
+the evidence: how well masks know the coefficient.
 """
 
 from collections.abc import Mapping
@@ -21,6 +24,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
+from spex_mech.walsh.certainty.debiased import METHOD, debias
 from spex_mech.walsh.certainty.independence import FEWEST, as_drawn
 from spex_mech.walsh.certainty.inference import Inference, confirm_sets, infer
 from spex_mech.walsh.certainty.stability import LEVEL, Stability, stability
@@ -68,10 +72,11 @@ def weigh(
         return Certainty(decoded.spectrum, None, None, {"inference": how, "stability": None})
     found = _inference(samples, decoder, decoded, seed, folds)
     q_value = None if found is None else found.q_values()
+    spectrum = decoded.spectrum if found is None else _with_errors(decoded.spectrum, found)
     again = (
         stability(samples, decoder, resamples=resamples, seed=seed)
         if resamples
-        else _refits(decoded.on_latent_scale(samples), decoded.spectrum, q_value, seed)
+        else _refits(decoded.on_latent_scale(samples), spectrum, q_value, seed)
     )
     how = {"method": "the decoder's own errors, on the masks that chose the sets: optimistic"}
     record = {
@@ -81,7 +86,7 @@ def weigh(
     shares = None if again is None else again.shares
     if found is None:
         return Certainty(decoded.spectrum, None, shares, record)
-    return Certainty(_with_errors(decoded.spectrum, found), q_value, shares, record)
+    return Certainty(spectrum, q_value, shares, record)
 
 
 def check_certainty(design: MaskDesign | None, folds: int, resamples: int) -> None:
@@ -109,16 +114,19 @@ def heldout_samples(samples: Samples, decoder: Decoder, decoded: Decoded, seed: 
         return None
     held = as_drawn(samples, rows)
     r2 = r_squared(held.mean_values, decoded.judged.predict(held.keep))
-    reported = decoded.stats["heldout_r2"]
+    reported = decoded.stats.get("set_aside_r2", decoded.stats["heldout_r2"])
     same = reported is not None and (abs(r2 - reported) <= 1e-6 or (r2 != r2 and reported != reported))
     return held if same else None
 
 
 def heldout_points(samples: Samples, decoder: Decoder, decoded: Decoded, seed: int) -> dict[str, list[float]] | None:
-    """What the held-out masks gave and what the polynomial predicted before it saw them, mask by mask, for a picture.
+    """What masks gave and what a fit that had not seen them predicted, mask by mask, for a picture.
 
-    The first `SHOWN` of them; None where they cannot be told.
+    The first `KEPT_HELD_VALUES` of them; None where they cannot be told.
     """
+    if decoded.cross_fit is not None and decoded.link.is_identity:
+        measured, unseen = samples.mean_values[:KEPT_HELD_VALUES], decoded.cross_fit.unseen[:KEPT_HELD_VALUES]
+        return {"measured": measured.tolist(), "predicted": unseen.tolist()}
     held = heldout_samples(samples, decoder, decoded, seed)
     if held is None:
         return None
@@ -138,6 +146,10 @@ def agreement(found: Inference, spectrum: Spectrum) -> float | None:
 def _inference(samples: Samples, decoder: Decoder, decoded: Decoded, seed: int, folds: int) -> Inference | None:
     if folds and decoded.link.is_identity:
         return infer(samples, decoder, folds=folds, seed=seed, also=decoded.spectrum.members)
+    if decoded.cross_fit is not None and decoded.link.is_identity:
+        found = debias(samples, decoded.cross_fit)
+        if found is not None:
+            return found
     held = heldout_samples(samples, decoder, decoded, seed)
     return None if held is None else confirm_sets(decoded.on_latent_scale(held), decoded.judged.spectrum)
 
@@ -159,8 +171,11 @@ def _refits(
 
 
 def _with_errors(spectrum: Spectrum, found: Inference) -> Spectrum:
-    """The mean over outputs with the errors of the evidence."""
+    """The mean over outputs with the errors of the evidence; of what `debias` is sure, with its estimates too."""
     mean = spectrum.mean_output()
+    if found.method == METHOD:
+        sure = {s: value for s, value in found.spectrum.terms() if s and found.q_values()[s] <= LEVEL}
+        mean = Spectrum.from_terms(mean.n, {**dict(mean.terms()), **sure}, mean.basis)
     errors = dict(zip(found.sets, found.estimates.stderr.tolist(), strict=True))
     stderr = torch.tensor([errors.get(s, torch.nan) for s in mean.sets], dtype=torch.float64)
     return replace(mean, stderr=stderr.masked_fill(stderr.isinf(), torch.nan))

@@ -29,7 +29,16 @@ from spex_mech.errors import DecodeError
 from spex_mech.walsh.decoders.proxyspex import ProxySpex
 from spex_mech.walsh.decoders.pursuit import Pursuit
 from spex_mech.walsh.decoders.trees import Boosting
-from spex_mech.walsh.decoding import Decoded, Samples, folds_of, judge, r_squared, split_masks
+from spex_mech.walsh.decoding import (
+    CrossFit,
+    Decoded,
+    Samples,
+    folds_of,
+    judge,
+    r_squared,
+    r_squared_error,
+    split_masks,
+)
 from spex_mech.walsh.joint.base_learners import (
     FINE_FOLDS,
     MANY,
@@ -125,6 +134,8 @@ class Joint:
         says = stack.predict(samples.keep[held])
         stats: dict[str, Any] = {
             "heldout_r2": r2,
+            "set_aside_r2": r2,
+            "masks_judged": len(held),
             "masks_fitted": len(fitting),
             "masks_heldout": len(held),
             "winner": stack.winner,
@@ -133,13 +144,18 @@ class Joint:
             "parts": looks | stack.table(looks),
             "fitted_again": self.again,
         }
-        before = polynomial
+        before, cross_fit = polynomial, None
         if self.again:
             unseen = torch.zeros(len(samples.keep), dtype=torch.float64)
             unseen[fitting], unseen[held] = stack.out_of_fold, says
-            polynomial = self._again(polynomial, solved, samples, unseen, basis, seed)
+            read, fitted = self._again(polynomial, solved, samples, basis, seed)
+            cross_fit = CrossFit(read, fitted, unseen)
+            polynomial = read if solved.polynomial is not None else self._corrected(read, samples, unseen)
+            truth = samples.mean_values.cpu()
+            r2 = r_squared(truth, unseen)
+            stats |= {"heldout_r2": r2, "heldout_r2_stderr": r_squared_error(truth, unseen), "masks_judged": len(truth)}
         stats |= {"terms": len(polynomial), "seconds": time.perf_counter() - started}
-        return Decoded(polynomial, judge(before, r2), stats, before=before)
+        return Decoded(polynomial, judge(before, r2), stats, before=before, cross_fit=cross_fit)
 
     def _solved(self, stack: Stack, samples: Samples, basis: Basis, seed: int) -> Stack:
         """The stack, its learners solved for with all masks."""
@@ -148,21 +164,20 @@ class Joint:
         return stack.refit(self._training_data(samples, torch.zeros(len(samples.keep), dtype=torch.long), basis, seed))
 
     def _again(
-        self,
-        before: Spectrum,
-        stack: Stack,
-        samples: Samples,
-        unseen: Float[Tensor, " mask"],
-        basis: Basis,
-        seed: int,
-    ) -> Spectrum:
-        """The same sets, from learners that have all masks."""
+        self, before: Spectrum, stack: Stack, samples: Samples, basis: Basis, seed: int
+    ) -> tuple[Spectrum, Float[Tensor, " mask"]]:
+        """The same sets, from learners that have all masks; and what these learners say of the masks."""
         if not before.orders.any():
-            return Spectrum.from_terms(samples.n, {(): float(samples.mean_values.mean())}, basis)
+            mean = Spectrum.from_terms(samples.n, {(): float(samples.mean_values.mean())}, basis)
+            return mean, mean.evaluate(samples.keep).cpu()
         if stack.polynomial is not None:
-            return _on_sets_of(before, stack.polynomial)
-        read = on_sets(stack, samples, before.members, basis, seed)
-        return corrected(read, samples.keep, samples.mean_values.cpu() - unseen)
+            found = _on_sets_of(before, stack.polynomial)
+            return found, found.evaluate(samples.keep).cpu()
+        return on_sets(stack, samples, before.members, basis, seed), stack.predict(samples.keep)
+
+    def _corrected(self, read: Spectrum, samples: Samples, unseen: Float[Tensor, " mask"]) -> Spectrum:
+        """Moved by what all masks say beside fits without them, where it is more than their mean."""
+        return corrected(read, samples.keep, samples.mean_values.cpu() - unseen) if read.orders.any() else read
 
     def _coded(self, samples: Samples, seed: int) -> Decoded:
         """SPEX and this decoder side by side: SPEX unless it predicts worse. It needs the whole code, so there are no
