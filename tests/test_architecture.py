@@ -30,7 +30,7 @@ FLOORS: dict[str, set[str]] = {
     "formats": {"components", "files", "circuit", "ablation"},
     "gallery": {"components", "walsh", "files", "tasks", "ablation"},
     "measuring": {"components", "walsh", "files", "tasks", "circuit", "store", "ablation", "gallery"},
-    "lenses": {"components", "tasks", "store", "ablation", "measuring"},
+    "lenses": {"components", "tasks", "ablation", "measuring"},
     "auditing": {"components", "walsh", "files", "tasks", "circuit", "store", "ablation", "formats", "measuring"},
     "show": {"components", "walsh", "files", "tasks", "circuit", "store", "gallery", "auditing"},
     "api": {

@@ -104,7 +104,7 @@ def test_the_cost_is_told_before_it_is_spent(cli_run, tmp_path, monkeypatch):
     first = re.search(r"300 masks × 16 prompts = 4,800 forward rows ≈ [\d.]+ \w+ at [\d,]+ rows/s", out)
     assert first
     assert first.start() < out.index("Strongest of")
-    monkeypatch.setattr(commands, "estimate", None)  # nothing is measured where all is there
+    monkeypatch.setattr(commands, "estimate_cost", None)  # nothing is measured where all is there
     _, out, _ = cli_run(*args)
     assert "4,800 forward rows\n" in out
 
