@@ -220,3 +220,11 @@ def test_what_a_metric_warns_of_is_said_at_the_callers_line_and_its_direction_is
     assert sm.discover(conjunction, task.with_metric("kl"), **options).record["larger_is_better"] is False
     own = task.with_metric(lambda logits, scored: logits[:, 0])
     assert sm.discover(conjunction, own, **options).record["larger_is_better"] is None
+
+
+def test_what_a_decoder_set_aside_is_what_its_certainty_rests_on(conjunction):
+    found = run(conjunction, budget=1000, decoder="linear", link="identity", seed=5)  # a line fits no conjunction
+    kept = {name: torch.tensor(values).double() for name, values in found.record["heldout"].items()}
+    assert r_squared(kept["measured"], kept["predicted"]) == pytest.approx(found.heldout_r2, abs=1e-6)
+    assert found.heldout_r2 < 0.9
+    assert found.record["certainty"]["inference"]["masks"] == len(kept["measured"])
