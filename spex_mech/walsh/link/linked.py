@@ -35,6 +35,7 @@ from spex_mech.walsh.spectrum import Basis, Spectrum
 LINK_CHOICES = ("auto", "identity", "logistic", "softplus", "spline")
 LEAST_MASKS = 24  # fewer are not cross-validated
 MOST_LOOKED_AT = 1 << 33  # components² × masks: what one round of pursuit multiplies
+# _LESS and _STRONG, each halved or doubled: no choice of a link and no R² changes (bench constants).
 _WORTH = 0.005  # of the variance: what a link must explain more, since interactions behind a link are harder to read
 _LESS = 0.05  # share of the variance left over that a link must take away
 _STRONG = 5.0  # standard errors from which on a set of the base decoder is one to begin with
