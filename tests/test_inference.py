@@ -474,6 +474,8 @@ def test_what_cannot_be_inferred_is_refused_with_all_its_reasons():
         infer(samples, Greedy(), folds=1)
     with pytest.raises(DecodeError, match="every fold needs 8 masks"):
         infer(samples, Greedy(), folds=10)
+    with pytest.raises(DecodeError, match="a decoder 16 outside of it"):
+        infer(drawn(0, masks=20)[0], ProxySpex(), folds=2)
     whole = MaskDesign.complete(4)
     with pytest.raises(DecodeError, match="decode with 'exact'"):
         infer(Samples(whole.keep(), torch.randn(16, 1), whole), Greedy(), folds=2)

@@ -76,3 +76,33 @@ def test_finished_cells_are_found_again(tmp_path):
     book.fill(case, "mine", measure)
     assert len(asked) == 1
     assert [row.get("r2") for row in book.rows] == [0.5, None]
+
+
+def test_a_scaled_constant_is_scaled_wherever_it_acts_and_comes_back():
+    from spex_mech.bench import constants
+    from spex_mech.walsh.decoders import pursuit, screening
+    from spex_mech.walsh.joint import stack, stack_polynomial
+
+    with constants.scaled("spex_mech.walsh.decoders.screening", "NORMAL", 2.0) as value:
+        assert (value, screening.NORMAL, pursuit.NORMAL, stack_polynomial.NORMAL) == (60, 60, 60, 60)
+    with constants.scaled("spex_mech.walsh.joint.stack", "_POWER", 0.01):
+        assert stack._POWER == 1
+    assert (screening.NORMAL, pursuit.NORMAL, stack._POWER) == (30, 30, 8)
+
+
+def test_every_constant_of_the_bench_is_there():
+    from importlib import import_module
+
+    from spex_mech.bench.constants import ASKS, CONSTANTS, DECODERS
+
+    assert set(ASKS) == set(DECODERS) == {decoder for decoder, _, _ in CONSTANTS}
+    assert all(getattr(import_module(f"spex_mech.walsh.{module}"), name) > 0 for _, module, name in CONSTANTS)
+
+
+def test_the_bench_of_constants_tells_what_changes():
+    from spex_mech.bench.constants import run
+
+    found = run(quick=True, only=["spex.peeling._STANDS_OUT"])
+    assert [line["constant"] for line in found["summary"]] == ["spex.peeling._STANDS_OUT"] * 2
+    assert [row["value"] for row in found["rows"]] == [2.0, 8.0]
+    assert all(row["r2"] > 0.9 and row["f1"] > 0.9 for row in found["rows"])

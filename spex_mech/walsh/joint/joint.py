@@ -30,14 +30,13 @@ from spex_mech.walsh.decoders.proxyspex import ProxySpex
 from spex_mech.walsh.decoders.pursuit import Pursuit
 from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Decoded, Samples, folds_of, judge, r_squared, split_masks
+from spex_mech.walsh.joint.all_output_learners import GaussianLearner, NeuralLearner
 from spex_mech.walsh.joint.base_learners import (
     FINE_FOLDS,
     MANY,
     BaseLearner,
     FittedLearner,
-    GaussianLearner,
     LinesAndTreesLearner,
-    NeuralLearner,
     ProxySpexLearner,
     PursuitLearner,
     TrainingData,
