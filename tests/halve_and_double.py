@@ -35,13 +35,13 @@ def cases():
     """Runs to audit: (found, subject, task, budget)."""
     study = sm.open_study("induction-2l")
     found = sm.discover(study.subject, study.task, study.components, budget=300, keep_prob=0.6, per=study.per)
-    yield found, study.subject, study.task, 1024
+    yield found, study.subject, study.task, 512
     terms = {("a0.h0", "a1.h2", "m0.n1"): 4.0, ("a0.h1",): 1.0, ("a1.h1",): 1.0, ("a0.h1", "a1.h1"): -1.0,
              ("m1.n4",): -0.7, ("m1.n0",): 0.3}  # fmt: skip
     subject = planted.polynomial(terms, layout=planted.PlantedLayout(2, 5, 5), spread=0.2)
     task, components = planted.task(4), sm.heads(subject) + sm.neurons(subject)
     found = sm.discover(subject, task, components, budget=200, keep_prob=0.8, decoder="proxyspex")
-    yield found, subject, task, 1200
+    yield found, subject, task, 600
 
 
 def figures(audit):
@@ -72,7 +72,7 @@ def moved(before, after):
 
 def main(*only):
     opened = list(cases())
-    audits = lambda: [figures(sm.audit(*case[:3], budget=case[3])) for case in opened]  # noqa: E731
+    audits = lambda: [figures(sm.audit(*case[:3], budget=case[3], seconds=0.1)) for case in opened]  # noqa: E731
     before = audits()
     for place, names in CONSTANTS.items():
         module = importlib.import_module(f"spex_mech.{place}")

@@ -40,7 +40,7 @@ FLOORS: dict[str, set[str]] = {
         "components", "walsh", "files", "tasks", "circuit", "store", "ablation", "formats", "measuring", "lenses",
         "auditing", "show",
     },
-    "bench": {"components", "walsh", "tasks", "circuit", "ablation", "gallery", "measuring", "auditing"},
+    "bench": {"components", "walsh", "tasks", "circuit", "store", "ablation", "gallery", "measuring", "auditing"},
     "cli": {
         "components", "files", "tasks", "circuit", "store", "ablation", "formats", "gallery", "measuring", "auditing",
         "api",

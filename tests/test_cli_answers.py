@@ -17,7 +17,7 @@ import spex_mech as sm
 from spex_mech.ablation import load
 from spex_mech.cli import commands, costs, environment, options, printing
 from spex_mech.cli import main as cli
-from spex_mech.errors import ModelError
+from spex_mech.errors import ModelError, warn_user
 from spex_mech.gallery.studies import open_study
 from spex_mech.measuring import decode as recovery
 from spex_mech.measuring.threads import threads
@@ -194,3 +194,10 @@ def test_where_the_hub_does_not_answer_it_is_told_at_once(monkeypatch):
     monkeypatch.setattr(load, "_fetch", lambda *_, **__: pytest.fail("nothing may be fetched"))
     with pytest.raises(ModelError, match=r"'no-one/nothing' is no folder here.*ConnectionError"):
         load.load_model("no-one/nothing")
+
+
+def test_cautions_are_lines_of_the_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "app", lambda args: [warn_user("probability saturates [a lot]") for _ in range(2)])
+    monkeypatch.setattr("sys.argv", ["spex-mech"])
+    cli.main()
+    assert capsys.readouterr().err == "caution: probability saturates [a lot]\n"

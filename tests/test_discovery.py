@@ -9,7 +9,7 @@ import torch
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
 from spex_mech.api.discover import decode
-from spex_mech.errors import ComponentError, DecodeError, DesignError, FormatError, ResponseError
+from spex_mech.errors import ComponentError, DecodeError, DesignError, FormatError, ResponseError, SpexMechWarning
 from spex_mech.walsh.decoding import r_squared
 
 SHAPE = {"layout": planted.PlantedLayout(n_layers=2, n_heads=4, d_mlp=2)}
@@ -207,3 +207,24 @@ def test_damaged_run_folders_give_one_clear_error(conjunction, tmp_path, name):
     (tmp_path / name).unlink()
     with pytest.raises(FormatError, match=name):
         sm.load_run(tmp_path)
+
+
+def test_what_a_metric_warns_of_is_said_at_the_callers_line_and_its_direction_is_recorded(conjunction, tmp_path):
+    task = planted.task(n_prompts=2, seed=0)
+    options = {"components": components(conjunction), "budget": 60, "decoder": "linear", "link": "identity"}
+    with pytest.warns(SpexMechWarning, match="'prob': probability saturates") as told:
+        found = sm.discover(conjunction, task.with_metric("prob"), out=tmp_path, **options)
+    assert {warning.filename for warning in told if warning.category is SpexMechWarning} == {__file__}
+    assert found.record["larger_is_better"] is True
+    assert decode(found.responses, decoder="linear").record["larger_is_better"] is True
+    assert sm.discover(conjunction, task.with_metric("kl"), **options).record["larger_is_better"] is False
+    own = task.with_metric(lambda logits, scored: logits[:, 0])
+    assert sm.discover(conjunction, own, **options).record["larger_is_better"] is None
+
+
+def test_what_a_decoder_set_aside_is_what_its_certainty_rests_on(conjunction):
+    found = run(conjunction, budget=1000, decoder="linear", link="identity", seed=5)  # a line fits no conjunction
+    kept = {name: torch.tensor(values).double() for name, values in found.record["heldout"].items()}
+    assert r_squared(kept["measured"], kept["predicted"]) == pytest.approx(found.heldout_r2, abs=1e-6)
+    assert found.heldout_r2 < 0.9
+    assert found.record["certainty"]["inference"]["masks"] == len(kept["measured"])

@@ -511,6 +511,8 @@ def test_every_different_text_is_asked_once_over_all_chunks():
         lambda texts: asked.extend(texts) or sentiment(texts), REVIEW, budget=1500, keep_prob=0.9, decoder="linear"
     )
     assert len(asked) == len(found.responses.keep.unique(dim=0)) < 800
+    rows = torch.cat([found.responses.keep.float(), found.responses.values], 1)
+    assert len(rows.unique(dim=0)) == len(asked)  # a mask that occurs again has the value of the first
 
 
 def test_decoding_again_knows_the_words(tmp_path):

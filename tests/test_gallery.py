@@ -193,7 +193,7 @@ def test_linked_files_are_refused(copy, tmp_path):
         (
             "published.json",
             '{"interactions": [{"components": ["a0.h0"], "kind": "love"}]}',
-            "interactions[0].kind must be one of synergy",
+            "interactions[0].kind must be one of main",
         ),
         (
             "published.json",

@@ -11,7 +11,17 @@ from spex_mech.ablation.backends.planted import PlantedLayout
 from spex_mech.components import Component, ComponentSet
 from spex_mech.errors import DesignError
 from spex_mech.measuring.ask import Ask
-from spex_mech.measuring.narrowing import as_one, chunks, deal, is_more, lost_parents, narrow, singles, split_blocks
+from spex_mech.measuring.narrowing import (
+    Weights,
+    as_one,
+    chunks,
+    deal,
+    is_more,
+    lost_parents,
+    narrow,
+    singles,
+    split_blocks,
+)
 
 NEURONS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 400)), min_size=1, max_size=200, unique=True)
 
@@ -55,6 +65,14 @@ def test_splitting_makes_progress_and_remembers_where_parts_come_from(sizes, wid
     assert singles(heavy, 4 * sum(sizes)) == [(c,) for block in heavy for c in block]
     assert singles(heavy, 4 * sum(sizes) - 1) == heavy
     assert is_more(heavy, 4 * sum(sizes) - 1) == (max(sizes) > 1)
+
+
+def test_what_weighs_a_twentieth_of_the_heaviest_is_split_and_no_more_than_asked_for():
+    blocks = [(Component("neuron", 0, i),) for i in range(4)]
+    weights = Weights(dict(zip(blocks, (0.051, 1.0, 0.049, 0.0), strict=True)), frozenset())
+    assert weights.heavy(4) == blocks[:2]
+    assert weights.heavy(1) == [blocks[1]]
+    assert Weights(dict.fromkeys(blocks, 0.0), frozenset()).heavy(4) == []
 
 
 def strongest(found, count=8):

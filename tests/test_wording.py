@@ -338,7 +338,7 @@ def test_rankings_show_aurocs_where_there_are_any_and_long_tables_are_cut():
     known = audit(
         rankings=(RankingRow("spex_mech", 100, 0.7, 0.3, 0.9), RankingRow("line", 9, None, None)),
         completeness=(Knockout(tuple(f"m{i}" for i in range(7)), None, 0.5),) * 50,
-        minimality=(Knockout((), "m0", 0.5),) * 50,
+        minimality=(Knockout(("a0.h0",), "m0", 0.5), *(Knockout(tuple(f"m{i}" for i in range(6)), "m0", 0.5),) * 50),
     )
     by_title = {sheet.title: sheet for sheet in sheets_of(run(ONE), known)}
     ranks = by_title["Beside other ways to rank components"]
@@ -348,3 +348,4 @@ def test_rankings_show_aurocs_where_there_are_any_and_long_tables_are_cut():
     for title in ("Is it complete?", "Is every part needed?"):
         assert len(by_title[title].rows) == MAX_EXHIBIT_ROWS
     assert by_title["Is it complete?"].rows[0][0] == "m0 × m1 × m2 × m3 × m4 × m5 and 1 more"
+    assert [row[1] for row in by_title["Is every part needed?"].rows[:2]] == ["a0.h0", "m0 × m1 × m2 × m3 × m4 × m5"]

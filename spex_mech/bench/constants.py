@@ -41,7 +41,7 @@ CONSTANTS: tuple[tuple[str, str, str], ...] = (
 Ask = tuple[Kind, int, int, float, int, float | None]
 ASKS: dict[str, tuple[Ask, ...]] = {
     "joint": (("hierarchical", 32, 6, 0.3, 160, 0.5), ("random", 24, 12, 0.2, 256, 0.5),
-              ("tanh", 24, 8, 0.1, 256, 0.5), ("hierarchical", 32, 6, 0.2, 256, 0.9)),
+              ("tanh", 16, 8, 0.1, 128, 0.5), ("hierarchical", 32, 6, 0.2, 256, 0.9)),
     "spex": (("random", 64, 40, 0.5, 2048, None), ("hierarchical", 64, 12, 0.3, 2048, None)),
     "linked": (("tanh", 16, 4, 0.05, 256, 0.5), ("hierarchical", 16, 5, 0.2, 256, 0.5)),
 }  # fmt: skip

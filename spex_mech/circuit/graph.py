@@ -66,7 +66,7 @@ class Circuit:
 
     @property
     def heldout_r2(self) -> float | None:
-        """R² on masks that nothing was fitted to or chosen by; None where the evidence has none."""
+        """R² of predictions of masks by fits that had not seen them; None where the evidence has none."""
         r2 = self.evidence.get("heldout_r2")
         return r2 if is_number(r2) else None
 

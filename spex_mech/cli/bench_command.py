@@ -1,6 +1,5 @@
 """`spex-mech bench`: runs one of the benches, which a clone of the project has and the installed package has not."""
 
-import json
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -88,7 +87,8 @@ def print_bench(result: Mapping[str, Any], path: Path | None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from spex_mech.files.json import write_whole
+    from spex_mech.files.json import json_text, write_whole
+    from spex_mech.files.records import plain
 
     def figure(value: Any) -> str:
         if isinstance(value, Mapping):
@@ -96,7 +96,7 @@ def print_bench(result: Mapping[str, Any], path: Path | None) -> None:
         return "not measured" if value is None else f"{value:,.3g}"
 
     if path is not None:
-        write_whole(path, json.dumps(result, indent=1, default=str) + "\n")
+        write_whole(path, json_text(plain(result)))
     table = Table(title=", ".join(f"{k} {v}" for k, v in result["machine"].items()), title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")

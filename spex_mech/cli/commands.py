@@ -1,6 +1,5 @@
 """What a command does between parsing and printing: `discover` of the command line, and answers as JSON."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,8 @@ from spex_mech.api.plan import Plan, plan_run
 from spex_mech.api.report import write_report
 from spex_mech.cli.costs import Cost, crowding, estimate_cost
 from spex_mech.cli.options import HERE
-from spex_mech.files.json import write_whole
+from spex_mech.files.json import json_text, write_whole
+from spex_mech.files.records import plain
 from spex_mech.gallery.studies import STUDY, Study, open_study, save_source
 from spex_mech.measuring.workers import Workers, source_of
 from spex_mech.store.discovery import RESPONSES, Discovery
@@ -181,12 +181,4 @@ def answer_json(found: Discovery, out: Path) -> str:
 
 def as_json(value: Any) -> str:
     """Plain JSON; what JSON has no word for becomes text, and numbers that are none become null."""
-    return json.dumps(_finite(value), indent=1, default=str, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
+    return json_text(plain(value)).rstrip()

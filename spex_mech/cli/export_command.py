@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from spex_mech.cli import options as o
+from spex_mech.cli.terminal import terminal
 
 if TYPE_CHECKING:
     from spex_mech.circuit.graph import Circuit
@@ -17,7 +16,7 @@ def export(
 ) -> None:
     """Write a circuit for other tools; says what the format loses."""
     note = convert(circuit, out, to, model, device)
-    Console(highlight=False).print(f"wrote {out}. {note}", highlight=False, soft_wrap=True)
+    terminal().print(f"wrote {out}. {note}", highlight=False, soft_wrap=True)
 
 
 def convert(path: str | Path, out: str | Path, to: str, model: str | None = None, device: str | None = None) -> str:

@@ -136,11 +136,13 @@ def _verdict(found: Discovery) -> str:
     timing += _resumed(found.record)
     if r2 is None:
         return f"All {masks:,} masks measured; the polynomial is exact. ({timing})"
-    held = found.decoded.stats["masks_heldout"]
+    error = found.decoded.stats.get("heldout_r2_stderr")
+    sure = f" ± {error:.3f}" if error else ""
     colour = "green" if r2 >= 0.9 else "yellow"
     left = f" ({found.decoded.stats['left']})" if "left" in found.decoded.stats else ""
     advice = "" if r2 >= 0.9 else f" {outcome.meaning.capitalize()}{left}; {outcome.remedy}."
-    return f"Held-out R² [bold {colour}]{r2:.3f}[/] on {held:,} masks that nothing was fitted to.{advice} ({timing})"
+    told = f"Held-out R² [bold {colour}]{r2:.3f}[/]{sure} on {found.masks_judged:,} masks, by fits without them."
+    return f"{told}{advice} ({timing})"
 
 
 def _about_link(found: Discovery) -> str:

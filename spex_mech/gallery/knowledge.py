@@ -9,12 +9,13 @@ from spex_mech.components import Component
 from spex_mech.files.schema import Open
 from spex_mech.gallery.card import Published, Truth
 from spex_mech.gallery.card_files import CardFiles
+from spex_mech.names import InteractionKind
 
 
 @dataclass(frozen=True)
 class _Relation(Open):
     components: tuple[Component, ...]
-    kind: Literal["synergy", "redundancy", "main"]
+    kind: InteractionKind
 
 
 @dataclass(frozen=True)

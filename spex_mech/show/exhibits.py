@@ -18,7 +18,7 @@ def points_of(found: Discovery, audit: Audit | None) -> Points | None:
     held = found.record.get("heldout")
     if not held:
         return None
-    count = found.decoded.stats.get("masks_heldout", len(held["measured"]))
+    count = found.masks_judged or len(held["measured"])
     return Points(tuple(held["predicted"]), tuple(held["measured"]), found.heldout_r2, count, "held-out masks")
 
 

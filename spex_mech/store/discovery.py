@@ -73,8 +73,13 @@ class Discovery:
 
     @property
     def heldout_r2(self) -> float | None:
-        """R² on masks that nothing was fitted to or chosen by; None where every mask was measured."""
+        """R² of predictions of masks by fits that had not seen them; None where every mask was measured."""
         return self.decoded.stats["heldout_r2"]
+
+    @property
+    def masks_judged(self) -> int | None:
+        """How many masks `heldout_r2` is of; None where no mask was held out of a fit."""
+        return self.decoded.stats.get("masks_judged") or self.decoded.stats.get("masks_heldout")
 
     def predict(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, " mask"]:
         """The surrogate's value of the metric (mean over prompts) under each mask, link applied, in its unit."""

@@ -62,6 +62,8 @@ class RawRecord(Open):
 class StatsRecord(Open):
     heldout_r2: float | None
     masks_heldout: Count | None = None
+    masks_judged: Count | None = None
+    heldout_r2_stderr: float | None = None
     link: LinkRecord | None = None
     without_link: RawRecord | None = None
 

@@ -36,9 +36,7 @@ from spex_mech.walsh.decoding import CrossFit, Samples
 from spex_mech.walsh.set_rows import pad_sets
 from spex_mech.walsh.spectrum import Basis
 
-LEAST_SHARE = (
-    0.1  # of the noise that a fit has not fitted: below, it passes through its masks and residuals say nothing
-)
+LEAST_SHARE = 0.1  # of the noise: a fit that leaves less of it passes through its masks, and residuals say nothing
 METHOD = "all masks, by a de-biased fit; each set counts as one of all of its order"
 
 

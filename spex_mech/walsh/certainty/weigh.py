@@ -1,7 +1,7 @@
 """`weigh`: errors, q-values and stability of a decoding, by the best evidence at hand and for the price that was asked.
 
-- All masks (`debias`), where the decoder has a fit to all of them beside predictions of each by fits without it, as joint
-  does: the default, which costs nothing.
+- All masks (`debias`), where the decoder has a fit to all of them beside predictions of each by fits without it, as
+  joint has: the default, which costs nothing.
 - Cross-fitting (`infer`), where `folds` is 2 or more: costs as many decodings.
 - The decoder's held-out masks (`confirm_sets`), used for nothing else before, of the other decoders.
 - The decoder's own errors, where it held nothing out; optimistic, since it chose the sets on the masks it fitted.
@@ -11,11 +11,11 @@ With a link, masks speak for the latent polynomial through `Decoded.on_latent_sc
 Cross-fitting is for the metric's own scale only, since every fold would have a link of its own.
 
 An estimate, its error and its q-value belong together: by `debias`, sets that pass have its coefficients, and single
-components that pass are there though the decoder left them out. Other coefficients stay the decoder's, with the errors of
-the evidence: how well masks know the coefficient.
+components that pass are there though the decoder left them out. Other coefficients stay the decoder's, with the errors
+of the evidence: how well masks know the coefficient.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -175,7 +175,9 @@ def _with_errors(spectrum: Spectrum, found: Inference) -> Spectrum:
     mean = spectrum.mean_output()
     if found.method == METHOD:
         sure = {s: value for s, value in found.spectrum.terms() if s and found.q_values()[s] <= LEVEL}
-        mean = Spectrum.from_terms(mean.n, {**dict(mean.terms()), **sure}, mean.basis)
+        terms = dict[Iterable[int], float](mean.terms())
+        terms.update(sure.items())
+        mean = Spectrum.from_terms(mean.n, terms, mean.basis)
     errors = dict(zip(found.sets, found.estimates.stderr.tolist(), strict=True))
     stderr = torch.tensor([errors.get(s, torch.nan) for s in mean.sets], dtype=torch.float64)
     return replace(mean, stderr=stderr.masked_fill(stderr.isinf(), torch.nan))

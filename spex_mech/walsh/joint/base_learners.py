@@ -19,9 +19,8 @@ from spex_mech.walsh.decoders.pursuit import Pursuit
 from spex_mech.walsh.decoders.refit import prune
 from spex_mech.walsh.decoders.trees import Boosting
 from spex_mech.walsh.decoding import Samples, r_squared
-from spex_mech.walsh.joint.gaussian import GaussianProcess, Posterior, Trained
-from spex_mech.walsh.joint.neural import Network
-from spex_mech.walsh.joint.parallel import in_parallel, two_in_parallel
+from spex_mech.walsh.joint.gaussian import Posterior
+from spex_mech.walsh.joint.parallel import in_parallel
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
 _T = TypeVar("_T")
@@ -275,71 +274,3 @@ class TreesLearner:
         return FittedLearner(
             self.name, ensemble.predict, out_of_fold, lambda more: self._whole(more, data.no_predictions)
         )
-
-
-@dataclass(frozen=True)
-class GaussianLearner:
-    """A Gaussian process over all outputs."""
-
-    name: str
-    process: GaussianProcess
-
-    def cross_fit(self, data: TrainingData) -> FittedLearner:
-        return self._of_halves(data) if data.many else self._of_folds(data)
-
-    def probe(self, data: TrainingData) -> Float[Tensor, " probed"]:
-        return self._of_half(data, 0).unseen(0, data.probed)
-
-    def _of_folds(self, data: TrainingData) -> FittedLearner:
-        samples = data.samples
-        found = self.process.train(samples.keep, samples.values, data.coarse_folds(), data.basis, data.seed)
-        return self._whole(found, found.given(samples.keep, samples.values), found.out_of_sample())
-
-    def _of_halves(self, data: TrainingData) -> FittedLearner:
-        """Of many masks, a covariance is learned from each half, and each mask is predicted from all others; the first
-        covariance is the one that stays."""
-        out_of_fold, half = torch.zeros(len(data.fold), dtype=torch.float64), data.coarse_folds() % 2
-        (stays, says), other = two_in_parallel(
-            lambda: self._of_half(data, 0).without_each(0), lambda: self._of_half(data, 1), data.max_parallel
-        )
-        out_of_fold[half == 0], out_of_fold[half == 1] = says, other.without_each(1)[1]
-        return self._whole(self._of_half(data, 0), stays, out_of_fold)
-
-    def _whole(self, learned: Trained, posterior: Posterior, out_of_fold: Float[Tensor, " mask"]) -> FittedLearner:
-        def refitted(more: TrainingData) -> FittedLearner:
-            return self._whole(learned, learned.given(more.samples.keep, more.samples.values), more.no_predictions)
-
-        return FittedLearner(self.name, posterior.predict, out_of_fold, refitted, closed_form=lambda: posterior)
-
-    def _of_half(self, data: TrainingData, number: int) -> Trained:
-        samples, half = data.samples, data.coarse_folds() % 2
-        return data.cached(
-            self.name,
-            number,
-            lambda: self.process.train(samples.keep, samples.values, half, data.basis, data.seed, [number]),
-        )
-
-
-@dataclass(frozen=True)
-class NeuralLearner:
-    """A neural ensemble over all outputs; its members are its cross-fits. With more samples it stays as it is."""
-
-    name: str
-    network: Network
-
-    def cross_fit(self, data: TrainingData) -> FittedLearner:
-        samples, fold = data.samples, data.coarse_folds()
-        ensemble = data.cached(
-            self.name,
-            PROBE_FOLD,
-            lambda: self.network.train(samples.keep, samples.values, fold, data.basis, data.seed),
-        )
-        out_of_fold = ensemble.out_of_sample(samples.keep, fold).cpu()
-
-        def refitted(more: TrainingData) -> FittedLearner:
-            return FittedLearner(self.name, ensemble.predict, data.no_predictions, refitted)
-
-        return FittedLearner(self.name, ensemble.predict, out_of_fold, refitted)
-
-    def probe(self, data: TrainingData) -> Float[Tensor, " probed"]:
-        return self.cross_fit(data).out_of_fold[data.probed.cpu()]

@@ -43,7 +43,7 @@ class ClosedForm:
         Sets of processes are looked for from the small to the large: all pairs, then all extensions of the strongest of
         an order by one component, while any is among the strongest.
         """
-        parts = [self._known(most), self._found(most)]
+        parts = [self._sets_of_polynomials(most), self._sets_of_processes(most)]
         members, _ = merge_sets(parts, [torch.zeros(len(part)).double() for part in parts])
         coefficients = self.coefficients(members)
         strength = coefficients.abs().masked_fill((members < 0).all(1), torch.inf)
@@ -56,7 +56,7 @@ class ClosedForm:
         total[(members < 0).all(1)] = self.offset
         for weight, process_spectrum in self._process_spectra:
             total += weight * process_spectrum.coefficients(members).cpu()
-        known = [self._merged.get(s, 0.0) for s in set_tuples(members)]
+        known = [self._terms.get(s, 0.0) for s in set_tuples(members)]
         return total + torch.tensor(known, dtype=torch.float64)
 
     @cached_property
@@ -64,22 +64,22 @@ class ClosedForm:
         return [(weight, ProcessSpectrum(posterior)) for weight, posterior in self.processes]
 
     @cached_property
-    def _sum(self) -> Spectrum:
+    def _polynomial(self) -> Spectrum:
         """All polynomials."""
         weighted = [(s.members, weight * s.coefficients.double()) for weight, s in self.polynomials]
         members, coefficients = merge_sets([m for m, _ in weighted], [c for _, c in weighted])
         return Spectrum(self.n, members, coefficients)
 
     @cached_property
-    def _merged(self) -> dict[tuple[int, ...], float]:
-        return dict(self._sum.terms())
+    def _terms(self) -> dict[tuple[int, ...], float]:
+        return dict(self._polynomial.terms())
 
-    def _known(self, most: int) -> Sets:
+    def _sets_of_polynomials(self, most: int) -> Sets:
         """The strongest sets of the polynomials."""
-        order = self._sum.coefficients.abs().argsort(descending=True, stable=True)
-        return self._sum.members[order[: _SPARE * most]]
+        order = self._polynomial.coefficients.abs().argsort(descending=True, stable=True)
+        return self._polynomial.members[order[: _SPARE * most]]
 
-    def _found(self, most: int) -> Sets:
+    def _sets_of_processes(self, most: int) -> Sets:
         """The strongest sets of the processes, the empty one among them."""
         empty = torch.full((1, 1), -1, dtype=torch.long)
         if not self._process_spectra:
@@ -87,24 +87,24 @@ class ClosedForm:
         levels, strengths, parents = [empty], [torch.full((1,), torch.inf).double()], torch.zeros(1, 0).long()
         for order in range(1, 1 + min(_DEGREE, self.n)):
             if order == 2:
-                parents = self._widest()
-            sets, strength = self._extended(parents, _SPARE * most)
+                parents = self._strongest_components()
+            sets, strength = self._extensions(parents, _SPARE * most)
             levels.append(sets)
             strengths.append(strength)
-            floor = _nth(torch.cat(strengths), most)
+            floor = _nth_strongest(torch.cat(strengths), most)
             if order > 2 and not (strength >= floor).any():
                 break
             parents = sets[:most][strength[:most] >= _HEIRS * floor]
         return stack_rows(levels)[torch.cat(strengths).argsort(descending=True, stable=True)[: _SPARE * most]]
 
-    def _widest(self) -> Sets:
+    def _strongest_components(self) -> Sets:
         """The components, or where the pairs would be too many those that may have the strongest."""
         reach = (
             torch.stack([process_spectrum.turn.amax(0) for _, process_spectrum in self._process_spectra]).amax(0).cpu()
         )
         return reach.argsort(descending=True, stable=True)[: max(1, _PAIRS // self.n)].sort().values[:, None]
 
-    def _extended(self, parents: Sets, most: int) -> tuple[Sets, Float[Tensor, " set"]]:
+    def _extensions(self, parents: Sets, most: int) -> tuple[Sets, Float[Tensor, " set"]]:
         """The strongest sets of a parent and one component more, strongest first, and how strong they are."""
         total = sum(weight * process_spectrum.extended(parents) for weight, process_spectrum in self._process_spectra)
         assert isinstance(total, Tensor)
@@ -120,7 +120,7 @@ class ClosedForm:
         return members[order], found[order]
 
 
-def _nth(strength: Float[Tensor, " set"], most: int) -> Tensor:
+def _nth_strongest(strength: Float[Tensor, " set"], most: int) -> Tensor:
     """That of the last of the strongest."""
     return strength.topk(min(most, len(strength))).values[-1]
 

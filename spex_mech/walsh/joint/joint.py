@@ -39,14 +39,13 @@ from spex_mech.walsh.decoding import (
     r_squared_error,
     split_masks,
 )
+from spex_mech.walsh.joint.all_output_learners import GaussianLearner, NeuralLearner
 from spex_mech.walsh.joint.base_learners import (
     FINE_FOLDS,
     MANY,
     BaseLearner,
     FittedLearner,
-    GaussianLearner,
     LinesAndTreesLearner,
-    NeuralLearner,
     ProxySpexLearner,
     PursuitLearner,
     TrainingData,

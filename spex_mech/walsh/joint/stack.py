@@ -22,7 +22,7 @@ from spex_mech.walsh.spectrum import Spectrum
 
 _SMALL = 0.02  # of the stack's loss: what a polynomial alone may lose
 _MOST = 0.5  # of the weights: what polynomials must have for one of them to stand alone
-_POWER, _SURE = 8, 1000  # of the weights' prior
+_POWER, _SURE = 8, 1000  # of the weights' prior; power 4 or 16: R² .0005 and .0002 less (tanh, bench constants)
 _RIDGE = 1e-6  # relative: keeps learners that are alike from trading places
 
 

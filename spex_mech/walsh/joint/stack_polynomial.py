@@ -30,34 +30,34 @@ _CHECKED = 1 << 11  # masks that tell what a polynomial of known coefficients lo
 def read_out(stack: Stack, samples: Samples, basis: Basis, most: int, seed: int) -> Spectrum:
     """The stack as a polynomial of at most so many sets, as few as lose little of it."""
     allowed = max(_LOST * (1 - max(0.0, stack.r2)), _TRIFLE)
-    form = _closed(stack, samples)
+    form = _closed_form(stack, samples)
     return (
-        _searched(stack, samples, basis, most, allowed, seed)
+        _by_pursuit(stack, samples, basis, most, allowed, seed)
         if form is None
-        else _shortened(form.strongest(most), stack, samples, allowed, seed)
+        else _truncated(form.strongest(most), stack, samples, allowed, seed)
     )
 
 
 def on_sets(stack: Stack, samples: Samples, members: Int[Tensor, "set slot"], basis: Basis, seed: int) -> Spectrum:
     """The stack on some sets: its coefficients in closed form, or least squares on what it says if asked."""
-    form = _closed(stack, samples)
+    form = _closed_form(stack, samples)
     if form is not None:
         return Spectrum(samples.n, members, form.coefficients(members), basis)
-    keep, values = _asked(stack, samples, seed)
+    keep, values = _stack_values(stack, samples, seed)
     phi = monomials(keep, members.to(keep.device), basis)
     gram = phi.T @ phi + 1e-6 * len(keep) * torch.eye(len(members), dtype=phi.dtype, device=phi.device)
     solved = torch.cholesky_solve((phi.T @ values)[:, None], torch.linalg.cholesky(gram))[:, 0]
     return Spectrum(samples.n, members, solved.cpu(), basis)
 
 
-def _closed(stack: Stack, samples: Samples) -> ClosedForm | None:
+def _closed_form(stack: Stack, samples: Samples) -> ClosedForm | None:
     """The closed form, where the masks are fair coins and every learner of the stack has one."""
-    return stack.closed_form(samples.n) if set(_kinds(samples)) == {0.5} else None
+    return stack.closed_form(samples.n) if set(_keep_probs(samples)) == {0.5} else None
 
 
-def _shortened(found: Spectrum, stack: Stack, samples: Samples, allowed: float, seed: int) -> Spectrum:
+def _truncated(found: Spectrum, stack: Stack, samples: Samples, allowed: float, seed: int) -> Spectrum:
     """The first of its sets, the strongest, as many as it takes."""
-    keep = _fresh(samples, _CHECKED, seed).to(samples.keep.device)
+    keep = _free_masks(samples, _CHECKED, seed).to(samples.keep.device)
     values = stack.predict(keep).to(keep.device)
     terms = monomials(keep, found.members.to(keep.device)) * found.coefficients.to(keep.device)
     lost = (values[:, None] - terms.cumsum(1)).square().mean(0) / values.var(correction=0)
@@ -65,17 +65,17 @@ def _shortened(found: Spectrum, stack: Stack, samples: Samples, allowed: float, 
     return found.select(torch.arange(1 + int(enough[0] if len(enough) else lost.argmin())))
 
 
-def _asked(stack: Stack, known: Samples, seed: int) -> tuple[Tensor, Float[Tensor, " mask"]]:
+def _stack_values(stack: Stack, samples: Samples, seed: int) -> tuple[Tensor, Float[Tensor, " mask"]]:
     """Masks that cost nothing, and what the stack says of them."""
-    count = max(_LEAST_FREE, min(_MOST_FREE, _FREE_BITS // known.n))
-    keep = _fresh(known, count + count // 4, seed).to(known.keep.device)
+    count = max(_LEAST_FREE, min(_MOST_FREE, _FREE_BITS // samples.n))
+    keep = _free_masks(samples, count + count // 4, seed).to(samples.keep.device)
     return keep, stack.predict(keep).to(keep.device)
 
 
-def _searched(stack: Stack, samples: Samples, basis: Basis, most: int, allowed: float, seed: int) -> Spectrum:
+def _by_pursuit(stack: Stack, samples: Samples, basis: Basis, most: int, allowed: float, seed: int) -> Spectrum:
     """By matching pursuit, as long as it takes; what the learners have as sets need not be found again."""
     n = samples.n
-    keep, values = _asked(stack, samples, seed)
+    keep, values = _stack_values(stack, samples, seed)
     count = len(keep) * 4 // 5
     asked, check = slice(0, count), slice(count, None)
     read, least = Spectrum.from_terms(n, {(): float(values.mean())}, basis), 1.0
@@ -91,22 +91,22 @@ def _searched(stack: Stack, samples: Samples, basis: Basis, most: int, allowed: 
     return read
 
 
-def _kinds(known: Samples) -> tuple[float, ...]:
+def _keep_probs(samples: Samples) -> tuple[float, ...]:
     """The keep-probabilities of the samples' masks."""
-    design = known.design
-    return design.keep_probs if design is not None and design.keep_probs else (known.keep_prob,)
+    design = samples.design
+    return design.keep_probs if design is not None and design.keep_probs else (samples.keep_prob,)
 
 
-def _fresh(known: Samples, count: int, seed: int) -> Bool[Tensor, "mask component"]:
+def _free_masks(samples: Samples, count: int, seed: int) -> Bool[Tensor, "mask component"]:
     """Masks that nobody has to run a model on: half of the samples' own keep-probabilities, half with the rarer state
     of a component twice as frequent.
 
     Products of a biased basis are large where many components are in their rarer state. Samples of the own kind alone
     hardly hold such masks, and a polynomial fitted to them may be far out on the next one.
     """
-    own = _kinds(known)
+    own = _keep_probs(samples)
     bolder = tuple(1 - min(0.5, 2 * (1 - q)) if q > 0.5 else min(0.5, 2 * q) for q in own)
-    return MaskDesign.stratified(known.n, count, own + bolder, seed + 1_000_003).keep()
+    return MaskDesign.stratified(samples.n, count, own + bolder, seed + 1_000_003).keep()
 
 
 def corrected(read: Spectrum, keep: Tensor, missed: Float[Tensor, " mask"]) -> Spectrum:

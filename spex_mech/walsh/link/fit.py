@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spex_mech.walsh.decoders.refit import noise_floor
 from spex_mech.walsh.decoders.screening import Members, SetSearch
-from spex_mech.walsh.link.shapes import SHAPES, Shape
+from spex_mech.walsh.link.shapes import SHAPES, LinkShape
 from spex_mech.walsh.link_function import Link
 from spex_mech.walsh.set_rows import pad_sets
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
@@ -162,7 +162,7 @@ class _State:
     size: float
     floor: float  # residual standard deviation below which nothing is believed
     basis: Basis
-    shape: Shape | None
+    shape: LinkShape | None
     sets: list[Members]
     phi: Tensor
     c: Tensor
@@ -170,7 +170,7 @@ class _State:
 
     @classmethod
     def start(
-        cls, keep: Tensor, values: Tensor, basis: Basis, shape: Shape | None, seeds: Iterable[Members]
+        cls, keep: Tensor, values: Tensor, basis: Basis, shape: LinkShape | None, seeds: Iterable[Members]
     ) -> "_State":
         y = values.to(keep.device, torch.float64)
         centre, size = float(y.mean()), float(y.std(correction=0)) or 1.0

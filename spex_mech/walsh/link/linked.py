@@ -35,6 +35,7 @@ from spex_mech.walsh.spectrum import Basis, Spectrum
 
 LEAST_MASKS = 24  # fewer are not cross-validated
 MOST_LOOKED_AT = 1 << 33  # components² × masks: what one round of pursuit multiplies
+# _LESS and _STRONG, each halved or doubled: no choice of a link and no R² changes (bench constants).
 _WORTH = 0.005  # of the variance: what a link must explain more, since interactions behind a link are harder to read
 _LESS = 0.05  # share of the variance left over that a link must take away
 _STRONG = 5.0  # standard errors from which on a set of the base decoder is one to begin with
@@ -85,7 +86,7 @@ class Linked:
         plain = self.base.decode(samples, seed=seed)
         if self.link == "identity":
             return plain
-        found, evidence = _Trial(self, samples, plain, seed).run()
+        found, evidence = _LinkSearch(self, samples, plain, seed).run()
         evidence |= {"asked": self.link, "heldout_r2_without": plain.stats["heldout_r2"]}
         seconds = time.perf_counter() - started
         if found is None:
@@ -96,7 +97,7 @@ class Linked:
         return Decoded(found[0].spectrum, outcome, {**stats, "seconds": seconds}, found[0].link, plain)
 
 
-class _Trial:
+class _LinkSearch:
     """One decoding's search for a link."""
 
     def __init__(self, options: Linked, samples: Samples, plain: Decoded, seed: int) -> None:
@@ -127,16 +128,16 @@ class _Trial:
 
     def _shape(self) -> tuple[str | None, str]:
         """The shape that is needed, or was asked for; and why."""
-        asked, missing = self.options.link, self._missing()
+        asked, missing = self.options.link, self._obstacle()
         if missing is not None and asked != "auto":
             raise DecodeError(f"the link {asked!r} cannot be fitted: {missing}. Give link='identity', or other masks.")
         if missing is not None:
             return None, missing
-        left = self._look([name for name, shape in SHAPES.items() if asked in ("auto", shape.link)])
+        left = self._residual_shares([name for name, shape in SHAPES.items() if asked in ("auto", shape.link)])
         best = sorted((name for name in left if name != "identity"), key=lambda name: left[name])
         return (best[0], "it was asked for") if asked != "auto" else self._by_evidence(left, best[:_FINALISTS])
 
-    def _missing(self) -> str | None:
+    def _obstacle(self) -> str | None:
         """What a link cannot be fitted without, or "auto" does not look without."""
         known, auto = self.known, self.options.link == "auto"
         if not 0 < self.samples.keep_prob < 1 or not len(self.held) or float(self.values.std(correction=0)) == 0:
@@ -163,7 +164,7 @@ class _Trial:
             return None, f"{self.options.base.name} predicts unseen masks as well without"
         return winner, "it predicts unseen masks better than none"
 
-    def _look(self, shapes: list[str]) -> dict[str, float]:
+    def _residual_shares(self, shapes: list[str]) -> dict[str, float]:
         """The variance that each leaves, as a share of all."""
         spread = float(self.values.var(correction=0))
         fits = {name: self._fit(self.known, name, self.plain.judged.spectrum) for name in ("identity", *shapes)}
@@ -174,7 +175,7 @@ class _Trial:
     def _cross_validated(self, shapes: list[str]) -> str | None:
         """The best shape on unseen masks, if it beats the identity clearly; a spline only if it beats others so."""
         fold = fold_masks(self.groups, self.options.folds, self.seed)
-        seeds = _strong(self.plain.judged.spectrum, len(self.keep))
+        seeds = _strong_sets(self.plain.judged.spectrum, len(self.keep))
         unseen = {
             name: self.options.grower.cross_fit(self.keep, self.values, self.basis, fold, name, seeds)
             for name in ("identity", *shapes)
@@ -202,7 +203,7 @@ class _Trial:
         return clearly_better(values, linked, without)
 
     def _fit(self, samples: Samples, shape: str, spectrum: Spectrum) -> LinkedFit:
-        seeds = _strong(spectrum, len(samples.keep))
+        seeds = _strong_sets(spectrum, len(samples.keep))
         return self.options.grower.fit(samples.keep, samples.mean_values, self.basis, shape, seeds)
 
 
@@ -223,7 +224,7 @@ def clearly_better(values: Float[Tensor, " mask"], one: Float[Tensor, " mask"], 
     return float(gap.mean()) > max(2 * error, least, 4 * noise_floor(values) ** 2)
 
 
-def _strong(spectrum: Spectrum, masks: int) -> list[Members]:
+def _strong_sets(spectrum: Spectrum, masks: int) -> list[Members]:
     """The sets that are many standard errors from 0, strongest first; a tenth of the masks' number at most."""
     mean = spectrum.mean_output()
     if mean.stderr is None:

@@ -23,7 +23,7 @@ Positive = tuple[float, ...]  # u_1, u_2, …
 
 
 @dataclass(frozen=True)
-class Shape:
+class LinkShape:
     """One family.
 
     Attributes:
@@ -58,23 +58,23 @@ def _logistic_start(low: float, high: float) -> tuple[float, float, Positive]:
     return math.log(-low / high), low, (high - low,)
 
 
-def _above(eta: Tensor) -> LinkFeatures:
+def _softplus_above(eta: Tensor) -> LinkFeatures:
     one, up = torch.ones_like(eta), torch.nn.functional.softplus(eta)
     return torch.stack([one, up], 1), torch.stack([torch.zeros_like(eta), torch.sigmoid(eta)], 1)
 
 
-def _above_start(low: float, high: float) -> tuple[float, float, Positive]:
+def _softplus_above_start(low: float, high: float) -> tuple[float, float, Positive]:
     low, _ = _padded(low, high)
     return math.log(math.expm1(-low)), low, (1.0,)
 
 
-def _below(eta: Tensor) -> LinkFeatures:
-    mirrored, slope = _above(-eta)
+def _softplus_below(eta: Tensor) -> LinkFeatures:
+    mirrored, slope = _softplus_above(-eta)
     return mirrored * mirrored.new_tensor([1.0, -1.0]), slope
 
 
-def _below_start(low: float, high: float) -> tuple[float, float, Positive]:
-    at, limit, rise = _above_start(-high, -low)
+def _softplus_below_start(low: float, high: float) -> tuple[float, float, Positive]:
+    at, limit, rise = _softplus_above_start(-high, -low)
     return -at, -limit, rise
 
 
@@ -100,16 +100,16 @@ def _spline(eta: Tensor) -> LinkFeatures:
     return torch.cat([one, integral], 1), torch.cat([torch.zeros_like(one), hat], 1)
 
 
-SHAPES: dict[str, Shape] = {
+SHAPES: dict[str, LinkShape] = {
     shape.name: shape
     for shape in (
-        Shape("logistic", "logistic", _logistic, _logistic_start,
+        LinkShape("logistic", "logistic", _logistic, _logistic_start,
               lambda u, v: Link("logistic", (u, u + v[0], 0.0, 1.0))),
-        Shape("softplus above", "softplus", _above, _above_start,
+        LinkShape("softplus above", "softplus", _softplus_above, _softplus_above_start,
               lambda u, v: Link("softplus", (u, v[0], 0.0, 1.0))),
-        Shape("softplus below", "softplus", _below, _below_start,
+        LinkShape("softplus below", "softplus", _softplus_below, _softplus_below_start,
               lambda u, v: Link("softplus", (u, -v[0], 0.0, 1.0))),
-        Shape("spline", "spline", _spline, lambda low, high: (0.0, KNOTS[0], (1.0,) * len(KNOTS)),
+        LinkShape("spline", "spline", _spline, lambda low, high: (0.0, KNOTS[0], (1.0,) * len(KNOTS)),
               lambda u, v: Link("spline", (u, *KNOTS, *v)), free_scale=False),
     )
 }  # fmt: skip

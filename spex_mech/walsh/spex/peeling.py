@@ -18,6 +18,7 @@ from spex_mech.walsh.spex.bins import Bins
 from spex_mech.walsh.spex.candidates import SmallSets, Sorted, decode_signs, match
 from spex_mech.walsh.spex.likelihood_ratio import BinPool, evidence, price_of
 
+# _TOP, _SHORTER and _STANDS_OUT, each halved or doubled: no set and no R² changes (bench constants).
 _QUARTILE = -0.6745  # of the standard normal
 _TOP = 8  # matches looked at per bin and soft vector
 _MATCHES = 1 << 13  # matches looked at in all bins together, where that is more
