@@ -9,6 +9,7 @@ from spex_mech.api.audit import AUDIT
 from spex_mech.auditing.run_audit import Audit, load_audit
 from spex_mech.circuit.graph import Circuit
 from spex_mech.errors import SpexMechError
+from spex_mech.files.plain_files import is_plain
 from spex_mech.files.text import number, percent
 from spex_mech.show.dossier import Dossier, Fact, PromptText
 from spex_mech.show.exhibits import checks_of, points_of, sheets_of, sizes_of
@@ -40,7 +41,7 @@ def report(run: Discovery | str | Path, audit: Audit | None = None, *, task: Tas
     """
     folder = None if isinstance(run, Discovery) else Path(run)
     found = run if isinstance(run, Discovery) else load_run(run)
-    if audit is None and folder is not None and (folder / AUDIT).is_file():
+    if audit is None and folder is not None and is_plain(folder / AUDIT):
         audit = load_audit(folder / AUDIT)
     if audit is not None and audit.components != found.components.names:
         raise SpexMechError(

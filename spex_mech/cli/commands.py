@@ -181,7 +181,8 @@ def answer_json(found: Discovery, out: Path) -> str:
 
 def as_json(value: Any) -> str:
     """Plain JSON; what JSON has no word for becomes text, and numbers that are none become null."""
-    return json.dumps(_finite(value), indent=1, default=str, allow_nan=False)
+    text = json.dumps(_finite(value), indent=1, default=str, allow_nan=False)
+    return text.replace("\x7f", "\\u007f")  # the one control character that JSON in ASCII leaves as it is
 
 
 def _finite(value: Any) -> Any:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
 from spex_mech import __version__
 from spex_mech.cli import options as o
 from spex_mech.cli.bench_command import bench
 from spex_mech.cli.export_command import export
+from spex_mech.cli.terminal import Terminal
 from spex_mech.errors import SpexMechError, SpexMechWarning
 
 app = typer.Typer(
@@ -33,11 +34,11 @@ def main() -> None:
         with _cautions():
             app(args=o.fill_in(sys.argv[1:]))
     except SpexMechError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == o.STOPPED:  # by Ctrl-C, of which typer says nothing
-            Console(stderr=True).print("stopped; the same command goes on from what its run folder holds.")
+            Terminal(stderr=True).print("stopped; the same command goes on from what its run folder holds.")
         raise
 
 
@@ -54,7 +55,7 @@ def demo(
     if not quiet and not as_json:
         from spex_mech.cli.printing import print_truth
 
-        print_truth(found, "induction-2l", _console())
+        print_truth(found, "induction-2l", Terminal())
 
 
 @app.command(epilog=o.TEACH_DISCOVER)
@@ -121,7 +122,7 @@ def plan(
     if as_json:
         _echo(asdict(told))
     else:
-        print_plan(told, _console())
+        print_plan(told, Terminal())
 
 
 @app.command(epilog=o.TEACH_RESPOND)
@@ -158,7 +159,9 @@ def respond(
         _echo(told)
     elif not quiet:
         known = f", {told['resumed_masks']:,} of them before" if told["resumed_masks"] else ""
-        _console().print(f"shard {told['shard']}: {told['masks']:,} masks measured{known}; in {out}", soft_wrap=True)
+        Terminal().print(
+            f"shard {told['shard']}: {told['masks']:,} masks measured{known}; in {escape(str(out))}", soft_wrap=True
+        )
 
 
 @app.command(epilog=o.TEACH_RESPOND)
@@ -175,7 +178,9 @@ def merge(
     if as_json:
         _echo(told)
     elif not quiet:
-        _console().print(f"{told['masks']:,} masks × {told['prompts']:,} prompts; in {out}", soft_wrap=True)
+        Terminal().print(
+            f"{told['masks']:,} masks × {told['prompts']:,} prompts; in {escape(str(out))}", soft_wrap=True
+        )
 
 
 @app.command(epilog=o.TEACH_DECODE)
@@ -229,7 +234,7 @@ def audit(
     if as_json:
         _echo(asdict(told))
     elif not quiet:
-        print_trial(told, run, _console())
+        print_trial(told, run, Terminal())
 
 
 @app.command()
@@ -242,7 +247,7 @@ def report(
     """Write a run as one self-contained HTML page, for a person who did not run it."""
     from spex_mech.api.report import write_report
 
-    _console().print(f"wrote {write_report(run, out)}", highlight=False, soft_wrap=True)
+    Terminal().print(f"wrote {escape(str(write_report(run, out)))}", soft_wrap=True)
 
 
 app.command(epilog=o.TEACH_EXPORT)(export)
@@ -262,7 +267,7 @@ def doctor(
 
     found = describe_environment()
     if not as_json:
-        print_environment(_console())
+        print_environment(Terminal())
     if model is not None:
         from spex_mech.cli.printing import describe_subject, print_subject
         from spex_mech.gallery.studies import open_subject
@@ -270,7 +275,7 @@ def doctor(
         subject = open_subject(model, device=device)
         found["model"] = describe_subject(subject)
         if not as_json:
-            print_subject(subject, _console())
+            print_subject(subject, Terminal())
     if as_json:
         _echo(found)
     if found["problems"]:
@@ -291,7 +296,7 @@ def _discover(what: str, out: Path, *, quiet: bool, as_json: bool, **asked: Any)
     from spex_mech.cli.printing import print_question
 
     def show(study: Any, cost: Any) -> None:
-        print_question(study, cost, out, _console())
+        print_question(study, cost, out, Terminal())
 
     found = run_discover(what, out, show=None if quiet or as_json else show, **asked)
     _tell(found, out, quiet, as_json)
@@ -307,7 +312,7 @@ def _tell(found: Any, out: Path, quiet: bool, as_json: bool) -> None:
     elif not quiet:
         from spex_mech.cli.printing import print_discovery
 
-        print_discovery(found, out, _console())
+        print_discovery(found, out, Terminal())
 
 
 def _echo(value: Any) -> None:
@@ -326,18 +331,8 @@ def _cautions() -> Iterator[None]:
         def show(message: Any, category: type[Warning], *where: Any) -> None:
             if not issubclass(category, SpexMechWarning):
                 return usual(message, category, *where)
-            Console(stderr=True).print(f"[yellow]caution:[/] {_escape(str(message))}", highlight=False, soft_wrap=True)
+            Terminal(stderr=True).print(f"[yellow]caution:[/] {escape(str(message))}", soft_wrap=True)
             return None
 
         warnings.showwarning = show  # type: ignore[assignment]
         yield
-
-
-def _console() -> Console:
-    return Console(highlight=False)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

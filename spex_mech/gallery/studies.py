@@ -15,7 +15,7 @@ from spex_mech.ablation.binding import bind
 from spex_mech.ablation.load import load_model
 from spex_mech.ablation.subject import Subject
 from spex_mech.components import ComponentSet, select
-from spex_mech.errors import FormatError, ModelError
+from spex_mech.errors import FormatError, ModelError, printable
 from spex_mech.files.json import is_path, json_text, write_whole
 from spex_mech.files.schema import read_as
 from spex_mech.gallery import Card, cards, open_card
@@ -49,7 +49,8 @@ class Study:
         """The title, then model, components and task, a line each."""
         task = str(self.task).partition("\n")[0]
         instead = f"{len(self.components):,} components, replaced by their {self.replacement} when ablated"
-        return "\n".join([self.title, *(f"  {line}" for line in (self.subject.shape.describe(), instead, task))])
+        told = "\n".join([self.title, *(f"  {line}" for line in (self.subject.shape.describe(), instead, task))])
+        return printable(told)
 
     __repr__ = __str__
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from spex_mech.errors import FormatError, ResponseError, warn_user
+from spex_mech.files.plain_files import refuse_links
 from spex_mech.files.records import plain, refuse_other
 
 JOURNAL = "journal.sqlite"
@@ -136,6 +137,7 @@ def open_journal(folder: Path, record: Mapping[str, Any]) -> Iterator[Journal]:
             cannot be written.
     """
     path, record = folder / JOURNAL, plain(record)
+    refuse_links(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -161,6 +163,7 @@ def reopen_journal(folder: Path) -> Iterator[tuple[Journal, dict[str, Any]]]:
         ResponseError: another process holds it.
     """
     path = folder / JOURNAL
+    refuse_links(folder)
     if not path.is_file():
         raise FormatError(f"{folder} holds no {JOURNAL}; nothing was measured into it.")
     connection, there = _connect(path)
