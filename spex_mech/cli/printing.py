@@ -148,8 +148,8 @@ def _about_link(found: Discovery) -> str:
     without = found.decoded.stats["link"]["heldout_r2_without"]
     compared = "" if without is None else f" Without it the held-out R² is {without:.3f}."
     return (
-        f"The metric saturates: between the polynomial and it lies a link, [bold]{escape(found.link.describe())}[/], and "
-        f"the interactions above are those before it.{compared} The metric's own: interactions_raw.csv."
+        f"The metric saturates: between the polynomial and it lies a link, [bold]{escape(found.link.describe())}[/], "
+        f"and the interactions above are those before it.{compared} The metric's own: interactions_raw.csv."
     )
 
 
