@@ -44,8 +44,8 @@ def change(folder, **values):
 
 
 NAMES = (
-    "evil.bin", "../evil.bin", "../outside.safetensors", "/etc/passwd", "pytorch_model.bin", "gone.safetensors", "", ".",
-    "..", "a\\b.safetensors", "sub/model.safetensors", None, 3, ["model.safetensors"], "\x1b[2J.safetensors",
+    "evil.bin", "../evil.bin", "../outside.safetensors", "/etc/passwd", "pytorch_model.bin", "gone.safetensors", "",
+    ".", "..", "a\\b.safetensors", "sub/model.safetensors", None, 3, ["model.safetensors"], "\x1b[2J.safetensors",
 )  # fmt: skip
 
 

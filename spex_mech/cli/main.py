@@ -243,11 +243,12 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write; default: report.html in the folder.")
     ] = None,
+    prompts: o.ShownPrompts = None,
 ) -> None:
     """Write a run as one self-contained HTML page, for a person who did not run it."""
     from spex_mech.api.report import write_report
 
-    Terminal().print(f"wrote {escape(str(write_report(run, out)))}", soft_wrap=True)
+    Terminal().print(f"wrote {escape(str(write_report(run, out, prompts)))}", soft_wrap=True)
 
 
 app.command(epilog=o.TEACH_EXPORT)(export)

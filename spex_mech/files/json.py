@@ -44,7 +44,7 @@ def is_path(text: str) -> bool:
         parts = [os.fsencode(part) for part in text.replace("\\", "/").split("/")]
     except UnicodeEncodeError:
         return False
-    return "\0" not in text and all(len(part) < 256 for part in parts) and sum(map(len, parts)) < 2048
+    return "\0" not in text and all(len(part) < 256 for part in parts) and sum(map(len, parts)) + len(parts) < 2048
 
 
 def read_json(path: str | Path, schema: str) -> dict[str, Any]:

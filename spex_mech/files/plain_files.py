@@ -46,7 +46,10 @@ def _strange(folder: Path, inside: str) -> Iterator[str]:
     except OSError:  # there is none, or whoever reads in it says why not
         return
     for entry in entries:
-        found, name = entry.stat(follow_symlinks=False), f"{inside}{entry.name}"
+        try:
+            found, name = entry.stat(follow_symlinks=False), f"{inside}{entry.name}"
+        except FileNotFoundError:  # another process's, gone since
+            continue
         if stat.S_ISDIR(found.st_mode):
             if name.count("/") < _DEEPEST:
                 yield from _strange(Path(entry.path), f"{name}/")
