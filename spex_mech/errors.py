@@ -4,16 +4,43 @@ A message has four parts: what was asked, what was found, the rule, the way out.
 indices, and lists all problems at once (`all_problems`).
 """
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from types import FrameType
 
+# what moves the cursor, colours, hides, reverses or forges a line: C0 and C1 but tab and newline, soft hyphen, bidi
+# controls, marks of no width, line separators, tags, halves of surrogate pairs
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f\ud800-\udfff]"
+)
 _NOT_THE_USER = {"spex_mech", "contextlib", "functools", "torch"}  # ours, and what stands between our own frames
 
 
+def printable(text: str) -> str:
+    """Text as a terminal or a log may have it: what would act on either is spelled out, in Python's words for it.
+
+    >>> printable("a\\x1b[2Jb"), printable("left\\u202eright"), printable("naïve, 漢字\\n")
+    ('a\\\\x1b[2Jb', 'left\\\\u202eright', 'naïve, 漢字\\n')
+    """
+    return text if text.isascii() and text.isprintable() else _UNPRINTABLE.sub(_spelled, text)
+
+
+def _spelled(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
 class SpexMechError(ValueError):
-    """A mistake in the input, told in the user's own words; the command line exits with code 2 on it."""
+    """A mistake in the input, told in the user's own words; the command line exits with code 2 on it.
+
+    A message may quote what a stranger wrote: it is made `printable`.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class SpexMechWarning(UserWarning):
@@ -68,4 +95,4 @@ def warn_user(message: str) -> None:
     level = 2
     while frame is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in _NOT_THE_USER:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, SpexMechWarning, stacklevel=level)
+    warnings.warn(printable(message), SpexMechWarning, stacklevel=level)

@@ -3,10 +3,27 @@
 Written to stderr, by rich.
 """
 
+import os
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Tick = Callable[[int], None]
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Around what is imported late: Python's random numbers and the environment are as before when it is there.
+
+    rich draws numbers while it is loaded, and scikit-learn loads rich and sets variables of OpenMP.
+    """
+    drawn, there = random.getstate(), dict(os.environ)
+    try:
+        yield
+    finally:
+        random.setstate(drawn)
+        for name in set(os.environ) - set(there):
+            del os.environ[name]
 
 
 @contextmanager
@@ -15,9 +32,10 @@ def mask_progress(total: int, label: str, *, shown: bool) -> Iterator[Tick]:
     if not shown:
         yield lambda _: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
+    with undisturbed():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.text import Text
 
     class Rate(ProgressColumn):
         """Masks a second, over the whole run so far."""
@@ -43,7 +61,8 @@ def said(what: str, *, shown: bool) -> Iterator[None]:
     if not shown:
         yield
         return
-    from rich.console import Console
+    with undisturbed():
+        from rich.console import Console
 
     with Console(stderr=True).status(what):
         yield

@@ -3,12 +3,17 @@
 import copy
 import json
 import random
+import resource
 import shutil
+import time
 import tomllib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
@@ -18,7 +23,9 @@ from spex_mech.gallery.studies import reopen
 from spex_mech.store.spectrum_file import load_spectrum
 
 CARD = Path(__file__).resolve().parents[1] / "circuits" / "planted-and"
-QUICK, SLOW = 150, 8_000  # mutations of a kind of file
+QUICK, SLOW = 150, 7_200  # mutations of a kind of file: 2,010 and 100,800 in all, since two kinds take a tenth
+TENTH = ("config", "responses")
+LONGEST, LARGEST = 10.0, 1 << 30  # seconds for one, bytes for all
 MIB = {
     "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 8, "parallel_attn_mlp": False},
     "nodes": {"input": {"in_graph": True, "score": 1.0}, "a0.h1": {"in_graph": True, "score": 2.5},
@@ -89,6 +96,12 @@ class Desk:
         for name in ("hif", "neuronpedia"):
             export(self.found.circuit, folder / name, to=name)
         (folder / "mib").write_text(json.dumps(MIB))
+        (folder / "one.jsonl").write_text((CARD / "prompts.jsonl").read_text().splitlines()[0])
+        shutil.copytree(CARD.parent / "induction-2l" / "model", folder / "native")
+        with safe_open(self.run / "responses.safetensors", "pt") as file:
+            self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = {k: json.loads(v) if v[0] in "[{" else v for k, v in file.metadata().items()}
+        (folder / "metadata.json").write_text(json.dumps(metadata))
 
     def files(self):
         run, card = self.run, self.folder / "card"
@@ -101,9 +114,27 @@ class Desk:
             "card": (card / "card.toml", lambda: str(sm.open_card(card))),
             "published": (card / "published.json", lambda: str(sm.open_card(card))),
             "truth": (card / "truth.json", lambda: str(sm.open_card(card))),
+            "planted": (card / "model" / "planted.json", lambda: sm.open_study(card)),
+            "prompts": (self.folder / "one.jsonl", lambda: str(sm.Task.from_jsonl(self.folder / "one.jsonl"))),
+            "config": (self.folder / "native" / "config.json", lambda: sm.load_model(self.folder / "native")),
+            "responses": (self.folder / "metadata.json", self.show_responses),
             **{name: (self.folder / name, lambda name=name: self.show_circuit(self.folder / name))
                for name in ("hif", "mib", "neuronpedia")},
         }  # fmt: skip
+
+    def show_responses(self):
+        """What stands in the header of a file of responses, each text of it JSON of its own."""
+        path = self.folder / "responses.safetensors"
+        record = json.loads((self.folder / "metadata.json").read_text())
+        if not isinstance(record, dict):
+            raise SpexMechError("safetensors holds texts by name")
+        texts = {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in record.items()}
+        try:
+            save_file(self.tensors, path, {k: v for k, v in texts.items() if v.isprintable()})
+        except UnicodeEncodeError:
+            raise SpexMechError("safetensors holds UTF-8") from None
+        found = sm.Responses.load(path)
+        str(found), found.frame(), sm.report(replace(self.found, responses=found))
 
     def show_run(self):
         found = sm.load_run(self.run)
@@ -128,7 +159,7 @@ class Desk:
         text, dice, bad = path.read_text(), random.Random(name), Counter()
         record = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
         spots = list(places(record))
-        refused = 0
+        refused, slowest = 0, 0.0
         try:
             for number in range(count):
                 spot = spots[number % len(spots)]
@@ -136,6 +167,7 @@ class Desk:
                 mutant = changed(record, spot, new)
                 toml = path.suffix == ".toml" and isinstance(mutant, dict)
                 path.write_bytes((as_toml(mutant) if toml else json.dumps(mutant)).encode(errors="surrogatepass"))
+                started = time.monotonic()
                 try:
                     show()
                 except SpexMechError:
@@ -146,12 +178,22 @@ class Desk:
                         frame = frame.tb_next
                     where = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}"
                     bad[f"{type(error).__name__} at {where}: {error!s:.80} after {spot} = {new!r:.40}"] += 1
+                slowest = max(slowest, time.monotonic() - started)
         finally:
             path.write_text(text)
+        assert slowest < LONGEST
         return bad, refused
 
 
-KINDS = ("run", "spectrum", "circuit", "audit", "study", "card", "published", "truth", "hif", "mib", "neuronpedia")
+KINDS = (
+    "run", "spectrum", "circuit", "audit", "study", "card", "published", "truth", "planted", "prompts", "config",
+    "responses", "hif", "mib", "neuronpedia",
+)  # fmt: skip
+
+
+def memory():
+    """The most that this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +208,18 @@ def desk(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_wrong_field_is_read_or_refused(desk, kind):
-    bad, refused = desk.throw(kind, QUICK)
+    before = memory()
+    bad, refused = desk.throw(kind, QUICK // 10 if kind in TENTH else QUICK)
     assert not bad
     assert refused
+    assert memory() - before < LARGEST
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_wrong_fields_are_read_or_refused(desk, kind):
-    bad, _ = desk.throw(kind, SLOW)
+    before = memory()
+    bad, _ = desk.throw(kind, SLOW // 10 if kind in TENTH else SLOW)
     assert not bad
+    assert memory() - before < LARGEST

@@ -35,7 +35,7 @@ WEIGHTS = {"a0.h1": 0.7310585, "a1.h2": -1.1102230, "m0.n1": 3.3219281, "m1.n0":
 # is written, at that point of it; "cli" is the command line, killed at that pass of the model (0: never), "ctrl-c" the
 # same, stopped as by its user. Each pass of the model is a line in the file "calls" beside the folder.
 CHILD = """
-import os, pathlib, resource, signal, sys, time
+import builtins, os, resource, signal, sys, time
 import lightgbm, torch  # with all that runs load later: a run that may write little could not even keep its bytecode
 torch.set_num_threads(1)
 import spex_mech as sm
@@ -71,10 +71,10 @@ def run():
         decoder="proxyspex" if slow else "linear", link="auto" if order in ("end", "stop") else "identity")
 
 def die_at(point):
-    last, opened, replaced = "responses.safetensors", pathlib.Path.open, os.replace
-    def half(self, *args, **options):
-        file = opened(self, *args, **options)
-        if self.name == last + ".partial":
+    last, opened, replaced = "responses.safetensors", open, os.replace
+    def half(path, *args, **options):
+        file = opened(path, *args, **options)
+        if os.path.basename(str(path)).startswith("." + last):
             file.write(b"half of it")
             file.flush()
             die()
@@ -84,7 +84,7 @@ def die_at(point):
         if os.path.basename(target) == last:
             die()
     if point == "half":
-        pathlib.Path.open = half
+        builtins.open = half
     else:
         os.replace = after if point == "after" else os.replace
         setattr(os, point, die) if point in ("fsync", "replace") else None

@@ -1,6 +1,8 @@
 """How many rows a forward pass takes, and what to do when they do not fit into memory."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from spex_mech.ablation.subject import Subject
 from spex_mech.errors import ResponseError
 
+_T = TypeVar("_T")
 ELEMENTS = 1 << 27  # largest single activation of a batch that is not measured: 512 MB of float32
 MAX_BATCH_ROWS = 4096
 CPU_BYTES = 1 << 27  # more rows than this holds are no faster on a CPU
@@ -41,20 +44,32 @@ def in_halves(run: Callable[[int, int], Tensor], total: int, rows: int) -> Tenso
     done, start = list[Tensor](), 0
     while start < total:
         stop = min(total, start + rows)
-        try:
-            done.append(run(start, stop))
-            start = stop
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if rows == 1:
-                raise ResponseError(
-                    "one prompt under one mask does not fit into memory; use a smaller model or device."
-                ) from error
+        found = unless_full(partial(run, start, stop), rows)
+        if found is None:
             rows = max(1, min(rows, stop - start) // 2)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        else:
+            done.append(found)
+            start = stop
     return torch.cat(done)
+
+
+def unless_full(run: Callable[[], _T], rows: int) -> _T | None:
+    """What `run` gives for so many rows, or None where they do not fit into memory: then try half of them.
+
+    Raises `ResponseError` where it was one row.
+    """
+    try:
+        return run()
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if rows == 1:
+            raise ResponseError(
+                "one prompt under one mask does not fit into memory; use a smaller model or device."
+            ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

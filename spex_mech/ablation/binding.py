@@ -12,6 +12,7 @@ from spex_mech.ablation.contract import certify
 from spex_mech.ablation.self_test import self_test
 from spex_mech.ablation.shortcuts import try_shortcuts
 from spex_mech.ablation.subject import Subject
+from spex_mech.ablation.turns import turn
 from spex_mech.ablation.weights import describe_hooks
 from spex_mech.errors import ModelError, warn_user
 
@@ -44,10 +45,11 @@ def bind(model: Any) -> Subject:
 
 
 def _tested(subject: ModelSubject) -> Subject:
-    self_test(subject)
-    subject.certificates = certify(subject)
-    _warn_of_hooks(subject.module)
-    try_shortcuts(subject)
+    with turn(subject.module):  # some tests change weights for a pass: no other thread's run may see that
+        self_test(subject)
+        subject.certificates = certify(subject)
+        _warn_of_hooks(subject.module)
+        try_shortcuts(subject)
     return subject
 
 

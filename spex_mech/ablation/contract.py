@@ -19,6 +19,7 @@ from spex_mech.ablation.backends.base import ModelSubject
 from spex_mech.ablation.leave_out import changed_input
 from spex_mech.ablation.self_test import made_up_tokens
 from spex_mech.ablation.subject import Certificate, Edit, Site
+from spex_mech.ablation.turns import only_here
 from spex_mech.errors import ModelError, all_problems
 
 CONTRACT_TOLERANCE = 1e-3  # of a stream of unit size, float32; a tiny shared expert left in was off by 0.04
@@ -122,10 +123,11 @@ def _watched(blocks: list[_Block], traces: list[_Trace], given: Stream) -> Itera
     try:
         for block, trace in zip(blocks, traces, strict=True):
             give = _giver(given)
-            handles.append(block.module.register_forward_pre_hook(give, with_kwargs=True))
-            handles.append(block.module.register_forward_hook(_noter(trace)))
-            handles += [norm.register_forward_hook(_norm_noter(trace, given.shape)) for norm in block.norms]
-            handles += [mixer.register_forward_hook(_silencer) for mixer in block.mixers.values()]
+            handles.append(block.module.register_forward_pre_hook(only_here(give), with_kwargs=True))
+            handles.append(block.module.register_forward_hook(only_here(_noter(trace))))
+            noter, silencer = only_here(_norm_noter(trace, given.shape)), only_here(_silencer)
+            handles += [norm.register_forward_hook(noter) for norm in block.norms]
+            handles += [mixer.register_forward_hook(silencer) for mixer in block.mixers.values()]
         yield
     finally:
         for handle in handles:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spex_mech.ablation.edits import RowEdit
 from spex_mech.ablation.subject import Edit, Shortcuts, Site, common_position
+from spex_mech.ablation.turns import only_here
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,18 @@ def cut_short(
     try:
         for layer, rows in (growth or {}).items():
             hook = _take_rows(rows.to(device))
-            handles.append(where.blocks[layer].register_forward_pre_hook(hook, with_kwargs=True))
+            handles.append(where.blocks[layer].register_forward_pre_hook(only_here(hook), with_kwargs=True))
         position = common_position(positions)
         if position is not None and shortcuts.narrow:
-            handles += [m.register_forward_pre_hook(_take_position(position), with_kwargs=True) for m in where.ends]
+            take = only_here(_take_position(position))
+            handles += [m.register_forward_pre_hook(take, with_kwargs=True) for m in where.ends]
         for layer, edit in whole_rows(edits).items() if shortcuts.skip else ():
             if layer in where.mlps and len(edit.inputs) < len(edit.kept):
                 hook = _take_rows(edit.inputs.to(device), of=len(edit.kept))
-                handles.append(where.mlps[layer].register_forward_pre_hook(hook, with_kwargs=True))
+                handles.append(where.mlps[layer].register_forward_pre_hook(only_here(hook), with_kwargs=True))
         if positions is not None and shortcuts.last and where.final is not None:
-            handles.append(where.final.register_forward_pre_hook(_take_scored(positions), with_kwargs=True))
+            scored = only_here(_take_scored(positions))
+            handles.append(where.final.register_forward_pre_hook(scored, with_kwargs=True))
         yield
     finally:
         for handle in handles:

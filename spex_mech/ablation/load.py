@@ -1,18 +1,15 @@
 """A card's model folder, a local path or a hub id → a live model in eval mode. Weights are read from safetensors
 only."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from spex_mech.ablation.weight_files import read_config, refuse_foreign_files, refuse_giants, refuse_wide
 from spex_mech.errors import FormatError, ModelError, SpexMechError, all_problems
 
-_FEW_LAYERS = 1000  # as many a config may name without having them
 _PATIENCE = 10  # seconds for the hub to answer
-_LONGEST = 16_384  # positions of a native bridge, whose blocks hold a table of their square
 
 
 def load_model(what: str | Path, kind: str | None = None, device: str | torch.device | None = None) -> tuple[Any, Any]:
@@ -34,23 +31,16 @@ def load_model(what: str | Path, kind: str | None = None, device: str | torch.de
     if not folder.is_dir():
         return _from_hub(str(what), where)
     config = read_config(folder)
-    _refuse_giants(folder, config)
+    refuse_foreign_files(folder, config)
+    refuse_giants(folder, config)
     kind = kind or ("transformer_lens" if {"n_layers", "d_model"} <= config.keys() else "huggingface")
-    if kind == "transformer_lens":
-        return _native_bridge(folder, config).to(where, print_details=False), None
-    return _from_pretrained(folder, where)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a model folder; raises `FormatError` if it is missing or not an object."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(config, dict):
-        raise FormatError(f"{path} must hold an object, not {type(config).__name__}.")
-    return config
+    every = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(
+        every
+    ):  # modules draw weights before they are given theirs: no draw of the user's may move
+        if kind == "transformer_lens":
+            return _native_bridge(folder, config).to(where, print_details=False), None
+        return _from_pretrained(folder, where)
 
 
 def _native_bridge(folder: Path, config: dict[str, Any]) -> Any:
@@ -97,6 +87,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 def _from_pretrained(folder: Path, device: str | torch.device) -> tuple[Any, Any]:
     has_tokenizer = any((folder / n).exists() for n in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
     try:
+        refuse_wide(folder)
         return _fetch(folder, device, has_tokenizer, local_files_only=True)
     except SpexMechError:
         raise
@@ -155,37 +146,3 @@ def _fetch(what: str | Path, device: str | torch.device, has_tokenizer: bool, **
     if absent:
         raise FormatError(all_problems(f"{what}: the files lack weights that the config asks for:", absent))
     return model.to(device).eval(), tokenizer
-
-
-def _refuse_giants(folder: Path, config: Any) -> None:
-    """A few digits of a config may ask for more layers than memory holds; every layer has a tensor in the files."""
-    limit = max(_FEW_LAYERS, sum(map(_count_tensors, folder.glob("*.safetensors"))))
-    problems = [
-        f"{name} is {value:,}"
-        for name, value in _numbers(config)
-        if value > limit and ("layer" in name or "expert" in name)
-    ]
-    side = max((value for name, value in _numbers(config) if name == "n_ctx"), default=0)
-    if side > _LONGEST:
-        problems.append(f"n_ctx is {side:,}, where {_LONGEST:,} is what fits")
-    if problems:
-        raise FormatError(all_problems(f"{folder}: config.json asks for more than its weights can be:", problems))
-
-
-def _count_tensors(path: Path) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return len(file.keys())
-    except (OSError, SafetensorError):
-        return 0  # whoever reads it says why
-
-
-def _numbers(config: Any) -> Iterator[tuple[str, int]]:
-    """Names and whole numbers of a config, those of its parts too."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _numbers(value)
-        elif isinstance(value, int):
-            yield str(name), value

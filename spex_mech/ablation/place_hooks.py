@@ -1,5 +1,6 @@
 """Edits as plain torch hooks on the modules of a model, in force for the length of a with-block."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,18 +9,21 @@ from torch import Tensor, nn
 
 from spex_mech.ablation.sites import Place
 from spex_mech.ablation.subject import Edit
+from spex_mech.ablation.turns import only_here
 
 
 @contextmanager
-def hooked(edits: list[tuple[Place, Edit]], rows: Callable[[], int]) -> Iterator[None]:
-    """Edits in force inside; `rows` says, while the model runs, how many rows it has."""
+def hooked(
+    edits: list[tuple[Place, Edit]], rows: Callable[[], int], guard: Callable[..., Any] = only_here
+) -> Iterator[None]:
+    """Edits in force inside, in this thread; `rows` says, while the model runs, how many rows it has."""
     handles: list[Any] = []
     try:
         for place, edit in edits:
             if place.at == "input":
-                handles.append(place.module.register_forward_pre_hook(_on_input(edit, rows)))
+                handles.append(place.module.register_forward_pre_hook(guard(_on_input(edit, rows))))
             else:
-                handles.append(place.module.register_forward_hook(_on_output(edit, rows)))
+                handles.append(place.module.register_forward_hook(guard(_on_output(edit, rows))))
         yield
     finally:
         for handle in handles:
@@ -28,16 +32,16 @@ def hooked(edits: list[tuple[Place, Edit]], rows: Callable[[], int]) -> Iterator
 
 @contextmanager
 def in_every_call(first: nn.Module, edits: list[tuple[Place, Edit]]) -> Iterator[None]:
-    """Edits in force inside, for batches of any size; `first` is the first decoder block, which sees how many rows."""
-    rows = 0
+    """Edits in force inside, for batches of any size, whichever thread calls; `first` is the first decoder block, which
+    sees how many rows."""
+    seen = threading.local()
 
     def watch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal rows
-        rows = len(args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor)))
+        seen.rows = len(args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor)))
 
     handle = first.register_forward_pre_hook(watch, with_kwargs=True)
     try:
-        with hooked(edits, lambda: rows):
+        with hooked(edits, lambda: seen.rows, lambda hook: hook):
             yield
     finally:
         handle.remove()

@@ -1,7 +1,7 @@
 """`Replacement`: what an ablated component gives instead. The arithmetic of ablation stands here, once."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spex_mech.ablation.batching import default_rows
+from spex_mech.ablation.batching import default_rows, unless_full
 from spex_mech.ablation.edits import RowEdit, part_edit
 from spex_mech.ablation.recipe import Recipe, compile_recipe
 from spex_mech.ablation.subject import Edit, Prompted, Site, Subject
@@ -189,8 +189,8 @@ def _resolve_per(per: str | None, task: Task, prompts: Prompts) -> str:
 def _means(subject: Subject, prompts: Prompts, sites: tuple[Site, ...], per: str) -> dict[Site, Tensor]:
     sums: dict[Site, Tensor] = {}
     count = 0
-    for rows in _batches(subject, prompts):
-        for site, values in collect(subject, prompts, rows, sites).items():
+    for rows, found in _passes(subject, prompts, sites):
+        for site, values in found.items():
             total = values.double().sum((0,) if per == "position" else (0, 1))
             sums[site] = sums.get(site, torch.zeros_like(total)) + total
         count += len(rows) * (1 if per == "position" else int(prompts.lengths[rows[0]]))
@@ -209,8 +209,8 @@ def _resample(
         )
     longest = int(task.prompts.lengths.max())
     store = {s: torch.zeros(len(prompts), longest, s.parts * s.width, device=subject.device) for s in sites}
-    for rows in _batches(subject, prompts):
-        for site, values in collect(subject, prompts, rows, sites).items():
+    for rows, found in _passes(subject, prompts, sites):
+        for site, values in found.items():
             store[site][rows.to(subject.device), : values.shape[1]] = values.float()
     references = {site: values[partners.to(subject.device)] for site, values in store.items()}
     source = {"over": "corrupt" if task.corrupt else "prompts", "seed": seed}
@@ -249,6 +249,19 @@ def collect(subject: Subject, prompts: Prompts, rows: Tensor, sites: tuple[Site,
     return seen
 
 
-def _batches(subject: Subject, prompts: Prompts) -> list[Tensor]:
+def _passes(
+    subject: Subject, prompts: Prompts, sites: tuple[Site, ...]
+) -> Iterator[tuple[Int[Tensor, " row"], dict[Site, Tensor]]]:
+    """What each site gives on all prompts, some of one length at a time; as many as fit into memory.
+
+    Raises `ResponseError` where a single prompt does not fit.
+    """
     groups = prompts.by_length().items()
-    return [part for length, rows in groups for part in rows.split(min(REFERENCE_ROWS, default_rows(subject, length)))]
+    left = [part for length, rows in groups for part in rows.split(min(REFERENCE_ROWS, default_rows(subject, length)))]
+    while left:
+        rows = left.pop(0)
+        found = unless_full(lambda rows=rows: collect(subject, prompts, rows, sites), len(rows))
+        if found is None:
+            left[:0] = rows.chunk(2)
+        else:
+            yield rows, found

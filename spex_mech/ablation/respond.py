@@ -125,10 +125,13 @@ class Engine:
         device, task = self.subject.device, self.task
         out = torch.empty(len(task), self.subject.shape.d_vocab_out, device=device)
         for length, prompts in task.prompts.by_length().items():
-            for part in prompts.split(default_rows(self.subject, length)):
+
+            def run(start: int, stop: int, prompts: Tensor = prompts, length: int = length) -> Tensor:
+                part = prompts[start:stop]
                 tokens = task.prompts.tokens[part, :length].to(device)
-                logits = self.subject.forward(tokens, {}, task.positions[part]).float()
-                out[part.to(device)] = logits.log_softmax(1).clone()
+                return self.subject.forward(tokens, {}, task.positions[part]).float().log_softmax(1).clone()
+
+            out[prompts.to(device)] = in_halves(run, len(prompts), default_rows(self.subject, length))
         return out
 
     @cached_property

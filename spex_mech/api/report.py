@@ -9,6 +9,7 @@ from spex_mech.api.audit import AUDIT
 from spex_mech.auditing.run_audit import Audit, load_audit
 from spex_mech.circuit.graph import Circuit
 from spex_mech.errors import SpexMechError
+from spex_mech.files.plain_files import is_plain
 from spex_mech.files.text import number, percent
 from spex_mech.show.dossier import Dossier, Fact, PromptText
 from spex_mech.show.exhibits import checks_of, points_of, sheets_of, sizes_of
@@ -24,7 +25,13 @@ REPORT = "report.html"
 _LISTED = 12  # components that are named
 
 
-def report(run: Discovery | str | Path, audit: Audit | None = None, *, task: Task | None = None) -> Page:
+def report(
+    run: Discovery | str | Path,
+    audit: Audit | None = None,
+    *,
+    task: Task | None = None,
+    prompts: str | Path | None = None,
+) -> Page:
     """One self-contained HTML page: what was asked, the answer, the circuit, the evidence, and what it does not show.
 
     It loads nothing and lets no text in it run. ``.save("report.html")`` writes it; in a notebook it shows itself.
@@ -33,6 +40,8 @@ def report(run: Discovery | str | Path, audit: Audit | None = None, *, task: Tas
         run: a run, or its folder; a folder also gives its ``audit.json``, prompts and title, where they are there.
         audit: of this run; figures that only an audit has are left out without one.
         task: shows the prompts of a run that was made from Python.
+        prompts: a jsonl file whose first prompts are shown, where the folder does not hold them. No file outside of the
+            folder is read but this one and cards of the gallery.
 
     Raises:
         FormatError: a folder that is no finished run, or files in it that are damaged.
@@ -40,19 +49,19 @@ def report(run: Discovery | str | Path, audit: Audit | None = None, *, task: Tas
     """
     folder = None if isinstance(run, Discovery) else Path(run)
     found = run if isinstance(run, Discovery) else load_run(run)
-    if audit is None and folder is not None and (folder / AUDIT).is_file():
+    if audit is None and folder is not None and is_plain(folder / AUDIT):
         audit = load_audit(folder / AUDIT)
     if audit is not None and audit.components != found.components.names:
         raise SpexMechError(
             f"the audit is of {len(audit.components):,} components, the run of {len(found.components):,}, and they are "
             "not the same ones. Give the audit of this run: sm.audit(found, subject, task)."
         )
-    return render(dossier_of(found, audit, origin_of(found, folder, task)))
+    return render(dossier_of(found, audit, origin_of(found, folder, task, prompts)))
 
 
-def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
+def write_report(folder: str | Path, out: str | Path | None = None, prompts: str | Path | None = None) -> Path:
     """The report of a run folder as a file, by default ``report.html`` in it; returns its path."""
-    return report(folder).save(Path(folder) / REPORT if out is None else out)
+    return report(folder, prompts=prompts).save(Path(folder) / REPORT if out is None else out)
 
 
 def dossier_of(found: Discovery, audit: Audit | None, origin: Origin) -> Dossier:

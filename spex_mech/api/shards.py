@@ -14,6 +14,7 @@ from typing import Any
 from spex_mech.components import ComponentSet
 from spex_mech.errors import DesignError, FormatError, ResponseError, SpexMechError, all_problems
 from spex_mech.files.locks import hold
+from spex_mech.files.plain_files import is_plain, refuse_links
 from spex_mech.files.records import differences
 from spex_mech.lenses.model_parts import ModelParts
 from spex_mech.measuring.ask import AUTO, Ask, KeepProb
@@ -138,7 +139,9 @@ def merge_shards(folders: Sequence[str | Path], out: str | Path) -> Responses:
     """
     target_folder = Path(out).resolve()
     sources = list(dict.fromkeys(path.resolve() for path in shard_folders(map(Path, folders))))
-    empty = [str(path) for path in sources if not (path / JOURNAL).is_file()]
+    for path in sources:
+        refuse_links(path)
+    empty = [str(path) for path in sources if not is_plain(path / JOURNAL)]
     if empty or not sources:
         raise FormatError(
             all_problems(f"there is no {JOURNAL} of a measured share in:", empty or ["(no folder given)"])
@@ -152,9 +155,15 @@ def merge_shards(folders: Sequence[str | Path], out: str | Path) -> Responses:
 
 
 def shard_folders(folders: Iterable[Path]) -> Iterator[Path]:
-    """The folders that hold a journal: those given, or what lies in one that holds none itself."""
+    """The folders that hold a journal: those given, or what lies in one that holds none itself.
+
+    Raises `FormatError` for what lies in one and is a link: it may lead anywhere.
+    """
     for folder in folders:
         inside = [] if (folder / JOURNAL).exists() else sorted(path.parent for path in folder.glob(f"*/{JOURNAL}"))
+        links = [path.name for path in inside if path.is_symlink()]
+        if links:
+            raise FormatError(f"{folder} holds links ({', '.join(links[:8])}); name the folders they lead to instead.")
         yield from inside or [folder]
 
 

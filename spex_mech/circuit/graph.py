@@ -11,7 +11,7 @@ from spex_mech.circuit.codec import CIRCUIT_SCHEMA, circuit_json
 from spex_mech.circuit.drawing import notebook_html
 from spex_mech.circuit.nodes import Interaction, Node
 from spex_mech.components import ComponentSet
-from spex_mech.errors import SpexMechError, all_problems
+from spex_mech.errors import SpexMechError, all_problems, printable
 from spex_mech.files.json import is_number, write_whole
 from spex_mech.files.schema import read_as
 from spex_mech.files.text import escaped
@@ -142,7 +142,7 @@ class Circuit:
         return (
             f"Circuit of {len(self.nodes):,} of {len(self.components):,} components: "
             f"{len(self.interactions) - joint:,} main effects, {joint:,} joint ones up to order {self.max_order}, "
-            f"in {self.unit}" + ("" if r2 is None else f"; held-out R² {r2:.3f}")
+            f"in {printable(self.unit)}" + ("" if r2 is None else f"; held-out R² {r2:.3f}")
         )
 
     __repr__ = __str__

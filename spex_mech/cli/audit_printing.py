@@ -25,7 +25,7 @@ def print_trial(result: Audit | CircuitAudit, where: Path, console: Console) -> 
 
 def print_audit(result: Audit, out: Path, console: Console) -> None:
     """What fresh masks said of a run: the circuit, how it ranks, what was confirmed, and what was left out."""
-    circuit, fresh, unit = result.circuit, result.fresh, result.unit
+    circuit, fresh, unit = result.circuit, result.fresh, escape(result.unit)
     r2 = "" if fresh.r2 is None else f"R² [bold]{fresh.r2:.3f}[/] on {fresh.masks:,} masks drawn anew. "
     write = like([result.intact, result.empty])
     console.print(
@@ -65,7 +65,7 @@ def print_circuit_audit(result: CircuitAudit, console: Console) -> None:
     if result.value is not None and result.without is not None:
         write = like([result.intact, result.empty])
         console.print(
-            f"With only the circuit kept the metric is {write(result.value)} {result.unit}, without it "
+            f"With only the circuit kept the metric is {write(result.value)} {escape(result.unit)}, without it "
             f"{write(result.without)}; intact {write(result.intact)}, nothing kept {write(result.empty)}."
         )
     if result.sizes:
@@ -108,7 +108,7 @@ def _replacement_table(result: Audit) -> Table:
     for row in result.replacements:
         agreements = (row.r2, row.nodes, row.interactions, row.signs)
         figures = ("" if value is None else f"{value:.2f}" for value in agreements)
-        table.add_row(row.kind, write(row.effect), *figures)
+        table.add_row(escape(row.kind), write(row.effect), *figures)
     table.caption = "rank correlations of node strengths and interactions; signs of the ten strongest"
     return table
 
@@ -128,7 +128,7 @@ def _about_contexts(result: Audit) -> list[str]:
 
 def _about_stability(result: Audit) -> list[str]:
     return [
-        f"Found again on random halves of the {row.over}: nodes {_share(row.nodes)} "
+        f"Found again on random halves of the {escape(row.over)}: nodes {_share(row.nodes)} "
         f"({'[green]stable[/]' if row.stable else '[yellow]unstable[/]'}, the bar is {row.bar:g}), "
         f"interactions {_share(row.interactions)} (Jaccard, {row.resamples} resamples)."
         for row in result.stability
@@ -140,7 +140,7 @@ def _share(value: float | None) -> str:
 
 
 def _confirmation_table(result: Audit) -> Table:
-    title = f"{len(result.confirmed)} of {len(result.interactions)} interactions confirmed ({result.unit})"
+    title = f"{len(result.confirmed)} of {len(result.interactions)} interactions confirmed ({escape(result.unit)})"
     table = Table(title=title, title_justify="left")
     for name in ("components", "claimed", "measured", "q"):
         table.add_column(name, justify="left" if name == "components" else "right", overflow="fold")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spex_mech.cli import options as o
+from spex_mech.cli.terminal import Terminal
 from spex_mech.errors import SpexMechError
 
 BENCHES = {  # → its file in spex_mech/bench
@@ -83,7 +84,6 @@ def _numbers_of_masks(text: str | None) -> tuple[int, ...]:
 
 def print_bench(result: Mapping[str, Any], path: Path | None) -> None:
     """The summary of a bench; all rows go to a file, where one is named, before anything is shown."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -102,7 +102,7 @@ def print_bench(result: Mapping[str, Any], path: Path | None) -> None:
     table.add_column("value", justify="right")
     for name, value in result["summary"].items():
         table.add_row(name, figure(value))
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(table)
     if path is not None:
         console.print(f"every cell: {escape(str(path))}")

@@ -181,4 +181,4 @@ def answer_json(found: Discovery, out: Path) -> str:
 
 def as_json(value: Any) -> str:
     """Plain JSON; what JSON has no word for becomes text, and numbers that are none become null."""
-    return json_text(plain(value)).rstrip()
+    return json_text(plain(value)).rstrip().replace("\x7f", "\\u007f")  # the one control that JSON in ASCII leaves

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from spex_mech.cli import options as o
-from spex_mech.cli.terminal import terminal
+from spex_mech.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from spex_mech.circuit.graph import Circuit
@@ -16,7 +18,7 @@ def export(
 ) -> None:
     """Write a circuit for other tools; says what the format loses."""
     note = convert(circuit, out, to, model, device)
-    terminal().print(f"wrote {out}. {note}", highlight=False, soft_wrap=True)
+    Terminal().print(f"wrote {escape(str(out))}. {escape(note)}", soft_wrap=True)
 
 
 def convert(path: str | Path, out: str | Path, to: str, model: str | None = None, device: str | None = None) -> str:

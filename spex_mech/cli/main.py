@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
 from spex_mech import __version__
 from spex_mech.cli import options as o
 from spex_mech.cli.bench_command import bench
 from spex_mech.cli.export_command import export
-from spex_mech.cli.terminal import cautions_shown, escaped_markup, terminal
+from spex_mech.cli.terminal import Terminal, cautions_shown
 from spex_mech.errors import SpexMechError
 
 app = typer.Typer(
@@ -31,11 +31,11 @@ def main() -> None:
         with cautions_shown():
             app(args=o.fill_in(sys.argv[1:]))
     except SpexMechError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escaped_markup(str(error))}", highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == o.STOPPED:  # by Ctrl-C, of which typer says nothing
-            Console(stderr=True).print("stopped; the same command goes on from what its run folder holds.")
+            Terminal(stderr=True).print("stopped; the same command goes on from what its run folder holds.")
         raise
 
 
@@ -52,7 +52,7 @@ def demo(
     if not quiet and not as_json:
         from spex_mech.cli.printing import print_truth
 
-        print_truth(found, "induction-2l", terminal())
+        print_truth(found, "induction-2l", Terminal())
 
 
 @app.command(epilog=o.TEACH_DISCOVER)
@@ -119,7 +119,7 @@ def plan(
     if as_json:
         _echo(asdict(told))
     else:
-        print_plan(told, terminal())
+        print_plan(told, Terminal())
 
 
 @app.command(epilog=o.TEACH_RESPOND)
@@ -156,7 +156,9 @@ def respond(
         _echo(told)
     elif not quiet:
         known = f", {told['resumed_masks']:,} of them before" if told["resumed_masks"] else ""
-        terminal().print(f"shard {told['shard']}: {told['masks']:,} masks measured{known}; in {out}", soft_wrap=True)
+        Terminal().print(
+            f"shard {told['shard']}: {told['masks']:,} masks measured{known}; in {escape(str(out))}", soft_wrap=True
+        )
 
 
 @app.command(epilog=o.TEACH_RESPOND)
@@ -173,7 +175,9 @@ def merge(
     if as_json:
         _echo(told)
     elif not quiet:
-        terminal().print(f"{told['masks']:,} masks × {told['prompts']:,} prompts; in {out}", soft_wrap=True)
+        Terminal().print(
+            f"{told['masks']:,} masks × {told['prompts']:,} prompts; in {escape(str(out))}", soft_wrap=True
+        )
 
 
 @app.command(epilog=o.TEACH_DECODE)
@@ -227,7 +231,7 @@ def audit(
     if as_json:
         _echo(asdict(told))
     elif not quiet:
-        print_trial(told, run, terminal())
+        print_trial(told, run, Terminal())
 
 
 @app.command()
@@ -236,11 +240,12 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write; default: report.html in the folder.")
     ] = None,
+    prompts: o.ShownPrompts = None,
 ) -> None:
     """Write a run as one self-contained HTML page, for a person who did not run it."""
     from spex_mech.api.report import write_report
 
-    terminal().print(f"wrote {write_report(run, out)}", highlight=False, soft_wrap=True)
+    Terminal().print(f"wrote {escape(str(write_report(run, out, prompts)))}", soft_wrap=True)
 
 
 app.command(epilog=o.TEACH_EXPORT)(export)
@@ -260,7 +265,7 @@ def doctor(
 
     found = describe_environment()
     if not as_json:
-        print_environment(terminal())
+        print_environment(Terminal())
     if model is not None:
         from spex_mech.cli.printing import describe_subject, print_subject
         from spex_mech.gallery.studies import open_subject
@@ -268,7 +273,7 @@ def doctor(
         subject = open_subject(model, device=device)
         found["model"] = describe_subject(subject)
         if not as_json:
-            print_subject(subject, terminal())
+            print_subject(subject, Terminal())
     if as_json:
         _echo(found)
     if found["problems"]:
@@ -289,7 +294,7 @@ def _discover(what: str, out: Path, *, quiet: bool, as_json: bool, **asked: Any)
     from spex_mech.cli.printing import print_question
 
     def show(study: Any, cost: Any) -> None:
-        print_question(study, cost, out, terminal())
+        print_question(study, cost, out, Terminal())
 
     found = run_discover(what, out, show=None if quiet or as_json else show, **asked)
     _tell(found, out, quiet, as_json)
@@ -305,7 +310,7 @@ def _tell(found: Any, out: Path, quiet: bool, as_json: bool) -> None:
     elif not quiet:
         from spex_mech.cli.printing import print_discovery
 
-        print_discovery(found, out, terminal())
+        print_discovery(found, out, Terminal())
 
 
 def _echo(value: Any) -> None:

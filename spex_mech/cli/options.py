@@ -193,6 +193,7 @@ AuditSize = Annotated[
 ]
 KnownOption = Annotated[str | None, typer.Option(help="A known circuit, names with commas; default: the card's.")]
 OtherModel = Annotated[str | None, typer.Option("--model", help="Card or model, where the run does not say.")]
+ShownPrompts = Annotated[Path | None, typer.Option("--prompts", help="Prompts (jsonl) to show the first of.")]
 OtherPromptsOption = Annotated[Path | None, typer.Option("--prompts", help="Prompts (jsonl), with --model.")]
 
 TEACH_APP = "Begin with [bold]spex-mech demo[/], then [bold]spex-mech discover --help[/]."

@@ -106,7 +106,7 @@ def _about_unsure(unsure: int, shown: int) -> str:
 
 
 def _interaction_table(frame: pd.DataFrame, unit: str) -> Table:
-    table = Table(title=f"Strongest of {len(frame):,} interactions ({unit})", title_justify="left")
+    table = Table(title=f"Strongest of {len(frame):,} interactions ({escape(unit)})", title_justify="left")
     for name, justify in (
         ("components", "left"),
         ("coefficient", "right"),
@@ -139,7 +139,7 @@ def _verdict(found: Discovery) -> str:
     error = found.decoded.stats.get("heldout_r2_stderr")
     sure = f" ± {error:.3f}" if error else ""
     colour = "green" if r2 >= 0.9 else "yellow"
-    left = f" ({found.decoded.stats['left']})" if "left" in found.decoded.stats else ""
+    left = f" ({escape(str(found.decoded.stats['left']))})" if "left" in found.decoded.stats else ""
     advice = "" if r2 >= 0.9 else f" {outcome.meaning.capitalize()}{left}; {outcome.remedy}."
     told = f"Held-out R² [bold {colour}]{r2:.3f}[/]{sure} on {found.masks_judged:,} masks, by fits without them."
     return f"{told}{advice} ({timing})"
@@ -150,8 +150,8 @@ def _about_link(found: Discovery) -> str:
     without = found.decoded.stats["link"]["heldout_r2_without"]
     compared = "" if without is None else f" Without it the held-out R² is {without:.3f}."
     return (
-        f"The metric saturates: between the polynomial and it lies a link, [bold]{found.link.describe()}[/], and the "
-        f"interactions above are those before it.{compared} The metric's own: interactions_raw.csv."
+        f"The metric saturates: between the polynomial and it lies a link, [bold]{escape(found.link.describe())}[/], "
+        f"and the interactions above are those before it.{compared} The metric's own: interactions_raw.csv."
     )
 
 
@@ -159,7 +159,7 @@ def _certainty(found: Discovery) -> str:
     """What errors and q-values rest on, and how far halves of the masks agree; empty where the run does not say."""
     record = found.record.get("certainty") or {}
     inference, again = record.get("inference"), record.get("stability")
-    text = f"Errors and q: {inference['method']}" if inference else ""
+    text = f"Errors and q: {escape(str(inference['method']))}" if inference else ""
     text += f" ({inference['masks']:,} masks)." if inference and "masks" in inference else "." if inference else ""
     if again and again["jaccard"] is not None:
         text += f" Halves of the masks agree on sets to {again['jaccard']:.2f}, on components to "
@@ -180,7 +180,8 @@ def _print_strongest(frame: pd.DataFrame, unit: str, console: Console) -> None:
     for row in joint.to_dict("records"):
         console.print(
             f"Strongest joint effect: [bold]{escape(' × '.join(row['components']))}[/], "
-            f"{like([row['coefficient']])(row['coefficient'])} {unit} ({row['kind']}: {_MEANINGS[row['kind']]})."
+            f"{like([row['coefficient']])(row['coefficient'])} {escape(unit)} "
+            f"({row['kind']}: {_MEANINGS[row['kind']]})."
         )
 
 
@@ -195,7 +196,7 @@ def print_truth(found: Discovery, card: str, console: Console) -> None:
     gaps = [abs(value - (truth.get(s) or 0.0)) for s, value in found.spectrum.terms() if s]
     console.print(
         f"Against all {1 << found.spectrum.n:,} masks (measured once, shipped with the card): "
-        f"largest gap {max(gaps, default=0):.3f} {found.responses.unit} over {len(gaps)} coefficients."
+        f"largest gap {max(gaps, default=0):.3f} {escape(found.responses.unit)} over {len(gaps)} coefficients."
     )
 
 

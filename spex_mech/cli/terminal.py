@@ -1,4 +1,4 @@
-"""The terminal itself: where lines go, text that is no markup, and the package's warnings as lines."""
+"""`Terminal`: where every command prints. Whatever it is given, no text in it acts on the terminal."""
 
 import warnings
 from collections.abc import Iterator
@@ -6,8 +6,21 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
 
-from spex_mech.errors import SpexMechWarning
+from spex_mech.errors import SpexMechWarning, printable
+
+
+class Terminal(Console):
+    """rich's console, all of whose text passes `printable`: titles, tables, messages, with their markup or without."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, emoji=False)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """See rich: every plain string that is printed comes through here, the cells of tables too."""
+        return super().render_str(printable(text), **how)
 
 
 @contextmanager
@@ -20,20 +33,8 @@ def cautions_shown() -> Iterator[None]:
         def show(message: Any, category: type[Warning], *where: Any) -> None:
             if not issubclass(category, SpexMechWarning):
                 return usual(message, category, *where)
-            Console(stderr=True).print(
-                f"[yellow]caution:[/] {escaped_markup(str(message))}", highlight=False, soft_wrap=True
-            )
+            Terminal(stderr=True).print(f"[yellow]caution:[/] {escape(str(message))}", soft_wrap=True)
             return None
 
         warnings.showwarning = show  # type: ignore[assignment]
         yield
-
-
-def terminal() -> Console:
-    return Console(highlight=False)
-
-
-def escaped_markup(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

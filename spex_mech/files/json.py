@@ -4,12 +4,12 @@ import json
 import math
 import os
 import re
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from spex_mech.errors import FormatError
+from spex_mech.files.plain_files import read_plain, replace_file
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 32
@@ -22,17 +22,10 @@ def write_whole(path: str | Path, text: str) -> Path:
     Raises `FormatError` where the folder does not exist or cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        with open(partial, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        replace_file(path, text.encode())
     except OSError as error:
         raise FormatError(f"{path} cannot be written: {error}. Choose a file in a folder that exists.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -51,7 +44,7 @@ def is_path(text: str) -> bool:
         parts = [os.fsencode(part) for part in text.replace("\\", "/").split("/")]
     except UnicodeEncodeError:
         return False
-    return "\0" not in text and all(len(part) < 256 for part in parts) and sum(map(len, parts)) < 2048
+    return "\0" not in text and all(len(part) < 256 for part in parts) and sum(map(len, parts)) + len(parts) < 2048
 
 
 def read_json(path: str | Path, schema: str) -> dict[str, Any]:
@@ -130,8 +123,7 @@ def walk(value: Any, name: str = "") -> Iterator[tuple[int, str, Any]]:
 
 def _parse(path: str | Path, nan_is_null: bool = False, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            raw = file.read(max_bytes + 1)
+        raw = read_plain(path, max_bytes)
         if len(raw) > max_bytes:
             raise FormatError(f"{path} is larger than {max_bytes >> 20} MiB, which no file of its kind is.")
         if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_VALUES:

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from spex_mech.errors import ResponseError
+from spex_mech.files.plain_files import refuse_links, remove_left_over
 
 LOCK = "run.lock"
 
@@ -19,21 +19,20 @@ LOCK = "run.lock"
 def hold(folder: str | Path | None) -> Iterator[None]:
     """Hold a run folder, made where there is none, for the length of a with-block; None holds nothing.
 
-    A file that a killed process left is no obstacle: what counts is the lock on it, which died with the process. A link
-    in its place is never followed.
+    A file that a killed process left is no obstacle: what counts is the lock on it, which died with the process.
 
     Raises:
+        FormatError: links among the files in it, of which none is followed.
         ResponseError: another process holds the folder (it is named), or the folder cannot be written.
     """
     if folder is None:
         yield
         return
+    refuse_links(folder)
     path = Path(folder) / LOCK
     lock = FileLock(path, timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not _is_ours(path):
-            raise OSError(f"{LOCK} in it is a link, or no plain file; remove it")
         lock.acquire()
     except Timeout as error:
         raise ResponseError(
@@ -44,20 +43,12 @@ def hold(folder: str | Path | None) -> Iterator[None]:
         raise ResponseError(f"{folder} cannot be a run folder: {error}. Make room or choose another.") from error
     try:
         _sign(path)
+        remove_left_over(folder)
         yield
     finally:
         if sys.platform != "win32":  # there an open file cannot be removed
             path.unlink(missing_ok=True)  # before the lock goes, so that nobody's file is removed but our own
         lock.release()
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether nothing, or a plain file that has no other name, is at the place of the lock."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return True
-    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
 
 def _sign(path: Path) -> None:

@@ -4,6 +4,7 @@ Graph formats get the bipartite graph: one vertex a component, one an interactio
 membership. Nothing about an interaction is lost that way, whatever its order.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,18 +74,23 @@ def read_circuit(path: str | Path) -> Circuit:
     )
 
 
+def _well_formed(xml: str) -> str:
+    """XML without the characters that it has no place for, not even as references; a role may hold them."""
+    return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", xml)
+
+
 def to_graphml(circuit: Circuit) -> str:
     """GraphML of the bipartite graph, for Gephi, Cytoscape and yEd."""
     import networkx as nx
 
-    return "\n".join(nx.generate_graphml(to_networkx(circuit))) + "\n"
+    return _well_formed("\n".join(nx.generate_graphml(to_networkx(circuit)))) + "\n"
 
 
 def to_gexf(circuit: Circuit) -> str:
     """GEXF 1.2 of the bipartite graph, for Gephi."""
     import networkx as nx
 
-    return "\n".join(nx.generate_gexf(to_networkx(circuit))) + "\n"
+    return _well_formed("\n".join(nx.generate_gexf(to_networkx(circuit)))) + "\n"
 
 
 def to_dot(circuit: Circuit) -> str:

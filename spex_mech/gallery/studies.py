@@ -3,7 +3,8 @@
 A run folder made from the command line says in ``study.json`` what it was opened from, so that it can be audited.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from spex_mech.ablation.binding import bind
 from spex_mech.ablation.load import load_model
 from spex_mech.ablation.subject import Subject
 from spex_mech.components import ComponentSet, select
-from spex_mech.errors import FormatError, ModelError
+from spex_mech.errors import FormatError, ModelError, printable
 from spex_mech.files.json import is_path, json_text, write_whole
 from spex_mech.files.schema import read_as
 from spex_mech.gallery import Card, cards, open_card
 from spex_mech.names import HEADS, HEADS_AND_MLPS
+from spex_mech.tasks.prompts_file import prompt_lines
 from spex_mech.tasks.task import Task
 from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoding import Samples
@@ -49,18 +51,28 @@ class Study:
         """The title, then model, components and task, a line each."""
         task = str(self.task).partition("\n")[0]
         instead = f"{len(self.components):,} components, replaced by their {self.replacement} when ablated"
-        return "\n".join([self.title, *(f"  {line}" for line in (self.subject.shape.describe(), instead, task))])
+        told = "\n".join([self.title, *(f"  {line}" for line in (self.subject.shape.describe(), instead, task))])
+        return printable(told)
 
     __repr__ = __str__
 
 
 @dataclass(frozen=True)
 class StudySource:
-    """What a study was opened from: a card or model, and files that took the place of its own."""
+    """What a study was opened from: a card or model, and files that took the place of its own.
+
+    What a report tells of it is written down beside, so that a report reads no file outside the run folder: title,
+    summary, roles and where they are from, and the first prompts.
+    """
 
     what: str
     prompts: str | None = None
     model: str | None = None
+    title: str | None = None
+    summary: str = ""
+    citation: str = ""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(is_path(text) for text in (self.what, self.prompts, self.model) if text is not None):
@@ -101,14 +113,27 @@ def open_study(
 def save_source(
     folder: str | Path, what: str | Path, prompts: str | Path | None = None, model: str | Path | None = None
 ) -> Path:
-    """Write down in a run folder what its study was opened from: a card or model, prompts, another model."""
+    """Write down in a run folder what its study was opened from: a card or model, prompts, another model; and what a
+    report tells of it, as whoever calls this has named it."""
     known = str(what) in cards() or not Path(what).exists()  # a name of the gallery, or a hub id
     source = str(what) if known else str(Path(what).resolve())
     rows = None if prompts is None else str(Path(prompts).resolve())
-    record = {"schema": STUDY_SCHEMA, "what": source, "prompts": rows}
+    record = {"schema": STUDY_SCHEMA, "what": source, "prompts": rows, **_told(what, prompts)}
     if model is not None:
         record["model"] = str(Path(model).resolve()) if Path(model).exists() else str(model)
     return write_whole(Path(folder) / STUDY, json_text(record))
+
+
+def _told(what: str | Path, prompts: str | Path | None) -> dict[str, Any]:
+    """What a report may say of a study; of a card of the gallery, which is always at hand, the prompts alone."""
+    card = open_card(what) if _is_card(what) else None
+    file = prompts if prompts is not None else None if card is None else card.folder / "prompts.jsonl"
+    told: dict[str, Any] = {"examples": list(prompt_lines(file))}
+    if card is not None and str(what) not in cards():
+        published = card.published
+        told |= {"title": card.title, "summary": card.summary}
+        told |= {"citation": published.citation, "roles": dict(published.nodes)}
+    return told
 
 
 def reopen(folder: str | Path, *, device: str | None = None) -> Study:

@@ -8,8 +8,10 @@ process ends, however it ends. When all is measured the file stays: it is the se
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from spex_mech.errors import FormatError, ResponseError, warn_user
+from spex_mech.errors import FormatError, ResponseError, SpexMechError, warn_user
+from spex_mech.files.plain_files import refuse_links
 from spex_mech.files.records import plain, refuse_other
 
 JOURNAL = "journal.sqlite"
@@ -26,6 +29,10 @@ JOURNAL_SCHEMA = (
     "spex_mech.journal/2"  # in it, NaN stands where a mask has occurred before; version 1 had the values there too
 )
 _READ = ("spex_mech.journal/1", JOURNAL_SCHEMA)
+_PATIENCE = 8.0  # seconds for a query, and more for a large file; a hostile one would never end
+_DISK = 100e6  # bytes a second, slowly
+_STEPS = 10_000  # of SQLite's machine between two looks at the clock
+_MOST_DECISIONS = 64
 _DAMAGE = (sqlite3.Error, ValueError)  # ValueError: text that is no UTF-8, numbers that are none
 _COLUMNS = "first, prompts, keep, numbers, sha256"
 _TABLES = """
@@ -35,6 +42,24 @@ CREATE TABLE IF NOT EXISTS chunks (
     keep BLOB NOT NULL, numbers BLOB NOT NULL, sha256 TEXT NOT NULL
 );
 """
+
+
+class _Bounded(sqlite3.Connection):
+    """A connection on a file nobody has checked: every query ends in time, and the schema cannot call functions."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        super().__init__(path, **options)
+        size = path.stat().st_size if path.exists() else 0
+        self._patience, self._end = _PATIENCE + size / _DISK, 0.0
+        self.set_progress_handler(lambda: time.monotonic() > self._end, _STEPS)
+        for limit in (sqlite3.SQLITE_LIMIT_ATTACHED, sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH):
+            self.setlimit(limit, 0)
+        self.execute("PRAGMA trusted_schema = OFF")
+        self.execute("PRAGMA cell_size_check = ON")
+
+    def execute(self, *query: Any) -> sqlite3.Cursor:
+        self._end = time.monotonic() + self._patience
+        return super().execute(*query)
 
 
 class Journal:
@@ -136,6 +161,7 @@ def open_journal(folder: Path, record: Mapping[str, Any]) -> Iterator[Journal]:
             cannot be written.
     """
     path, record = folder / JOURNAL, plain(record)
+    refuse_links(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -161,6 +187,7 @@ def reopen_journal(folder: Path) -> Iterator[tuple[Journal, dict[str, Any]]]:
         ResponseError: another process holds it.
     """
     path = folder / JOURNAL
+    refuse_links(folder)
     if not path.is_file():
         raise FormatError(f"{folder} holds no {JOURNAL}; nothing was measured into it.")
     connection, there = _connect(path)
@@ -178,17 +205,54 @@ def _connect(path: Path) -> tuple[sqlite3.Connection, Mapping[str, Any] | None]:
     while True:
         connection = None
         try:
-            connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+            connection = sqlite3.connect(path, timeout=0, isolation_level=None, factory=_Bounded)
+            _refuse_foreign(connection, path)
             _hold(connection)
             there = _whose(connection, path)
             if aside is not None:
                 _salvage(aside, connection)
             return connection, there
+        except SpexMechError:  # which is a ValueError, but no damage
+            if connection is not None:
+                connection.close()
+            raise
         except _DAMAGE as error:
             if connection is not None:
                 connection.close()
             _refuse_unless_damaged(error, path, again=aside is not None)
             aside = _put_aside(path, error)
+
+
+def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
+    """Whether a file's tables are a journal's and no more, before any of them is asked anything.
+
+    Views, triggers and generated columns are programs, and the tables of others are not ours to write into. Raises
+    `ResponseError` for such, `ValueError` where the tables are only damaged.
+    """
+    ours, there = _schema(), _schema_of(connection)
+    if not there or there == ours:
+        return
+    kinds = {kind for kind, *_ in there}
+    if not kinds <= {"table", "index"} or there > ours or not {name for _, name, *_ in there} & {"about", "chunks"}:
+        more = ", ".join(f"{kind} {str(name)[:40]!r}" for kind, name, *_ in sorted(there - ours, key=str)[:5])
+        raise ResponseError(
+            f"{path} is a database, but no journal of a run: it has {more}. A journal has two tables and nothing that "
+            "acts. Remove it, or choose another folder."
+        )
+    raise ValueError("its tables are not those of a journal")
+
+
+def _schema_of(connection: sqlite3.Connection) -> set[tuple[str, str, str, str]]:
+    rows = connection.execute("SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_master LIMIT 100")
+    return {(str(kind), str(name), str(of), " ".join(str(sql).split())) for kind, name, of, sql in rows}
+
+
+@cache
+def _schema() -> set[tuple[str, str, str, str]]:
+    """What SQLite says of a journal's tables."""
+    with closing(sqlite3.connect(":memory:")) as made:
+        made.executescript(_TABLES)
+        return _schema_of(made)
 
 
 def _hold(connection: sqlite3.Connection) -> None:
@@ -207,7 +271,7 @@ def _hold(connection: sqlite3.Connection) -> None:
 
 def _whose(connection: sqlite3.Connection, path: Path) -> Mapping[str, Any] | None:
     """The record of the experiment a journal belongs to, None where it is new; raises `ValueError` on damage."""
-    about = dict(connection.execute("SELECT key, value FROM about").fetchall())
+    about = dict(connection.execute("SELECT key, value FROM about LIMIT ?", (_MOST_DECISIONS,)).fetchall())
     if about.get("schema") not in _READ:
         known = " and ".join(map(repr, _READ))
         raise ResponseError(f"{path} has schema {about.get('schema')!r}; this version reads {known}. Remove it.")
@@ -256,7 +320,9 @@ def _put_aside(path: Path, error: Exception) -> Path:
 
 def _salvage(aside: Path, connection: sqlite3.Connection) -> None:
     """Copy what can be read of a damaged journal, from both ends; checksums tell later what of it is whole."""
-    with suppress(*_DAMAGE), closing(sqlite3.connect(aside)) as old:
+    with suppress(*_DAMAGE), closing(sqlite3.connect(aside, factory=_Bounded)) as old:
+        if _schema_of(old) != _schema():
+            return
         for direction in ("ASC", "DESC"):
             with suppress(*_DAMAGE):
                 for row in old.execute(f"SELECT {_COLUMNS} FROM chunks ORDER BY first {direction}"):

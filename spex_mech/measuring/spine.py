@@ -7,6 +7,7 @@ from functools import partial
 from spex_mech.components import ComponentSet
 from spex_mech.errors import warn_user
 from spex_mech.files.locks import hold
+from spex_mech.files.plain_files import refuse_links
 from spex_mech.measuring.ask import Ask
 from spex_mech.measuring.decode import decode_held, metric_of, refuse_undecodable
 from spex_mech.measuring.lens import Lens
@@ -25,6 +26,8 @@ Focus = Callable[[ComponentSet], Lens]
 
 def run(focus: Focus, components: ComponentSet, ask: Ask) -> Discovery:
     """Answer a question about `components`; in rounds, where it asks for refinement."""
+    if ask.folder is not None:
+        refuse_links(ask.folder)  # the folders of rounds are below it
     if ask.refine:
         return narrow(components, ask, partial(run, focus))
     design = choose_design(components, ask)

@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from spex_mech.errors import printable
 from spex_mech.files.json import write_whole
 from spex_mech.files.text import escaped
 
@@ -40,7 +41,7 @@ class Page:
         return f'<iframe title="{escaped(self.title)}" srcdoc="{html.escape(self.html, quote=True)}" {_FRAME}></iframe>'
 
     def __str__(self) -> str:
-        return f"Page: {self.title} ({len(self.html.encode()) >> 10:,} KiB); .save(path) writes it"
+        return f"Page: {printable(self.title)} ({len(self.html.encode()) >> 10:,} KiB); .save(path) writes it"
 
     __repr__ = __str__
 

@@ -1,24 +1,21 @@
 """Where a run is from: its title, prompts and published roles, as far as its folder says; and what makes it again."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from spex_mech.auditing.run_audit import Audit
 from spex_mech.components import Component, ComponentSet, group
-from spex_mech.errors import SpexMechError
+from spex_mech.errors import warn_user
+from spex_mech.files.plain_files import is_plain
 from spex_mech.gallery import Card, cards, open_card
-from spex_mech.gallery.studies import STUDY, read_source
+from spex_mech.gallery.studies import STUDY, StudySource, read_source
 from spex_mech.store.discovery import Discovery, lens_of
+from spex_mech.tasks.prompts_file import EXAMPLES, prompt_line, prompt_lines
 from spex_mech.tasks.task import Task
 
-EXAMPLES = 5  # prompts that are shown
-_LINE = 1 << 16  # characters of a prompt file's line that are read
-_SHOWN = 400  # characters of a prompt
 _AUDIT_OPTIONS = {"budget": "budget", "seed": "seed", "size": "size"}  # command line → record
 
 
@@ -37,39 +34,44 @@ class Origin:
     folder: str | None = None
 
 
-def origin_of(found: Discovery, folder: Path | None, task: Task | None) -> Origin:
-    """From the run folder's ``study.json`` where there is one, and from a task where one is given.
+def origin_of(found: Discovery, folder: Path | None, task: Task | None, prompts: str | Path | None = None) -> Origin:
+    """From the run folder's ``study.json`` where there is one, from a task or a file of prompts where one is given.
 
-    What a folder names may have moved since: then it is left out.
+    A report is made to be handed on, and a run folder may come from a stranger: of what its ``study.json`` names, only
+    cards of the gallery and what lies in the folder itself are read. What is left out for that is said.
     """
     record = found.record
     plain = f"{record.get('task', {}).get('metric', 'metric')} of {record.get('subject', {}).get('model', 'a model')}"
-    shown = () if task is None else prompts_of(task)
+    shown = prompt_lines(prompts) if task is None else prompts_of(task)
     where = None if folder is None else folder.name
-    if folder is None or not (folder / STUDY).is_file():
+    if folder is None or not is_plain(folder / STUDY):
         return Origin(plain, prompts=shown, folder=where)
     study = read_source(folder / STUDY)
+    card = open_card(study.what) if study.what in cards() else None
     known = Origin(
-        plain, "", shown or prompt_lines(study.prompts), {}, "", study.what, study.prompts, study.model, where
-    )
-    card = _card(study.what)
+        study.title or plain, study.summary, shown or study.examples or _lying_in(folder, study, card), study.roles,
+        study.citation, study.what, study.prompts, study.model, where,
+    )  # fmt: skip
     if card is None:
         return known
-    shown = known.prompts or prompt_lines(str(card.folder / "prompts.jsonl"))
     published = card.published
-    return replace(
-        known, title=card.title, summary=card.summary, prompts=shown, roles=published.nodes, citation=published.citation
-    )
+    return replace(known, title=card.title, summary=card.summary, roles=published.nodes, citation=published.citation)
 
 
-def _card(what: str) -> Card | None:
-    """The card of this name or folder, if it is there and whole."""
-    if what not in cards() and not (Path(what) / "card.toml").is_file():
-        return None
-    try:
-        return open_card(what)
-    except SpexMechError:  # changed since
-        return None
+def _lying_in(folder: Path, study: StudySource, card: Card | None) -> tuple[str, ...]:
+    """The first prompts of a file in the run folder, or of the card; a caution where it lies elsewhere."""
+    if study.prompts is None:
+        return () if card is None else prompt_lines(card.folder / "prompts.jsonl")
+    parts = Path(study.prompts).parts
+    if Path(study.prompts).is_absolute() or ".." in parts or "\\" in study.prompts:
+        warn_user(
+            f"{folder / STUDY} names prompts outside of the run folder ({study.prompts}), which a report does not "
+            "read: the folder may come from a stranger, and the page is made to be handed on. To show them, name the "
+            f"file: spex-mech report {folder} --prompts FILE (in Python: sm.report(run, prompts=FILE))."
+        )
+        return ()
+    steps = [folder.joinpath(*parts[: i + 1]) for i in range(len(parts))]
+    return () if any(step.is_symlink() for step in steps) else prompt_lines(folder / study.prompts)
 
 
 def prompts_of(task: Task) -> tuple[str, ...]:
@@ -78,27 +80,8 @@ def prompts_of(task: Task) -> tuple[str, ...]:
     for i in range(min(EXAMPLES, len(task))):
         wrong = [int(d) for d in task.distractors[i] if d >= 0]
         known = {"tokens": task.prompts.row(i).tolist(), "text": task.texts[i] if task.texts else None}
-        rows.append(_line({**known, "answer": int(task.answers[i]), "distractors": wrong}))
+        rows.append(prompt_line({**known, "answer": int(task.answers[i]), "distractors": wrong}))
     return tuple(rows)
-
-
-def prompt_lines(path: str | None) -> tuple[str, ...]:
-    """The first prompts of a jsonl file, for people; none where the file is not there or cannot be read."""
-    try:
-        with open(path or "", encoding="utf-8") as file:
-            rows = [json.loads(file.readline(_LINE)) for _ in range(EXAMPLES)]
-    except (OSError, ValueError, RecursionError):
-        return ()
-    return tuple(_line(row) for row in rows if isinstance(row, dict))
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    text, tokens, answer, wrong = (row.get(key) for key in ("text", "tokens", "answer", "distractors"))
-    shown = text if isinstance(text, str) else " ".join(map(str, tokens if isinstance(tokens, list) else ()))
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
-    asked = "" if answer is None or answer == -1 else f" → {str(answer)[:_SHOWN]}"
-    others = ", ".join(str(d)[:40] for d in islice(wrong, 8)) if isinstance(wrong, list) else ""
-    return shown + asked + (f" (not {others})" if others else "")
 
 
 def commands_of(found: Discovery, origin: Origin, audit: Audit | None) -> tuple[str, ...]:

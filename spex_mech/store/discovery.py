@@ -20,6 +20,7 @@ from spex_mech.circuit.graph import Circuit, load_circuit
 from spex_mech.components import ComponentSet
 from spex_mech.errors import DecodeError, FormatError
 from spex_mech.files.json import json_text, read_json, sorted_keys, write_whole
+from spex_mech.files.plain_files import is_plain, refuse_links
 from spex_mech.files.records import plain, refuse_other
 from spex_mech.files.schema import checked
 from spex_mech.files.text import escaped
@@ -119,6 +120,7 @@ class Discovery:
         """Write the run folder; every file is written whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder)
         store(self.responses, folder)
         _save_scale(folder, "", self.decoded, self.circuit)
         for name in () if self.raw_circuit else _scale_files(_RAW):
@@ -132,8 +134,9 @@ class Discovery:
 def load_run(folder: str | Path) -> Discovery:
     """The `Discovery` that was saved in a run folder; needs no model. Raises `FormatError` naming what is missing."""
     folder = Path(folder)
+    refuse_links(folder)
     names = ("run.json", RESPONSES, "spectrum.json", "circuit.json")
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not is_plain(folder / name)]
     if missing:
         raise FormatError(f"{folder} is not a finished run folder: {', '.join(missing)} missing. Run discover again.")
     record = read_json(folder / "run.json", RUN_SCHEMA)

@@ -1,7 +1,6 @@
 """`Responses`: what the forward passes cost and gave. Saved before anything is decoded."""
 
 import json
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from spex_mech.components import ComponentSet
-from spex_mech.errors import FormatError, ResponseError, SpexMechError
+from spex_mech.errors import FormatError, ResponseError, SpexMechError, printable
+from spex_mech.files.plain_files import read_plain, replace_file
 
 RESPONSES_SCHEMA = "spex_mech.responses/1"
 MAX_HEADER = 1 << 26  # bytes of metadata; 36,864 names are under one MiB
@@ -65,7 +65,7 @@ class Responses:
         return (
             f"Responses: {masks:,} masks × {prompts:,} prompts of {len(self.components):,} components, "
             f"{float(self.keep.double().mean()):.0%} kept; mean over prompts {float(mean.min()):+.3g} to "
-            f"{float(mean.max()):+.3g} {self.unit}"
+            f"{float(mean.max()):+.3g} {printable(self.unit)}"
         )
 
     __repr__ = __str__
@@ -91,7 +91,12 @@ class Responses:
             "provenance": json.dumps(self.provenance, sort_keys=True, default=str),
         }
         tensors = {"keep": pack_bits(self.keep.cpu()), "values": self.values.cpu().float().contiguous()}
-        write_bytes(Path(path), _in_order(save(tensors, metadata)))
+        try:
+            replace_file(Path(path), _in_order(save(tensors, metadata)))
+        except OSError as error:
+            raise FormatError(
+                f"{path} cannot be written: {error}. Make room or choose another folder, then run again."
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> "Responses":
@@ -150,28 +155,11 @@ def _in_order(data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half; it is on disk when this returns."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise FormatError(
-            f"{path} cannot be written: {error}. Make room or choose another folder, then run again."
-        ) from error
-
-
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with path.open("rb") as file:
-            (header,) = struct.unpack("<Q", file.read(8))
+        (header,) = struct.unpack("<Q", read_plain(path, 7))
         if header > MAX_HEADER:
             raise FormatError(f"{path} claims {header:,} bytes of metadata; it is not a responses file.")
         with safe_open(path, "pt") as file:

@@ -2,14 +2,19 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from spex_mech.errors import TaskError, all_problems
 from spex_mech.files.json import write_whole
+from spex_mech.files.plain_files import read_plain
 from spex_mech.tasks.prompts import Prompts
 
 MAX_PROMPT_LINES = 1_000_000  # lines of a prompt file; beyond that it is not a prompt file
+EXAMPLES = 5  # prompts that are shown
+_LINE = 1 << 16  # bytes of a line that are read for that
+_SHOWN = 400  # characters of a prompt
 _ROW_KEYS = {"tokens", "text", "answer", "also", "distractors", "position", "corrupt"}
 
 
@@ -35,6 +40,27 @@ def read_prompts(path: str | Path, tokenizer: Any = None) -> Prompts:
     rows = [reader.prompt(number, row) for number, row in _parse_rows(Path(path))]
     reader.finish(Path(path).name)
     return Prompts.from_rows(rows)
+
+
+def prompt_lines(path: str | Path | None) -> tuple[str, ...]:
+    """The first prompts of a jsonl file, for people; none where the file is not there or cannot be read."""
+    try:
+        raw = b"" if path is None else read_plain(path, EXAMPLES * _LINE)
+        lines = raw.decode(errors="replace").splitlines()[:EXAMPLES]
+        rows = [json.loads(line[:_LINE]) for line in lines if line.strip()]
+    except (OSError, ValueError, RecursionError):
+        return ()
+    return tuple(prompt_line(row) for row in rows if isinstance(row, dict))
+
+
+def prompt_line(row: Mapping[str, Any]) -> str:
+    """One row for people: what is asked, and what the answer is, cut where it is long."""
+    text, tokens, answer, wrong = (row.get(key) for key in ("text", "tokens", "answer", "distractors"))
+    shown = text if isinstance(text, str) else " ".join(map(str, tokens if isinstance(tokens, list) else ()))
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    asked = "" if answer is None or answer == -1 else f" → {str(answer)[:_SHOWN]}"
+    others = ", ".join(str(d)[:40] for d in islice(wrong, 8)) if isinstance(wrong, list) else ""
+    return shown + asked + (f" (not {others})" if others else "")
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:

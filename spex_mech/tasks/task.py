@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from spex_mech.errors import TaskError, all_problems
+from spex_mech.errors import TaskError, all_problems, printable
 from spex_mech.tasks.prompts import Prompts
 from spex_mech.tasks.prompts_file import read_columns, read_prompts, write_rows
 
@@ -145,13 +145,8 @@ class Task:
         long = f"{lengths[0]} tokens" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]} tokens"
         metric = self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", "metric")
         counted = f"{len(self):,} prompt{'s' * (len(self) != 1)} of {long}, judged by {metric}"
-        return "\n".join(
-            [
-                counted,
-                *(f"  {self._shown(i)}" for i in range(min(3, len(self)))),
-                *(f"  - {note}" for note in self.notes),
-            ]
-        )
+        shown = (f"  {self._shown(i)}" for i in range(min(3, len(self))))
+        return printable("\n".join([counted, *shown, *(f"  - {note}" for note in self.notes)]))
 
     def _shown(self, i: int) -> str:
         """A prompt for people: its text, or the first of its tokens."""

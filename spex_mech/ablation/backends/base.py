@@ -13,6 +13,7 @@ from spex_mech.ablation.leave_out import cut_short
 from spex_mech.ablation.place_hooks import in_every_call
 from spex_mech.ablation.sites import Architecture, possible_shortcuts, reading_weights
 from spex_mech.ablation.subject import Certificate, Edit, Shortcuts, Site
+from spex_mech.ablation.turns import ablated_here, turn
 from spex_mech.ablation.weights import describe_hooks, describe_weights, hash_weights
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
@@ -65,7 +66,8 @@ class ModelSubject(ABC):
     @property
     def provenance(self) -> Mapping[str, Any]:
         """As things are now: weights may have been edited, hooks left, since binding."""
-        return {**self._described, "weights_sha256": hash_weights(self.module), **describe_hooks(self.module)}
+        with turn(self.module):  # hooks of other threads' passes are no hooks of the user
+            return {**self._described, "weights_sha256": hash_weights(self.module), **describe_hooks(self.module)}
 
     def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
         """The weights that read a head or neuron site, as a writable view."""
@@ -94,7 +96,7 @@ class ModelSubject(ABC):
             )
         wanted, which = (None, None) if positions is None else positions.unique(return_inverse=True)
         cuts = cut_short(self._architecture.leave_out, self.shortcuts, edits, positions, growth)
-        with torch.inference_mode():
+        with turn(self.module), torch.inference_mode():
             logits = self._logits(tokens, edits, None if wanted is None else wanted.to(tokens.device), cuts)
             if positions is None or which is None:
                 return logits
@@ -140,5 +142,5 @@ class ModelSubject(ABC):
     def in_force(self, edits: Mapping[Site, Edit]) -> Iterator[Any]:
         """The edits in every forward pass of the model itself, whoever calls it, for the length of a with-block."""
         placed = [(self._places[site], edit) for site, edit in edits.items()]
-        with in_every_call(self._architecture.leave_out.blocks[0], placed):
+        with ablated_here(self.module), in_every_call(self._architecture.leave_out.blocks[0], placed):
             yield self.model

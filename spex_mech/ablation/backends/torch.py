@@ -10,6 +10,7 @@ from spex_mech.ablation.backends.base import ModelSubject
 from spex_mech.ablation.place_hooks import hooked
 from spex_mech.ablation.sites import find_architecture
 from spex_mech.ablation.subject import Edit, Site
+from spex_mech.ablation.turns import only_here
 
 # the same function written as eight passes over memory; torch has it as one
 _SLOW_GELU = ("NewGELUActivation", "FastGELUActivation")
@@ -47,7 +48,7 @@ def _fused(activations: list[nn.Module]) -> Iterator[None]:
     free = [module for module in activations if "forward" not in vars(module)]
     try:
         for module in free:
-            module.forward = _gelu  # an instance attribute hides the class's method
+            module.forward = only_here(_gelu, module.forward)  # an instance attribute hides the class's method
         yield
     finally:
         for module in free:

@@ -16,6 +16,7 @@ from spex_mech.ablation.backends.base import ModelSubject
 from spex_mech.ablation.leave_out import LeaveOut
 from spex_mech.ablation.sites import Architecture, Place, reading_weights
 from spex_mech.ablation.subject import Edit, Shortcuts, Site, SiteKind
+from spex_mech.ablation.turns import ablated_here, only_here
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
 
@@ -70,13 +71,14 @@ class BridgeSubject(ModelSubject):
         wanted: Int[Tensor, " position"] | None,
         cuts: AbstractContextManager[None],
     ) -> Float[Tensor, "row pos vocab"]:
-        with self.in_force(edits), cuts:
+        hooks = [(name, only_here(fn, _as_it_is)) for name, fn in self.fwd_hooks(edits)]
+        with self.model.hooks(fwd_hooks=hooks), cuts:
             return self.model(tokens, **self._options)
 
     @contextmanager
     def in_force(self, edits: Mapping[Site, Edit]) -> Iterator[Any]:
         """See `ModelSubject.in_force`; through the hook points, beside the user's own hooks on them."""
-        with self.model.hooks(fwd_hooks=self.fwd_hooks(edits)):
+        with ablated_here(self.module), self.model.hooks(fwd_hooks=self.fwd_hooks(edits)):
             yield self.model
 
     def fwd_hooks(self, edits: Mapping[Site, Edit]) -> list[tuple[str, Callable[..., Tensor]]]:
@@ -91,6 +93,10 @@ def hook_name(site: Site) -> str:
     'blocks.3.attn.hook_z'
     """
     return f"blocks.{site.layer}.{_HOOKS[site.kind]}"
+
+
+def _as_it_is(tensor: Tensor, hook: Any) -> Tensor:
+    return tensor
 
 
 def _as_hook(edit: Edit) -> Callable[..., Tensor]:

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spex_mech.progress import undisturbed
+
 _TOLERANCE = 1e-12  # duality gap over |y|²: coefficients to 1e-13 of the largest (trees on a line split anew from 1e-9)
 _SWEEPS = 100_000  # a fit takes tens to thousands; its end is the gap
 _BLOCK = 5  # penalties solved in one call: at most four are solved for nothing
@@ -107,7 +109,8 @@ class _Regression:
 
     def solve(self, alphas: Float[np.ndarray, " alpha"]) -> Float[np.ndarray, "column alpha"]:
         """Coefficients at the next penalties of the path, each from those before."""
-        from sklearn.linear_model import lasso_path
+        with undisturbed():
+            from sklearn.linear_model import lasso_path
 
         if not self.moments.any():  # a gap of 0 is never below a share of |y|² = 0
             return np.zeros((len(self.at), len(alphas)))

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from spex_mech.progress import undisturbed
 from spex_mech.walsh.decoders.screening import strongest_components
 from spex_mech.walsh.set_rows import left_align, stack_rows, subset_bits, trimmed
 from spex_mech.walsh.spectrum import Basis, Spectrum
@@ -39,7 +40,8 @@ class Boosting:
 
     def train(self, keep: Bool[Tensor, "mask component"], values: Float[Tensor, " mask"], seed: int) -> "Ensemble":
         """Fit the trees to float64 values, one thread, deterministic in the seed."""
-        import lightgbm
+        with undisturbed():
+            import lightgbm
 
         settings = {
             "objective": "regression",
