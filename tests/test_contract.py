@@ -8,6 +8,7 @@ from tiny_models import bridge_of, tiny, tokens_task
 from torch import nn
 
 import spex_mech as sm
+from spex_mech.ablation.contract import certificate_line, describe_certificates
 from spex_mech.errors import ModelError
 
 TOKENS = tokens_task().prompts.tokens
@@ -138,7 +139,7 @@ def test_an_adapter_is_the_projection_around_which_it_is():
 
 
 def test_a_shared_expert_beside_the_mixture_is_refused_by_name():
-    with pytest.raises(ModelError, match=r"layer 0: .* GraniteMoeSharedMoE\) at zero, .*GraniteMoeSharedDecoderLayer"):
+    with pytest.raises(ModelError, match=r"layer 0: .* GraniteMoeSharedMoE, at zero, .*GraniteMoeSharedDecoderLayer"):
         sm.bind(tiny("granitemoeshared"))
 
 
@@ -148,6 +149,19 @@ def test_the_certificate_says_what_was_verified():
     hybrid = sm.bind(tiny("qwen3next"))
     assert [c.uncovered for c in hybrid.certificates] == [("linear_attn",), ()]
     assert hybrid.shape.heads == (0, 4)
+
+
+def test_certificates_are_told_by_kind_of_layer(tmp_path):
+    bound = sm.bind(tiny("qwen3next"))
+    linear, full = map(certificate_line, describe_certificates(bound))
+    assert linear == "layer 0: no heads; mlp certified at output of Qwen3NextSparseMoeBlock, no neurons; " \
+        "not covered: linear_attn"  # fmt: skip
+    assert full == "layer 1: heads 4 (kv 2) width 8 certified; mlp certified at output of Qwen3NextSparseMoeBlock, " \
+        "no neurons"  # fmt: skip
+    found = sm.discover(bound, tokens_task(), "a*.h*", budget=8, replacement="zero", decoder="linear", out=tmp_path)
+    assert [told["layers"] for told in found.record["certificates"]] == [[0], [1]]
+    assert "certificates" not in found.responses.provenance
+    assert len(describe_certificates(sm.bind(tiny("llama")))) == 1
 
 
 def test_a_block_that_scales_what_it_returns_is_refused():

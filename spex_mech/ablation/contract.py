@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spex_mech.ablation.backends.base import ModelSubject
+from spex_mech.ablation.identity import made_up_tokens
 from spex_mech.ablation.leave_out import changed_input
-from spex_mech.ablation.self_test import made_up_tokens
 from spex_mech.ablation.subject import Certificate, Edit, Site
 from spex_mech.errors import ModelError, all_problems
 
@@ -54,6 +54,55 @@ def certify(subject: ModelSubject) -> tuple[Certificate, ...]:
                     problems,
                 )
             )
+
+
+def describe_certificates(subject: Any) -> list[dict[str, Any]]:
+    """Certificates for records and people, layers of one kind together; empty for a subject that has none.
+
+    Keys: ``layers``, the counts ``heads``, ``kv_heads``, ``head_width`` and ``neurons``, ``mlp`` (where its site is),
+    ``scale`` and ``uncovered`` of the certificate.
+    """
+    subject = getattr(subject, "inner", subject)  # of a subject that has parts of prompts too
+    kinds = dict[str, dict[str, Any]]()
+    for certificate in getattr(subject, "certificates", ()):
+        told = _describe_layer(subject, certificate)
+        kinds.setdefault(repr(told), {"layers": [], **told})["layers"].append(certificate.layer)
+    return list(kinds.values())
+
+
+def _describe_layer(subject: ModelSubject, certificate: Certificate) -> dict[str, Any]:
+    layer, shape = certificate.layer, subject.shape
+    widths = (site.width for site in subject.sites if (site.kind, site.layer) == ("heads", layer))
+    return {
+        "heads": shape.heads[layer],
+        "kv_heads": shape.kv_heads[layer],
+        "head_width": next(widths, 0),
+        "neurons": shape.neurons[layer],
+        "mlp": subject.mlp_module(layer) if shape.mlps[layer] else None,
+        "scale": None if certificate.scale is None else float(f"{certificate.scale:.3g}"),
+        "uncovered": list(certificate.uncovered),
+    }
+
+
+def certificate_line(told: Mapping[str, Any]) -> str:
+    """One kind of layer for people.
+
+    >>> certificate_line({"layers": [0, 1, 3], "heads": 9, "kv_heads": 3, "head_width": 64, "neurons": 1536,
+    ...                   "mlp": "output of LlamaMLP", "scale": 1.0, "uncovered": []})
+    'layers 0-1, 3: heads 9 (kv 3) width 64 certified; mlp certified at output of LlamaMLP, 1,536 neurons'
+    """
+    layers = told["layers"]
+    ends = [i for i in layers if i + 1 not in layers]
+    starts = [i for i in layers if i - 1 not in layers]
+    spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+    heads, grouped = told["heads"], told["kv_heads"] != told["heads"]
+    kv = f" (kv {told['kv_heads']})" if grouped else ""
+    said = [f"heads {heads}{kv} width {told['head_width']} certified" if heads else "no heads"]
+    scaled = f" times {told['scale']:g}" if told["scale"] not in (None, 1.0) else ""
+    neurons = f", {told['neurons']:,} neurons" if told["neurons"] else ", no neurons"
+    said.append(f"mlp certified at {told['mlp']}{scaled}{neurons}" if told["mlp"] else f"no mlp{neurons}")
+    said += [f"not covered: {', '.join(told['uncovered'])}"] if told["uncovered"] else []
+    return f"layer{'s' * (len(layers) > 1)} {spans}: {'; '.join(said)}"
 
 
 def _look(subject: ModelSubject) -> dict[int, Certificate | str]:
@@ -164,8 +213,8 @@ def _verdict(
         spread = float((added - added.mean((0, 1))).abs().max())
         if not spread <= tolerance * max(1.0, float(added.abs().max())):
             return (
-                f"with its heads and {block.mlp} at zero, the block {type(block.module).__name__} adds "
-                f"{spread:.2g} that differs by position to a stream of unit size"
+                f"with its heads and its MLP site, the {block.mlp}, at zero, the block "
+                f"{type(block.module).__name__} adds {spread:.2g} that differs by position to a stream of unit size"
             )
     scale = None
     if moved is not None:
@@ -174,7 +223,10 @@ def _verdict(
         scale = float(by @ unit / (unit @ unit))
         off = float((by - scale * unit).abs().max())
         if not off <= tolerance * max(1.0, abs(scale)) or abs(scale) < tolerance:
-            return f"a value v of {block.mlp} moves the block by {scale:.2g} v, and {off:.2g} that is not in proportion"
+            return (
+                f"a value v of its MLP site, the {block.mlp}, moves the block by {scale:.2g} v, and {off:.2g} that is "
+                "not in proportion"
+            )
     return Certificate(layer, scale, tuple(block.mixers))
 
 

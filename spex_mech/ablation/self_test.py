@@ -1,15 +1,14 @@
 """The self-test at binding: every hook is where it should be, before anything is measured with it."""
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from spex_mech.ablation.backends.base import ModelSubject
+from spex_mech.ablation.identity import made_up_tokens
 from spex_mech.ablation.subject import Edit, Site
 from spex_mech.errors import ModelError, all_problems
 
 SELF_TEST_TOLERANCE = 1e-4  # relative, float32; a wrong site is off by orders of magnitude more
-TEST_LENGTH = 6
 
 
 def self_test(subject: ModelSubject) -> None:
@@ -27,12 +26,6 @@ def self_test(subject: ModelSubject) -> None:
     problems = _identity(subject, tokens, clean) or _all_zero(subject, tokens, clean) or _oracle(subject, tokens, clean)
     if problems:
         raise ModelError(all_problems(f"{subject.shape.describe()} failed the self-test of its sites:", problems))
-
-
-def made_up_tokens(subject: ModelSubject) -> Int[Tensor, "row pos"]:
-    """Two short rows of token ids inside the vocabulary and the context."""
-    length = min(TEST_LENGTH, subject.n_ctx or TEST_LENGTH)
-    return (torch.arange(2 * length, device=subject.device) * 7 + 3).reshape(2, length) % subject.shape.d_vocab
 
 
 def _identity(subject: ModelSubject, tokens: Tensor, clean: Tensor) -> list[str]:

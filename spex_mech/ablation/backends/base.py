@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spex_mech.ablation.identity import describe_probe
 from spex_mech.ablation.leave_out import cut_short
 from spex_mech.ablation.place_hooks import in_every_call
 from spex_mech.ablation.sites import Architecture, possible_shortcuts, reading_weights
@@ -36,11 +37,7 @@ class ModelSubject(ABC):
         self._architecture = architecture
         self._places = {place.site: place for place in architecture.places}
         self._further = {layer: list(places) for layer, places in architecture.further.items()}
-        self._described = {
-            "backend": self.backend,
-            "weight_processing": weight_processing,
-            **describe_weights(module),
-        }
+        self._weight_processing = weight_processing
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {self.shape.describe()} on {self.device}"
@@ -64,8 +61,15 @@ class ModelSubject(ABC):
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """As things are now: weights may have been edited, hooks left, since binding."""
-        return {**self._described, "weights_sha256": hash_weights(self.module), **describe_hooks(self.module)}
+        """As things are now: weights may have been edited, hooks left, adapters switched, since binding."""
+        return {
+            "backend": self.backend,
+            "weight_processing": self._weight_processing,
+            **describe_weights(self.module),
+            "weights_sha256": hash_weights(self.module),
+            **describe_hooks(self.module),
+            "probe": describe_probe(self, self.module),
+        }
 
     def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
         """The weights that read a head or neuron site, as a writable view."""
@@ -87,11 +91,7 @@ class ModelSubject(ABC):
         growth: Mapping[int, Int[Tensor, " row"]] | None = None,
     ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
         """See `Subject.forward`; ``growth[layer]`` says which row before that block each row in it comes from."""
-        if self.module.training:
-            raise ModelError(
-                f"{self.shape.name} is in training mode, in which dropout makes values random. Call .eval() on it; it "
-                "was in eval mode when it was bound."
-            )
+        self._refuse_training()
         wanted, which = (None, None) if positions is None else positions.unique(return_inverse=True)
         cuts = cut_short(self._architecture.leave_out, self.shortcuts, edits, positions, growth)
         with torch.inference_mode():
@@ -103,6 +103,15 @@ class ModelSubject(ABC):
             at = positions if logits.shape[1] == tokens.shape[1] else which
             return logits[torch.arange(len(logits), device=logits.device), at.to(logits.device)]
 
+    def _refuse_training(self) -> None:
+        names = [name for name, part in self.module.named_modules() if part.training]
+        if names:
+            where = "" if "" in names else f" ({', '.join(names[:3])}{' …' if len(names) > 3 else ''})"
+            raise ModelError(
+                f"{self.shape.name} is in training mode{where}, in which dropout makes values random. Call .eval() on "
+                "it; it was in eval mode when it was bound."
+            )
+
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
         """The decoder blocks; each takes the residual stream first and returns it."""
@@ -111,7 +120,7 @@ class ModelSubject(ABC):
     def mlp_module(self, layer: int) -> str:
         """The module at which a layer's MLP site is, for messages."""
         places = (place for site, place in self._places.items() if (site.kind, site.layer) == ("mlp", layer))
-        return next((f"its MLP site (the output of {type(place.module).__name__})" for place in places), "no MLP site")
+        return next((f"output of {type(place.module).__name__}" for place in places), "nothing")
 
     def move_mlp(self, layer: int) -> bool:
         """Put a layer's MLP site where it might be instead; False where no place is left."""
