@@ -109,13 +109,13 @@ def _look(subject: ModelSubject) -> dict[int, Certificate | str]:
     """By layer, the certificate, or what was seen instead."""
     tokens = made_up_tokens(subject)
     widths = (site.width for site in subject.sites if site.kind == "mlp")
-    width = next(widths, 0) or subject.reading_weights(subject.sites[0])[0].shape[1]
+    width = next(widths, 0) or _stream_width(subject)
     generator = torch.Generator().manual_seed(0)
-    dtype = next(subject.module.parameters()).dtype
+    dtype = next((p.dtype for p in subject.module.parameters() if p.is_floating_point()), torch.float32)
     given, value = (torch.randn(*tokens.shape, width, generator=generator).to(subject.device, dtype) for _ in range(2))
     silent = {site: torch.zeros_like for site in subject.sites if site.kind in ("heads", "mlp")}
     speaking: dict[Site, Edit] = {s: (lambda x: value.to(x.dtype)) if s.kind == "mlp" else e for s, e in silent.items()}
-    blocks = [_Block(block, subject.mlp_module(layer)) for layer, block in enumerate(subject.blocks)]
+    blocks = [_Block(block, _mlp_named(subject, layer)) for layer, block in enumerate(subject.blocks)]
     try:
         rest, moved = (_run(subject, tokens, edits, blocks, given) for edits in (silent, speaking))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -126,6 +126,17 @@ def _look(subject: ModelSubject) -> dict[int, Certificate | str]:
         layer: _verdict(layer, block, rest[layer], moved[layer] if layer in has_mlp else None, value, tolerance)
         for layer, block in enumerate(blocks)
     }
+
+
+def _mlp_named(subject: ModelSubject, layer: int) -> str:
+    has = any((site.kind, site.layer) == ("mlp", layer) for site in subject.sites)
+    return f"its MLP site (the {subject.mlp_module(layer)})" if has else "what MLP sites it has (none)"
+
+
+def _stream_width(subject: ModelSubject) -> int:
+    """d_model of a model without MLP sites, by what its heads' projection gives."""
+    weights = subject.reading_weights(subject.sites[0])
+    return weights[0].shape[1] if weights else int(subject.module.config.get_text_config().hidden_size)
 
 
 class _Block:
@@ -213,7 +224,7 @@ def _verdict(
         spread = float((added - added.mean((0, 1))).abs().max())
         if not spread <= tolerance * max(1.0, float(added.abs().max())):
             return (
-                f"with its heads and its MLP site, the {block.mlp}, at zero, the block "
+                f"with its heads and {block.mlp} at zero, the block "
                 f"{type(block.module).__name__} adds {spread:.2g} that differs by position to a stream of unit size"
             )
     scale = None
@@ -223,10 +234,7 @@ def _verdict(
         scale = float(by @ unit / (unit @ unit))
         off = float((by - scale * unit).abs().max())
         if not off <= tolerance * max(1.0, abs(scale)) or abs(scale) < tolerance:
-            return (
-                f"a value v of its MLP site, the {block.mlp}, moves the block by {scale:.2g} v, and {off:.2g} that is "
-                "not in proportion"
-            )
+            return f"a value v of {block.mlp} moves the block by {scale:.2g} v, and {off:.2g} that is not in proportion"
     return Certificate(layer, scale, tuple(block.mixers))
 
 

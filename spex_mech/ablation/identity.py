@@ -49,8 +49,8 @@ def probe(subject: Subject) -> Float[Tensor, "row pos vocab"]:
 
 def describe_probe(subject: Subject, module: nn.Module) -> dict[str, Any]:
     """What a record keeps: sixteen logits of the last positions, and the modes."""
-    raw = subject.forward(made_up_tokens(subject), {}, None)[:, -1]
-    dtype, logits = str(raw.dtype).removeprefix("torch."), raw.float().cpu()
+    raw = subject.forward(made_up_tokens(subject), {}, None)
+    dtype, logits = str(raw.dtype).removeprefix("torch."), raw.reshape(len(raw), -1, raw.shape[-1])[:, -1].float().cpu()
     chosen = logits[:, torch.linspace(0, logits.shape[1] - 1, 8).long()].flatten().tolist()
     rounded = [float(f"{x:.{_DIGITS}g}") for x in chosen]
     return {PROBE_LOGITS: rounded, "dtype": dtype, **describe_modes(module)}

@@ -20,6 +20,7 @@ from spex_mech.ablation.identity import live_module
 from spex_mech.ablation.memory import peak_bytes
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
+from spex_mech.ablation.wrappers import single_precision
 from spex_mech.components import ComponentSet
 from spex_mech.errors import SpexMechError
 from spex_mech.lenses.model_parts import ModelParts
@@ -93,6 +94,7 @@ class Plan:
     checks: int = 0
 
 
+@single_precision()
 def plan_run(
     subject: Any,
     task: Task,

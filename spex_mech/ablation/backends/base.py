@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from spex_mech.ablation.identity import describe_probe
 from spex_mech.ablation.leave_out import cut_short
+from spex_mech.ablation.linear_maps import reading_weights
 from spex_mech.ablation.place_hooks import in_every_call
-from spex_mech.ablation.sites import Architecture, possible_shortcuts, reading_weights
+from spex_mech.ablation.sites import Architecture, possible_shortcuts
 from spex_mech.ablation.subject import Certificate, Edit, Shortcuts, Site
 from spex_mech.ablation.weights import describe_hooks, describe_weights, hash_weights
+from spex_mech.ablation.wrappers import as_written, is_compiled
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
 
@@ -37,7 +39,7 @@ class ModelSubject(ABC):
         self._architecture = architecture
         self._places = {place.site: place for place in architecture.places}
         self._further = {layer: list(places) for layer, places in architecture.further.items()}
-        self._weight_processing = weight_processing
+        self._weight_processing, self._compiled = weight_processing, is_compiled(module)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {self.shape.describe()} on {self.device}"
@@ -71,12 +73,9 @@ class ModelSubject(ABC):
             "probe": describe_probe(self, self.module),
         }
 
-    def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
-        """The weights that read a head or neuron site, as a writable view."""
-        return self.reading_weights(site)[0]
-
     def reading_weights(self, site: Site) -> list[Float[Tensor, "feature out"]]:
-        """The same, and those of adapters that read the site too."""
+        """The weights that read a head or neuron site, and those of adapters that read it too, as writable views; none
+        where they are packed."""
         return reading_weights(self._places[site].module)
 
     def possible_shortcuts(self) -> Shortcuts:
@@ -94,10 +93,12 @@ class ModelSubject(ABC):
         self._refuse_training()
         wanted, which = (None, None) if positions is None else positions.unique(return_inverse=True)
         cuts = cut_short(self._architecture.leave_out, self.shortcuts, edits, positions, growth)
-        with torch.inference_mode():
+        with torch.inference_mode(), as_written(self._compiled):
             logits = self._logits(tokens, edits, None if wanted is None else wanted.to(tokens.device), cuts)
             if positions is None or which is None:
                 return logits
+            if logits.ndim == 2:  # of a sequence classifier, one row a prompt
+                return _of_last(logits, positions, tokens.shape[1])
             if logits.shape[1] == 1:
                 return logits[:, 0]
             at = positions if logits.shape[1] == tokens.shape[1] else which
@@ -149,5 +150,14 @@ class ModelSubject(ABC):
     def in_force(self, edits: Mapping[Site, Edit]) -> Iterator[Any]:
         """The edits in every forward pass of the model itself, whoever calls it, for the length of a with-block."""
         placed = [(self._places[site], edit) for site, edit in edits.items()]
-        with in_every_call(self._architecture.leave_out.blocks[0], placed):
+        with as_written(self._compiled), in_every_call(self._architecture.leave_out.blocks[0], placed):
             yield self.model
+
+
+def _of_last(logits: Tensor, positions: Int[Tensor, " row"], length: int) -> Tensor:
+    if bool((positions != length - 1).any()):
+        raise ModelError(
+            "this model classifies sequences and reads them at their last token; a task scored elsewhere cannot be "
+            "asked of it. Leave positions=… out."
+        )
+    return logits
