@@ -121,7 +121,7 @@ def test_zero_ablation_equals_zeroed_weights(family):
     with torch.no_grad():
         for c in components:
             site = sites["heads" if c.kind == "head" else "neurons", c.layer]
-            subject.input_weights(site)[c.index * site.width : (c.index + 1) * site.width] = 0
+            subject.reading_weights(site)[0][c.index * site.width : (c.index + 1) * site.width] = 0
     by_weights = values(subject, task, "a0.h0", "zero", torch.ones(1, 1, dtype=torch.bool))
     assert torch.allclose(ablated, by_weights, atol=1e-5)
 
@@ -211,7 +211,7 @@ def test_weights_edited_after_binding_change_the_record(backend):
     assert subject.provenance["weights_sha256"] == before
     site = next(site for site in subject.sites if site.kind == "heads")
     with torch.no_grad():
-        subject.input_weights(site)[0, 0] += 1
+        subject.reading_weights(site)[0][0, 0] += 1
     assert subject.provenance["weights_sha256"] != before
 
 

@@ -112,6 +112,7 @@ def test_doctor_binds_and_lists_sites(cli_run):
     code, out, _ = cli_run("doctor", "induction-2l")
     assert code == 0
     assert "self-test passed" in out
+    assert "layers 0-1: heads 6 width" in out
     assert "torch" in out
 
 

@@ -8,7 +8,8 @@ from tiny_models import bridge_of, tiny, tokens_task
 from torch import nn
 
 import spex_mech as sm
-from spex_mech.errors import ModelError
+from spex_mech.ablation.contract import certificate_line, describe_certificates
+from spex_mech.errors import ModelError, SpexMechWarning
 
 TOKENS = tokens_task().prompts.tokens
 
@@ -145,9 +146,24 @@ def test_a_shared_expert_beside_the_mixture_is_refused_by_name():
 def test_the_certificate_says_what_was_verified():
     for family, scale in (("gpt2", 1.0), ("bloom", 1.0), ("glm4", 1.0)):
         assert [c.scale for c in sm.bind(tiny(family)).certificates] == pytest.approx([scale, scale])
-    hybrid = sm.bind(tiny("qwen3next"))
+    with pytest.warns(SpexMechWarning, match="linear_attn"):
+        hybrid = sm.bind(tiny("qwen3next"))
     assert [c.uncovered for c in hybrid.certificates] == [("linear_attn",), ()]
     assert hybrid.shape.heads == (0, 4)
+
+
+def test_certificates_are_told_by_kind_of_layer(tmp_path):
+    with pytest.warns(SpexMechWarning, match="linear_attn"):
+        bound = sm.bind(tiny("qwen3next"))
+    linear, full = map(certificate_line, describe_certificates(bound))
+    assert linear == "layer 0: no heads; mlp certified at output of Qwen3NextSparseMoeBlock, no neurons; " \
+        "not covered: linear_attn"  # fmt: skip
+    assert full == "layer 1: heads 4 (kv 2) width 8 certified; mlp certified at output of Qwen3NextSparseMoeBlock, " \
+        "no neurons"  # fmt: skip
+    found = sm.discover(bound, tokens_task(), "a*.h*", budget=8, replacement="zero", decoder="linear", out=tmp_path)
+    assert [told["layers"] for told in found.record["certificates"]] == [[0], [1]]
+    assert "certificates" not in found.responses.provenance
+    assert len(describe_certificates(sm.bind(tiny("llama")))) == 1
 
 
 def test_a_block_that_scales_what_it_returns_is_refused():

@@ -14,9 +14,11 @@ from spex_mech.ablation.shortcuts import try_shortcuts
 from spex_mech.ablation.subject import Subject
 from spex_mech.ablation.turns import turn
 from spex_mech.ablation.weights import describe_hooks
+from spex_mech.ablation.wrappers import refuse_absent_weights, single_precision, uncompiled
 from spex_mech.errors import ModelError, warn_user
 
 
+@single_precision()
 def bind(model: Any) -> Subject:
     """Bind a model: find where its heads, neurons and MLPs live, and test every site.
 
@@ -24,7 +26,8 @@ def bind(model: Any) -> Subject:
     causal language model, an nnsight wrapper of one, or anything that implements `Subject` already (which is returned
     as it is). Costs a dozen tiny forward passes: hooks are compared with weights (`self_test`), and what every
     component adds to the residual stream is certified (`contract`). The model is put into eval mode; its weights are as
-    before.
+    before. Of a compiled model the original is bound; an nnsight wrapper whose weights wait for the first trace gets
+    them now.
 
     Raises:
         ModelError: no known site, an unsupported kind of model, a failed self-test, or components that cannot be
@@ -32,6 +35,7 @@ def bind(model: Any) -> Subject:
     """
     if isinstance(model, ModelSubject | Subject):  # in this order: to ask for a Protocol hashes the weights
         return model
+    model = uncompiled(model)
     if is_transformer_lens(model):
         return _tested(BridgeSubject(model))
     if is_nnsight(model):
@@ -45,12 +49,24 @@ def bind(model: Any) -> Subject:
 
 
 def _tested(subject: ModelSubject) -> Subject:
+    refuse_absent_weights(subject.module)
     with turn(subject.module):  # some tests change weights for a pass: no other thread's run may see that
         self_test(subject)
         subject.certificates = certify(subject)
         _warn_of_hooks(subject.module)
+        _warn_of_mixers(subject)
         try_shortcuts(subject)
     return subject
+
+
+def _warn_of_mixers(subject: ModelSubject) -> None:
+    layers = {c.layer: c.uncovered for c in subject.certificates if c.uncovered}
+    if layers:
+        kinds = ", ".join(sorted({name for names in layers.values() for name in names}))
+        warn_user(
+            f"{subject.shape.name}: what {kinds} adds to the stream in {len(layers)} of its {subject.shape.n_layers} "
+            "layers is no component: it stays in every pass and is never ablated."
+        )
 
 
 def _warn_of_hooks(module: nn.Module) -> None:

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spex_mech.ablation.backends.base import ModelSubject
+from spex_mech.ablation.identity import made_up_tokens
 from spex_mech.ablation.leave_out import changed_input
-from spex_mech.ablation.self_test import made_up_tokens
 from spex_mech.ablation.subject import Certificate, Edit, Site
 from spex_mech.ablation.turns import only_here
 from spex_mech.errors import ModelError, all_problems
@@ -57,17 +57,66 @@ def certify(subject: ModelSubject) -> tuple[Certificate, ...]:
             )
 
 
+def describe_certificates(subject: Any) -> list[dict[str, Any]]:
+    """Certificates for records and people, layers of one kind together; empty for a subject that has none.
+
+    Keys: ``layers``, the counts ``heads``, ``kv_heads``, ``head_width`` and ``neurons``, ``mlp`` (where its site is),
+    ``scale`` and ``uncovered`` of the certificate.
+    """
+    subject = getattr(subject, "inner", subject)  # of a subject that has parts of prompts too
+    kinds = dict[str, dict[str, Any]]()
+    for certificate in getattr(subject, "certificates", ()):
+        told = _describe_layer(subject, certificate)
+        kinds.setdefault(repr(told), {"layers": [], **told})["layers"].append(certificate.layer)
+    return list(kinds.values())
+
+
+def _describe_layer(subject: ModelSubject, certificate: Certificate) -> dict[str, Any]:
+    layer, shape = certificate.layer, subject.shape
+    widths = (site.width for site in subject.sites if (site.kind, site.layer) == ("heads", layer))
+    return {
+        "heads": shape.heads[layer],
+        "kv_heads": shape.kv_heads[layer],
+        "head_width": next(widths, 0),
+        "neurons": shape.neurons[layer],
+        "mlp": subject.mlp_module(layer) if shape.mlps[layer] else None,
+        "scale": None if certificate.scale is None else float(f"{certificate.scale:.3g}"),
+        "uncovered": list(certificate.uncovered),
+    }
+
+
+def certificate_line(told: Mapping[str, Any]) -> str:
+    """One kind of layer for people.
+
+    >>> certificate_line({"layers": [0, 1, 3], "heads": 9, "kv_heads": 3, "head_width": 64, "neurons": 1536,
+    ...                   "mlp": "output of LlamaMLP", "scale": 1.0, "uncovered": []})
+    'layers 0-1, 3: heads 9 (kv 3) width 64 certified; mlp certified at output of LlamaMLP, 1,536 neurons'
+    """
+    layers = told["layers"]
+    ends = [i for i in layers if i + 1 not in layers]
+    starts = [i for i in layers if i - 1 not in layers]
+    spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+    heads, grouped = told["heads"], told["kv_heads"] != told["heads"]
+    kv = f" (kv {told['kv_heads']})" if grouped else ""
+    said = [f"heads {heads}{kv} width {told['head_width']} certified" if heads else "no heads"]
+    scaled = f" times {told['scale']:g}" if told["scale"] not in (None, 1.0) else ""
+    neurons = f", {told['neurons']:,} neurons" if told["neurons"] else ", no neurons"
+    said.append(f"mlp certified at {told['mlp']}{scaled}{neurons}" if told["mlp"] else f"no mlp{neurons}")
+    said += [f"not covered: {', '.join(told['uncovered'])}"] if told["uncovered"] else []
+    return f"layer{'s' * (len(layers) > 1)} {spans}: {'; '.join(said)}"
+
+
 def _look(subject: ModelSubject) -> dict[int, Certificate | str]:
     """By layer, the certificate, or what was seen instead."""
     tokens = made_up_tokens(subject)
     widths = (site.width for site in subject.sites if site.kind == "mlp")
-    width = next(widths, 0) or subject.reading_weights(subject.sites[0])[0].shape[1]
+    width = next(widths, 0) or _stream_width(subject)
     generator = torch.Generator().manual_seed(0)
-    dtype = next(subject.module.parameters()).dtype
+    dtype = next((p.dtype for p in subject.module.parameters() if p.is_floating_point()), torch.float32)
     given, value = (torch.randn(*tokens.shape, width, generator=generator).to(subject.device, dtype) for _ in range(2))
     silent = {site: torch.zeros_like for site in subject.sites if site.kind in ("heads", "mlp")}
     speaking: dict[Site, Edit] = {s: (lambda x: value.to(x.dtype)) if s.kind == "mlp" else e for s, e in silent.items()}
-    blocks = [_Block(block, subject.mlp_module(layer)) for layer, block in enumerate(subject.blocks)]
+    blocks = [_Block(block, _mlp_named(subject, layer)) for layer, block in enumerate(subject.blocks)]
     try:
         rest, moved = (_run(subject, tokens, edits, blocks, given) for edits in (silent, speaking))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -78,6 +127,18 @@ def _look(subject: ModelSubject) -> dict[int, Certificate | str]:
         layer: _verdict(layer, block, rest[layer], moved[layer] if layer in has_mlp else None, value, tolerance)
         for layer, block in enumerate(blocks)
     }
+
+
+def _mlp_named(subject: ModelSubject, layer: int) -> str:
+    has = any((site.kind, site.layer) == ("mlp", layer) for site in subject.sites)
+    return f"its MLP site (the {subject.mlp_module(layer)})" if has else "what MLP sites it has (none)"
+
+
+def _stream_width(subject: ModelSubject) -> int:
+    """d_model of a model without MLP sites, by what its heads' projection gives."""
+    weights = subject.reading_weights(subject.sites[0])
+    config: Any = subject.module.config
+    return weights[0].shape[1] if weights else int(config.get_text_config().hidden_size)
 
 
 class _Block:
@@ -166,8 +227,8 @@ def _verdict(
         spread = float((added - added.mean((0, 1))).abs().max())
         if not spread <= tolerance * max(1.0, float(added.abs().max())):
             return (
-                f"with its heads and {block.mlp} at zero, the block {type(block.module).__name__} adds "
-                f"{spread:.2g} that differs by position to a stream of unit size"
+                f"with its heads and {block.mlp} at zero, the block "
+                f"{type(block.module).__name__} adds {spread:.2g} that differs by position to a stream of unit size"
             )
     scale = None
     if moved is not None:

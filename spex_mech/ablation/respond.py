@@ -1,7 +1,7 @@
 """`Engine`, `respond`: the pass from keep bits to values. Takes Booleans, never a design."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import Any, ClassVar
 
@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.ablation.batching import default_rows, in_halves, rows_that_fit
+from spex_mech.ablation.contract import describe_certificates
+from spex_mech.ablation.identity import Watch
 from spex_mech.ablation.memory import peak_bytes
 from spex_mech.ablation.prefixes import Prefixes, find_prefixes
 from spex_mech.ablation.replacement import Replacement
@@ -67,6 +69,7 @@ class Engine:
     components: ComponentSet
     replacement: Replacement
     batch_rows: int | Mapping[int, int] | None = None
+    watch: Watch = field(default_factory=Watch, repr=False, compare=False)
 
     verb: ClassVar[str] = "ablating"
     chunk: ClassVar[int] = 256  # masks handed over at a time; batches are made within
@@ -87,16 +90,27 @@ class Engine:
     def describe(self) -> dict[str, Any]:
         """Whatever decides the values, by content, beside masks and components."""
         metric = {} if isinstance(self.task.metric, str) else {"metric_sha256": hash_function(self.task.metric)}
+        subject = dict(self.subject.provenance)
+        self.watch.begin(self.subject, subject)
         return {
-            "subject": dict(self.subject.provenance),
+            "subject": subject,
             "task": {**self.task.describe(), **metric},
             "replacement": self.replacement.describe(),
         }
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """See `Lens.notes`: what binding certified, layers of one kind together."""
+        return {"certificates": describe_certificates(self.subject)}
 
     def settled(self, settle: Callable[[str, Callable[[], Any]], Any]) -> "Engine":
         """The same with the batch sizes that a run began with, on which the last bits depend."""
         rows = settle("batch_rows", lambda: dict(self.rows))
         return replace(self, batch_rows={int(length): int(count) for length, count in rows.items()})
+
+    def refuse_change(self) -> None:
+        """See `Lens.refuse_change`."""
+        self.watch.check(self.subject)
 
     def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask prompt"]:
         """The metric of every prompt under some masks, finite or not."""

@@ -5,11 +5,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from spex_mech.ablation.backends.base import ModelSubject
+from spex_mech.ablation.identity import made_up_tokens
 from spex_mech.ablation.subject import Edit, Site
 from spex_mech.errors import ModelError, all_problems
 
 SELF_TEST_TOLERANCE = 1e-4  # relative, float32; a wrong site is off by orders of magnitude more
-TEST_LENGTH = 6
 
 
 def self_test(subject: ModelSubject) -> None:
@@ -17,22 +17,37 @@ def self_test(subject: ModelSubject) -> None:
 
     Each site fires exactly once a forward pass with the expected width; the identity edit leaves the logits bit-equal;
     zeroing everything changes them and stays finite; and for a head and a neuron of the first and the last layer,
-    zeroing by edit equals zeroing the weights that read it.
+    zeroing by edit equals zeroing the weights that read it (where weights are packed, the certificate alone speaks).
 
     Raises:
         ModelError: naming each site and the check it failed, with the figure.
     """
     tokens = made_up_tokens(subject)
-    clean = subject.forward(tokens, {}, None)
+    clean = _clean(subject, tokens)
     problems = _identity(subject, tokens, clean) or _all_zero(subject, tokens, clean) or _oracle(subject, tokens, clean)
     if problems:
         raise ModelError(all_problems(f"{subject.shape.describe()} failed the self-test of its sites:", problems))
 
 
-def made_up_tokens(subject: ModelSubject) -> Int[Tensor, "row pos"]:
-    """Two short rows of token ids inside the vocabulary and the context."""
-    length = min(TEST_LENGTH, subject.n_ctx or TEST_LENGTH)
-    return (torch.arange(2 * length, device=subject.device) * 7 + 3).reshape(2, length) % subject.shape.d_vocab
+def _clean(subject: ModelSubject, tokens: Int[Tensor, "row pos"]) -> Tensor:
+    try:
+        clean = subject.forward(tokens, {}, None)
+    except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"{subject.shape.describe()} does not run on two short rows of token ids without a mask: {error}"
+        ) from error
+    if not bool(clean.isfinite().all()):
+        bad = [
+            n for n, p in subject.module.named_parameters() if p.is_floating_point() and not bool(p.isfinite().all())
+        ]
+        told = f": its weights hold NaN or infinity ({', '.join(bad[:4])})" if bad else ""
+        raise ModelError(
+            f"{subject.shape.describe()} gives logits that are not finite{told}. Load it again, or in a precision that "
+            "holds its values."
+        )
+    return clean
 
 
 def _identity(subject: ModelSubject, tokens: Tensor, clean: Tensor) -> list[str]:
@@ -70,7 +85,7 @@ def _all_zero(subject: ModelSubject, tokens: Tensor, clean: Tensor) -> list[str]
 
 def _oracle(subject: ModelSubject, tokens: Tensor, clean: Tensor) -> list[str]:
     by_kind = [[site for site in subject.sites if site.kind == kind] for kind in ("heads", "neurons")]
-    chosen = {site for sites in by_kind for site in sites[:1] + sites[-1:]}
+    chosen = {site for sites in by_kind for site in sites[:1] + sites[-1:] if subject.reading_weights(site)}
     scale = float(clean.float().abs().max()) or 1.0
     problems = []
     for site in sorted(chosen):
@@ -96,7 +111,8 @@ def _zero(features: slice) -> Edit:
 
 
 def _with_zeroed_weights(subject: ModelSubject, site: Site, features: slice, tokens: Tensor) -> Tensor:
-    with torch.no_grad():
+    made_there = subject.reading_weights(site)[0].is_inference()  # such weights are written to in that mode only
+    with torch.inference_mode() if made_there else torch.no_grad():
         read = [weights[features] for weights in subject.reading_weights(site)]  # views
         saved = [weights.clone() for weights in read]
         try:

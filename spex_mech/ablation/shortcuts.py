@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spex_mech.ablation.backends.base import ModelSubject
 from spex_mech.ablation.edits import RowEdit
-from spex_mech.ablation.self_test import made_up_tokens
+from spex_mech.ablation.identity import made_up_tokens
 from spex_mech.ablation.subject import Edit, Shortcuts, Site
 
 SHORTCUT_ROWS = 4  # masks 0 and 1 differ in the last layer only, so that their earlier layers can be shared

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from spex_mech.ablation.leave_out import LeaveOut
+from spex_mech.ablation.linear_maps import linears, widths
 from spex_mech.ablation.subject import Shortcuts, Site
+from spex_mech.ablation.wrappers import uncompiled
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
 
@@ -21,6 +22,7 @@ _OUT = ("o_proj", "c_proj", "out_proj", "dense", "wo")
 _DOWN = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "wo")
 _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")  # a layer's own, where layers differ
 _KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "kv_heads")
+_OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech")
 _POST_NORM = "post_feedforward_layernorm"
 
 
@@ -87,6 +89,7 @@ def find_architecture(model: nn.Module) -> Architecture:
         mlps=tuple(("mlp", layer) in counts for layer in layers),
         neurons=tuple(counts.get(("neurons", layer), 0) for layer in layers),
         d_vocab=int(config.vocab_size),
+        d_vocab_out=int(config.num_labels) if "ForSequenceClassification" in type(model).__name__ else 0,
     )
     further = {p.site.layer: _further(blocks[p.site.layer], p, places) for p in places if p.site.kind == "mlp"}
     return Architecture(shape, tuple(places), _leave_out(blocks, places), further)
@@ -107,23 +110,6 @@ def _leave_out(blocks: list[nn.Module], places: list[Place]) -> LeaveOut:
     return LeaveOut(tuple(blocks), mlps, tuple(ends))
 
 
-def input_features(projection: nn.Module) -> Float[Tensor, "feature out"]:
-    """The weights of a projection with its input features first; a view, so writing to it writes to the model."""
-    return reading_weights(projection)[0]
-
-
-def reading_weights(projection: nn.Module) -> list[Float[Tensor, "feature out"]]:
-    """All that reads a projection's input: its weights first, then those of adapters (LoRA's A) around it; views."""
-    base = getattr(projection, "base_layer", None)
-    if not isinstance(base, nn.Module):
-        weight = projection.weight
-        assert isinstance(weight, Tensor)
-        return [weight if type(projection).__name__ == "Conv1D" else weight.T]
-    own = reading_weights(base)
-    beside = [m.weight.T for m in projection.modules() if isinstance(m, nn.Linear) and m is not base]
-    return [*own, *(weight for weight in beside if weight.shape[0] == own[0].shape[0])]
-
-
 def _config(model: nn.Module) -> Any:
     config: Any = getattr(model, "config", None)
     if config is not None and getattr(config, "is_encoder_decoder", False):
@@ -140,11 +126,24 @@ def _config(model: nn.Module) -> Any:
 
 
 def _blocks(model: nn.Module, n_layers: int) -> list[nn.Module]:
-    """The decoder blocks: the module list of the right length whose items have an attention or an MLP."""
-    for module in model.modules():
-        right = isinstance(module, nn.ModuleList) and len(module) == n_layers
-        if right and all(_child(block, _ATTENTION) or _child(block, _MLP) for block in module.children()):
-            return list(module.children())
+    """The decoder blocks: the module list of the right length whose items have an attention or an MLP.
+
+    Of several, as vision-language models have, the one in the module that the model calls its decoder; else the first
+    that bears no name of another tower.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            blocks = [uncompiled(block) for block in module.children()]
+            if all(_child(block, _ATTENTION) or _child(block, _MLP) for block in blocks):
+                found[name] = (module, blocks)
+    text: Any = model
+    decoder = text.get_decoder() if len(found) > 1 and hasattr(model, "get_decoder") else None
+    inside = set(map(id, decoder.modules())) if isinstance(decoder, nn.Module) else set()
+    towers = {name: any(tower in name.lower() for tower in _OTHER_TOWERS) for name in found}
+    order = sorted(found, key=lambda name: (towers[name], id(found[name][0]) not in inside))
+    if order:
+        return found[order[0]][1]
     raise ModelError(
         f"{type(model).__name__} has no list of {n_layers} decoder blocks with an attention "
         f"({'/'.join(_ATTENTION)}) or an MLP ({'/'.join(_MLP)}) in each, so no known site was found."
@@ -155,18 +154,24 @@ def _places(block: nn.Module, layer: int, d_model: int, n_heads: int) -> Iterato
     attention = _child(block, _ATTENTION)
     out = attention and _projection(attention, _OUT, d_model)
     if out:
-        features = input_features(out).shape[0]
+        features, _ = _widths(out)
         count = _number(attention, _HEAD_COUNTS) or n_heads
         if features % count:
             raise ModelError(
                 f"layer {layer}: the attention output has {features} inputs, not a multiple of {count} heads."
             )
         yield Place(Site(layer, "heads", count, features // count), out, "input")
+    elif attention is not None:
+        raise ModelError(
+            f"layer {layer}: nothing in its {type(attention).__name__} is known as a linear map onto d_model = "
+            f"{d_model}: {_children(attention)}. A quantised one must declare in_features and out_features. Give the "
+            "model in a precision of torch's own, or wrap it in a TransformerLens bridge."
+        )
     mlp = _child(block, _MLP)
     holder = mlp if mlp is not None else block  # OPT keeps fc1 and fc2 in the block itself
     down = None if _has_experts(holder) else _projection(holder, _DOWN, d_model, own=mlp is None)
     if down:
-        yield Place(Site(layer, "neurons", input_features(down).shape[0], 1), down, "input")
+        yield Place(Site(layer, "neurons", _widths(down)[0], 1), down, "input")
     last = _child(block, (_POST_NORM,)) or mlp or down
     if last is not None:
         yield Place(Site(layer, "mlp", 1, d_model), last, "output")
@@ -174,7 +179,11 @@ def _places(block: nn.Module, layer: int, d_model: int, n_heads: int) -> Iterato
 
 def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
     children = dict(module.named_children())
-    return next((children[name] for name in names if name in children), None)
+    return next((uncompiled(children[name]) for name in names if name in children), None)
+
+
+def _children(module: nn.Module) -> str:
+    return ", ".join(f"{name} is a {type(child).__name__}" for name, child in module.named_children()) or "no children"
 
 
 def _number(module: nn.Module | None, names: tuple[str, ...]) -> int:
@@ -193,25 +202,13 @@ def _kv_count(block: nn.Module, heads: int, configured: int) -> int:
 
 def _projection(module: nn.Module, hints: tuple[str, ...], d_model: int, *, own: bool = False) -> nn.Module | None:
     """The linear map onto d_model: one with a known name, else the last one; `own`: direct children only."""
-    linear = {name: m for name, m in _linears(module, own) if input_features(m).shape[1] == d_model}
+    linear = {name: m for name, m in linears(module, own) if _widths(m)[1] == d_model}
     by_name = next((linear[hint] for hint in hints if hint in linear), None)
     return by_name if by_name is not None or own else next(reversed(linear.values()), None)
 
 
-def _linears(module: nn.Module, own: bool) -> Iterator[tuple[str, nn.Module]]:
-    """The linear maps inside a module by their own names; an adapter around one is that one, not what it is made of."""
-    for name, child in module.named_children():
-        if _is_linear(child):
-            yield name, child
-        elif not own:
-            yield from _linears(child, own)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    base = getattr(module, "base_layer", None)
-    if isinstance(base, nn.Module):
-        return _is_linear(base)
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+def _widths(projection: nn.Module) -> tuple[int, int]:
+    return widths(projection) or (0, 0)
 
 
 def _has_experts(module: nn.Module) -> bool:

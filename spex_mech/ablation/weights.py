@@ -28,11 +28,26 @@ def hash_weights(model: nn.Module) -> str:
     """sha256 over the names, shapes and bytes of all parameters and buffers, one tensor at a time."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        _add(digest, name, tensor)
     return digest.hexdigest()
+
+
+def _add(digest: Any, name: str, value: Any) -> None:
+    """Hash one entry of a state: a tensor, a packed or quantised one by what it is made of, or a tuple of such."""
+    if isinstance(value, tuple | list):
+        for i, item in enumerate(value):
+            _add(digest, f"{name}.{i}", item)
+    if not isinstance(value, torch.Tensor):
+        return
+    if type(value.data) is not torch.Tensor and hasattr(value.data, "__tensor_flatten__"):  # torchao's
+        for part in value.data.__tensor_flatten__()[0]:
+            _add(digest, f"{name}.{part}", getattr(value.data, part))
+        return
+    if value.is_quantized:
+        value = value.dequantize()
+    digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
 
 
 def describe_hooks(model: nn.Module) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from spex_mech.ablation.fitted import recall_replacement
 from spex_mech.ablation.recipe import compile_recipe
 from spex_mech.ablation.replacement import Replacement, fit_replacement, input_references
 from spex_mech.ablation.subject import Edit, Site, Subject
+from spex_mech.ablation.wrappers import single_precision
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet, select
 from spex_mech.errors import ComponentError, TaskError, warn_user
@@ -156,6 +157,7 @@ def _bits(components: ComponentSet, keep: Tensor) -> Bool[Tensor, " component"]:
     return keep.cpu()
 
 
+@single_precision()
 def _values(
     subject: Subject,
     plan: _Plan,

@@ -13,6 +13,7 @@ from spex_mech.ablation.binding import bind
 from spex_mech.ablation.replacement import Replacement, fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
+from spex_mech.ablation.wrappers import single_precision
 from spex_mech.auditing.audit_engines import Engines
 from spex_mech.auditing.baselines import try_baselines
 from spex_mech.auditing.case import RunCase, check_audit_budget, open_run_case
@@ -46,6 +47,7 @@ SEARCH, FRESH, COMPLETENESS, MINIMALITY, RANDOM, CONTEXTS = 0.2, 0.2, 0.03, 0.05
 LEAST_FRESH = 16  # masks, however small the budget: R² of fewer says nothing
 
 
+@single_precision()
 def audit(
     found: Discovery,
     subject: Any,

@@ -13,6 +13,7 @@ from typing import Any
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
+from spex_mech.ablation.wrappers import single_precision
 from spex_mech.auditing.case import Case, check_audit_budget, open_case
 from spex_mech.auditing.circuit_audit import CircuitAudit
 from spex_mech.auditing.faithfulness import SIZES, auroc, precision_recall
@@ -31,6 +32,7 @@ from spex_mech.tasks.task import Task
 LEAST_CIRCUIT_BUDGET = 32  # masks: both ends, the circuit, and the sets at all sizes by both rankings
 
 
+@single_precision()
 def audit_circuit(
     circuit: Circuit,
     subject: Any,

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from spex_mech.ablation.wrappers import single_precision
 from spex_mech.errors import TaskError
 from spex_mech.lenses.learners import (
     EstimatorLearner,
@@ -31,6 +32,7 @@ from spex_mech.store.discovery import Discovery
 from spex_mech.store.fingerprints import hash_function
 
 
+@single_precision()
 def discover_data(
     learner: Any,
     x: Any = None,

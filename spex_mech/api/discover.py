@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from spex_mech.ablation.wrappers import single_precision
 from spex_mech.components import ComponentSet
 from spex_mech.files.locks import hold
 from spex_mech.lenses.model_parts import ModelParts
@@ -15,6 +16,7 @@ from spex_mech.store.responses import Responses
 from spex_mech.tasks.task import Task
 
 
+@single_precision()
 def discover(
     subject: Any,
     task: Task,
@@ -94,6 +96,7 @@ def discover(
     return run(lambda some: parts.only(some).engine(ask, remember=True), parts.components, ask)
 
 
+@single_precision()
 def decode(
     responses: Responses,
     *,

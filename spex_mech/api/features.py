@@ -12,6 +12,7 @@ from spex_mech.ablation.backends.transformer_lens import is_transformer_lens
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.subject import Subject
 from spex_mech.ablation.weights import describe_weights, hash_weights
+from spex_mech.ablation.wrappers import single_precision
 from spex_mech.errors import TaskError
 from spex_mech.lenses.prompt_parts import BATCH_ROWS, Ablation, Features, owners_of
 from spex_mech.lenses.readers import FunctionReader, MetricLike, Reader, TokenRow, model_reader
@@ -25,6 +26,7 @@ from spex_mech.store.fingerprints import hash_function
 Answer = str | int | Sequence[int] | None
 
 
+@single_precision()
 def discover_features(
     value: Any,
     prompt: str | Sequence[str] | Sequence[int] | Segments,

@@ -16,9 +16,11 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from spex_mech.ablation.identity import live_module
 from spex_mech.ablation.memory import peak_bytes
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
+from spex_mech.ablation.wrappers import single_precision
 from spex_mech.components import ComponentSet
 from spex_mech.errors import SpexMechError
 from spex_mech.lenses.model_parts import ModelParts
@@ -68,6 +70,8 @@ class Plan:
         price: of the seconds (the likely ones of the GPU, where one was asked about), at a price an hour.
         advice: which way of asking fits, most fitting first.
         simulated: what decoders would find.
+        checks: passes of two short made-up prompts: certificates at binding, then a probe at the start and after every
+            chunk of masks, whether it is the same model.
     """
 
     components: int
@@ -87,8 +91,10 @@ class Plan:
     price: float | None = None
     advice: tuple[str, ...] = ()
     simulated: tuple[Simulation, ...] = ()
+    checks: int = 0
 
 
+@single_precision()
 def plan_run(
     subject: Any,
     task: Task,
@@ -142,6 +148,7 @@ def plan_run(
         peak_bytes=rate.peak_bytes, model_bytes=_model_bytes(parts.subject), disk_bytes=_disk_bytes(design, task),
         gpu=gpu, floor_seconds=floor, likely_seconds=likely,
         price=None if price_per_hour is None else price_per_hour * paid / 3600,
+        checks=_checks(parts.subject, design),
         advice=advise(len(chosen), budget), simulated=_simulate(design, ask) if simulate else (),
     )  # fmt: skip
 
@@ -225,6 +232,11 @@ def _measure(engine: Engine, keep: Bool[Tensor, "mask component"], clock: Callab
 def _model_bytes(subject: Subject) -> int:
     model = getattr(subject, "model", None)
     return sum(p.numel() * p.element_size() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
+
+
+def _checks(subject: Subject, design: MaskDesign) -> int:
+    """Two passes certify what is added to the stream, a few more where sites had to move; two probes begin a run."""
+    return 4 + -(-design.n_masks // Engine.chunk) if live_module(subject) is not None else 0
 
 
 def _disk_bytes(design: MaskDesign, task: Task) -> int:

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from spex_mech.ablation.wrappers import single_precision
 from spex_mech.components import ComponentSet
 from spex_mech.errors import DesignError, FormatError, ResponseError, SpexMechError, all_problems
 from spex_mech.files.locks import hold
@@ -67,6 +68,7 @@ class Shard:
         return sum(min(chunk, total - first) for first in range((self.part - 1) * chunk, total, self.parts * chunk))
 
 
+@single_precision()
 def respond_shard(
     subject: Any,
     task: Task,
@@ -126,6 +128,7 @@ def _refuse_other_shard(journal: Journal, shard: Shard) -> None:
         raise ResponseError(f"{journal.path} has shard {there}, not {shard}. Choose a folder for each shard.")
 
 
+@single_precision()
 def merge_shards(folders: Sequence[str | Path], out: str | Path) -> Responses:
     """Put the journals of several folders together in `out`, and the responses beside them once all masks are there.
 

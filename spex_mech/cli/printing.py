@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spex_mech.ablation.contract import certificate_line, describe_certificates
 from spex_mech.api.plan import Plan
 from spex_mech.cli.costs import Cost, in_words
 from spex_mech.files.text import like
@@ -47,6 +48,10 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"prompts = {plan.rows:,} forward rows"
     )
     console.print(f"here ({plan.device}): {in_words(plan.seconds)} of passes; decoding comes on top")
+    if plan.checks:
+        console.print(
+            f"to be sure of the model: {plan.checks:,} tiny passes, at binding and after every chunk of masks"
+        )
     if plan.floor_seconds is not None and plan.likely_seconds is not None:
         console.print(
             f"{escape(str(plan.gpu))}, on paper ({plan.flops:.2g} operations): not below "
@@ -203,12 +208,19 @@ def print_truth(found: Discovery, card: str, console: Console) -> None:
 def describe_subject(subject: "Subject") -> dict[str, Any]:
     """A bound model as plain values: its shape in words, its sites, where it came from."""
     sites = [{"layer": s.layer, "site": s.kind, "parts": s.parts, "width": s.width} for s in subject.sites]
-    return {"shape": subject.shape.describe(), "sites": sites, "provenance": dict(subject.provenance)}
+    return {
+        "shape": subject.shape.describe(),
+        "certificates": describe_certificates(subject),
+        "sites": sites,
+        "provenance": dict(subject.provenance),
+    }
 
 
 def print_subject(subject: "Subject", console: Console) -> None:
     """The sites of a bound model; binding it ran the self-test."""
     console.print(f"{escape(subject.shape.describe())}: bound; the self-test passed at every site.")
+    for told in describe_certificates(subject):
+        console.print(f"  {escape(certificate_line(told))}", soft_wrap=True)
     table = Table(title=f"{len(subject.sites)} sites", title_justify="left")
     for name in ("layer", "site", "parts", "width"):
         table.add_column(name, justify="left" if name == "site" else "right")

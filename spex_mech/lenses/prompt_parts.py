@@ -115,6 +115,13 @@ class Features:
     def settled(self, settle: Settle) -> "Features":
         return replace(self, batch_rows=int(settle("batch_rows", lambda: self.batch_rows)))
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        return {}
+
+    def refuse_change(self) -> None:
+        """Nobody can tell of a reader."""
+
     def describe(self) -> dict[str, Any]:
         """What decides the values, by content."""
         filler = self.filler if isinstance(self.filler, str) else list(self.filler)

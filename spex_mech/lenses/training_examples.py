@@ -70,6 +70,13 @@ class Examples:
         """The same with as many trainings on disk together as a run began with."""
         return replace(self, together=min(MOST_TOGETHER, max(1, int(settle("chunk", lambda: self.chunk)))))
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        return {}
+
+    def refuse_change(self) -> None:
+        """A learner is made anew each time."""
+
     def describe(self) -> dict[str, Any]:
         """What decides the values, by content."""
         data = {"lens": "data", "examples": self.count, "groups": [list(group) for group in self.groups]}

@@ -168,11 +168,12 @@ def open_journal(folder: Path, record: Mapping[str, Any]) -> Iterator[Journal]:
         raise ResponseError(f"{folder} cannot be a run folder: {error}. Choose another.") from error
     connection, there = _connect(path)
     try:
-        text = json.dumps(record, sort_keys=True)
         if there is None:
-            _introduce(connection, path, text)
+            there = record
+            _introduce(connection, path, json.dumps(there, sort_keys=True))
         else:
             refuse_other(path, there, record)
+        text = json.dumps(there, sort_keys=True)  # a probe may differ in what two machines round
         yield Journal(path, connection, _sha256(text))
     finally:
         connection.close()

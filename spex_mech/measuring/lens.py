@@ -39,6 +39,11 @@ class Lens(Protocol):
     def chunk(self) -> int: ...
     @property
     def roles(self) -> Mapping[str, str]: ...
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """What the record of a run says besides, and by which no value is known."""
+        ...
+
     def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask output"]: ...
     def describe(self) -> Mapping[str, Any]:
         """What decides the values, by content: "subject", "task" and "replacement"."""
@@ -46,6 +51,10 @@ class Lens(Protocol):
 
     def settled(self, settle: Settle) -> "Lens":
         """The same, passing masks together as a run began to, on which the last bits depend."""
+        ...
+
+    def refuse_change(self) -> None:
+        """Raise `ResponseError` where what is measured is no longer what `describe` described."""
         ...
 
 
@@ -61,4 +70,6 @@ def in_turn(lens: Lens, chunks: Chunks) -> Results:
     Other runs (see `ray_pool`) give the same values in another order.
     """
     for first, keep in chunks:
-        yield first, lens.values(keep)
+        values = lens.values(keep)
+        lens.refuse_change()
+        yield first, values

@@ -38,7 +38,7 @@ def run(focus: Focus, components: ComponentSet, ask: Ask) -> Discovery:
         settled = settle_keep(lens, design, ask)
         responses, resumed = respond_to(lens, settled, ask)
         seconds = {"respond": time.perf_counter() - started}
-        spent = {"asked": ask.to_dict(), "seconds": seconds, **resumed, **settled.record}
+        spent = {"asked": ask.to_dict(), "seconds": seconds, **lens.notes, **resumed, **settled.record}
         with said("decoding", shown=ask.progress):
             return decode_held(responses, ask, spent, lens.roles)
 

@@ -9,12 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spex_mech.ablation.identity import describe_probe
 from spex_mech.ablation.leave_out import cut_short
+from spex_mech.ablation.linear_maps import reading_weights
 from spex_mech.ablation.place_hooks import in_every_call
-from spex_mech.ablation.sites import Architecture, possible_shortcuts, reading_weights
+from spex_mech.ablation.sites import Architecture, possible_shortcuts
 from spex_mech.ablation.subject import Certificate, Edit, Shortcuts, Site
 from spex_mech.ablation.turns import ablated_here, turn
 from spex_mech.ablation.weights import describe_hooks, describe_weights, hash_weights
+from spex_mech.ablation.wrappers import as_written, is_compiled
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
 
@@ -37,11 +40,7 @@ class ModelSubject(ABC):
         self._architecture = architecture
         self._places = {place.site: place for place in architecture.places}
         self._further = {layer: list(places) for layer, places in architecture.further.items()}
-        self._described = {
-            "backend": self.backend,
-            "weight_processing": weight_processing,
-            **describe_weights(module),
-        }
+        self._weight_processing, self._compiled = weight_processing, is_compiled(module)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} of {self.shape.describe()} on {self.device}"
@@ -65,16 +64,20 @@ class ModelSubject(ABC):
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """As things are now: weights may have been edited, hooks left, since binding."""
+        """As things are now: weights may have been edited, hooks left, adapters switched, since binding."""
         with turn(self.module):  # hooks of other threads' passes are no hooks of the user
-            return {**self._described, "weights_sha256": hash_weights(self.module), **describe_hooks(self.module)}
-
-    def input_weights(self, site: Site) -> Float[Tensor, "feature out"]:
-        """The weights that read a head or neuron site, as a writable view."""
-        return self.reading_weights(site)[0]
+            return {
+                "backend": self.backend,
+                "weight_processing": self._weight_processing,
+                **describe_weights(self.module),
+                "weights_sha256": hash_weights(self.module),
+                **describe_hooks(self.module),
+                "probe": describe_probe(self, self.module),
+            }
 
     def reading_weights(self, site: Site) -> list[Float[Tensor, "feature out"]]:
-        """The same, and those of adapters that read the site too."""
+        """The weights that read a head or neuron site, and those of adapters that read it too, as writable views; none
+        where they are packed."""
         return reading_weights(self._places[site].module)
 
     def possible_shortcuts(self) -> Shortcuts:
@@ -89,21 +92,28 @@ class ModelSubject(ABC):
         growth: Mapping[int, Int[Tensor, " row"]] | None = None,
     ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
         """See `Subject.forward`; ``growth[layer]`` says which row before that block each row in it comes from."""
-        if self.module.training:
-            raise ModelError(
-                f"{self.shape.name} is in training mode, in which dropout makes values random. Call .eval() on it; it "
-                "was in eval mode when it was bound."
-            )
+        self._refuse_training()
         wanted, which = (None, None) if positions is None else positions.unique(return_inverse=True)
         cuts = cut_short(self._architecture.leave_out, self.shortcuts, edits, positions, growth)
-        with turn(self.module), torch.inference_mode():
+        with turn(self.module), torch.inference_mode(), as_written(self._compiled):
             logits = self._logits(tokens, edits, None if wanted is None else wanted.to(tokens.device), cuts)
             if positions is None or which is None:
                 return logits
+            if logits.ndim == 2:  # of a sequence classifier, one row a prompt
+                return _of_last(logits, positions, tokens.shape[1])
             if logits.shape[1] == 1:
                 return logits[:, 0]
             at = positions if logits.shape[1] == tokens.shape[1] else which
             return logits[torch.arange(len(logits), device=logits.device), at.to(logits.device)]
+
+    def _refuse_training(self) -> None:
+        names = [name for name, part in self.module.named_modules() if part.training]
+        if names:
+            where = "" if "" in names else f" ({', '.join(names[:3])}{' …' if len(names) > 3 else ''})"
+            raise ModelError(
+                f"{self.shape.name} is in training mode{where}, in which dropout makes values random. Call .eval() on "
+                "it; it was in eval mode when it was bound."
+            )
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
@@ -113,7 +123,7 @@ class ModelSubject(ABC):
     def mlp_module(self, layer: int) -> str:
         """The module at which a layer's MLP site is, for messages."""
         places = (place for site, place in self._places.items() if (site.kind, site.layer) == ("mlp", layer))
-        return next((f"its MLP site (the output of {type(place.module).__name__})" for place in places), "no MLP site")
+        return next((f"output of {type(place.module).__name__}" for place in places), "nothing")
 
     def move_mlp(self, layer: int) -> bool:
         """Put a layer's MLP site where it might be instead; False where no place is left."""
@@ -142,5 +152,15 @@ class ModelSubject(ABC):
     def in_force(self, edits: Mapping[Site, Edit]) -> Iterator[Any]:
         """The edits in every forward pass of the model itself, whoever calls it, for the length of a with-block."""
         placed = [(self._places[site], edit) for site, edit in edits.items()]
-        with ablated_here(self.module), in_every_call(self._architecture.leave_out.blocks[0], placed):
+        blocks = self._architecture.leave_out.blocks
+        with ablated_here(self.module), as_written(self._compiled), in_every_call(blocks[0], placed):
             yield self.model
+
+
+def _of_last(logits: Tensor, positions: Int[Tensor, " row"], length: int) -> Tensor:
+    if bool((positions != length - 1).any()):
+        raise ModelError(
+            "this model classifies sequences and reads them at their last token; a task scored elsewhere cannot be "
+            "asked of it. Leave positions=… out."
+        )
+    return logits

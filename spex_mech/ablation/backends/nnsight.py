@@ -29,6 +29,8 @@ class NNsightSubject(ModelSubject):
 
     def __init__(self, model: Any) -> None:
         """Find the sites of the wrapped module; raises `ModelError` where there are none."""
+        if not getattr(model, "dispatched", True):  # its weights come with the first trace, or now
+            model.dispatch()
         super().__init__(model, model._module, find_architecture(model._module))
         self._paths = {module: name for name, module in self.module.named_modules()}
 

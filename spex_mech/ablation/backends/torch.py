@@ -11,6 +11,7 @@ from spex_mech.ablation.place_hooks import hooked
 from spex_mech.ablation.sites import find_architecture
 from spex_mech.ablation.subject import Edit, Site
 from spex_mech.ablation.turns import only_here
+from spex_mech.errors import ModelError
 
 # the same function written as eight passes over memory; torch has it as one
 _SLOW_GELU = ("NewGELUActivation", "FastGELUActivation")
@@ -36,7 +37,13 @@ class TorchSubject(ModelSubject):
         placed = [(self._places[site], edit) for site, edit in edits.items()]
         options = {} if wanted is None else {"logits_to_keep": wanted}
         with _fused(self._activations), hooked(placed, lambda: len(tokens)), cuts:
-            return self.model(input_ids=tokens, use_cache=False, **options).logits
+            output = self.model(input_ids=tokens, use_cache=False, **options)
+        if not hasattr(output, "logits"):
+            raise ModelError(
+                f"{type(self.model).__name__} returns {type(output).__name__} without logits. Give the model with its "
+                "head, such as AutoModelForCausalLM loads."
+            )
+        return output.logits
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from spex_mech.ablation.backends.base import ModelSubject
 from spex_mech.ablation.leave_out import LeaveOut
-from spex_mech.ablation.sites import Architecture, Place, reading_weights
+from spex_mech.ablation.linear_maps import reading_weights
+from spex_mech.ablation.sites import Architecture, Place
 from spex_mech.ablation.subject import Edit, Shortcuts, Site, SiteKind
 from spex_mech.ablation.turns import ablated_here, only_here
 from spex_mech.components import ModelShape
