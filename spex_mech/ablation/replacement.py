@@ -24,6 +24,7 @@ ASSUMPTIONS = {
     "zero": "zero is an uninformative value; under value biases it is not, and weight processing changes it",
     "resample": "what the component gives on another prompt is a fair contrast",
 }
+INSTEAD = {"mean": "its mean", "zero": "zero", "resample": "what it gives on another prompt"}  # for people
 REFERENCE_ROWS = 64  # reference prompts a forward pass
 
 

@@ -1,7 +1,10 @@
-"""What this installation has, what it needs, and what does not fit."""
+"""What this installation has, what it needs, and what does not fit; and how warnings look in the terminal."""
 
 import re
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from spex_mech.errors import SpexMechWarning
 
 OPTIONAL = {"matplotlib": "figures", "ray": "several machines"}
 
@@ -98,3 +103,20 @@ def _version_of(name: str) -> str | None:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text.split("+")[0])[:3])
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Warnings of the package as lines in the terminal, each once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", SpexMechWarning)
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, SpexMechWarning):
+                return usual(message, category, *where)
+            Console(stderr=True).print(f"[yellow]caution:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+            return None
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

@@ -1,20 +1,19 @@
 """`spex-mech`: parses, calls the spine, prints. No logic of its own."""
 
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from spex_mech import __version__
 from spex_mech.cli import options as o
 from spex_mech.cli.bench_command import bench
+from spex_mech.cli.environment import warnings_as_lines
 from spex_mech.cli.export_command import export
-from spex_mech.errors import SpexMechError, SpexMechWarning
+from spex_mech.errors import SpexMechError
 
 app = typer.Typer(
     name="spex-mech",
@@ -30,10 +29,10 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: 0 on success, 2 for a user's mistake (one message, no traceback), 1 for ours."""
     try:
-        with _cautions():
+        with warnings_as_lines():
             app(args=o.fill_in(sys.argv[1:]))
     except SpexMechError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == o.STOPPED:  # by Ctrl-C, of which typer says nothing
@@ -64,7 +63,10 @@ def discover(
     prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
+    metric: o.MetricOption = None,
     replacement: o.ReplacementOption = None,
+    per: o.PerOption = None,
+    reference: o.ReferenceOption = None,
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
@@ -84,8 +86,9 @@ def discover(
     """Ablate sets of components, recover their interactions, write the circuit."""
     _discover(
         what, out, quiet=quiet, as_json=as_json, prompts=prompts, model=model, components=components, budget=budget,
-        keep=keep, decoder=decoder, link=link, replacement=replacement, shared_layers=share, refine=refine, folds=folds,
-        resamples=resamples, seed=seed, device=device, workers=workers, ray=ray, gpus_each=gpus_per_worker,
+        metric=metric, per=per, reference=reference, keep=keep, decoder=decoder, link=link, replacement=replacement,
+        shared_layers=share, refine=refine, folds=folds, resamples=resamples, seed=seed,
+        device=device, workers=workers, ray=ray, gpus_each=gpus_per_worker,
     )  # fmt: skip
 
 
@@ -95,7 +98,10 @@ def plan(
     prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
+    metric: o.MetricOption = None,
     replacement: o.ReplacementOption = None,
+    per: o.PerOption = None,
+    reference: o.ReferenceOption = None,
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
@@ -115,6 +121,7 @@ def plan(
 
     told = run_plan(
         what, prompts=prompts, model=model, components=components, replacement=replacement, budget=budget, keep=keep,
+        metric=metric, per=per, reference=reference,
         shared_layers=share, device=device, decoder=decoder, seed=seed,
         gpu=gpu, price_per_hour=price, simulate=simulate,
     )  # fmt: skip
@@ -132,7 +139,10 @@ def respond(
     prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
+    metric: o.MetricOption = None,
     replacement: o.ReplacementOption = None,
+    per: o.PerOption = None,
+    reference: o.ReferenceOption = None,
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
@@ -151,7 +161,7 @@ def respond(
     told = run_respond(
         what, out, shard=shard, quiet=quiet or as_json, prompts=prompts, model=model, components=components,
         replacement=replacement, budget=budget, keep=keep, shared_layers=share, device=device, decoder=decoder,
-        seed=seed,
+        metric=metric, per=per, reference=reference, seed=seed,
         workers=workers, ray=ray, gpus_each=gpus_per_worker,
     )  # fmt: skip
     if as_json:
@@ -316,28 +326,5 @@ def _echo(value: Any) -> None:
     typer.echo(as_json(value))
 
 
-@contextmanager
-def _cautions() -> Iterator[None]:
-    """Warnings of the package as lines in the terminal, each once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("default", SpexMechWarning)
-        usual = warnings.showwarning
-
-        def show(message: Any, category: type[Warning], *where: Any) -> None:
-            if not issubclass(category, SpexMechWarning):
-                return usual(message, category, *where)
-            Console(stderr=True).print(f"[yellow]caution:[/] {_escape(str(message))}", highlight=False, soft_wrap=True)
-            return None
-
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield
-
-
 def _console() -> Console:
     return Console(highlight=False)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spex_mech.ablation.replacement import INSTEAD
 from spex_mech.api.plan import Plan
 from spex_mech.cli.costs import Cost, in_words
 from spex_mech.files.text import like
@@ -32,7 +33,7 @@ def print_question(study: Study, cost: Cost, out: Path, console: Console) -> Non
     console.print(
         f"{escape(study.subject.shape.describe())}\n"
         f"{len(study.components):,} components; {cost}\n"
-        f"an ablated component is replaced by its {study.replacement}; run folder {escape(str(out))}"
+        f"an ablated component is replaced by {INSTEAD[study.replacement]}; run folder {escape(str(out))}"
     )
     if cost.note:
         console.print(f"[yellow]{escape(cost.note)}[/]")
