@@ -112,6 +112,10 @@ class Replacement:
                 "prompts in that order, or say by rows=[…] which of the task's prompts they are."
             )
 
+    def at(self, site: Site, prompts: Int[Tensor, " row"], length: int) -> Float[Tensor, "row pos feature"]:
+        """What some prompts of one length get at a site; an axis along which nothing differs may be of length 1."""
+        return self._reference(site, prompts, length, None)
+
     def _reference(self, site: Site, prompt: Tensor, length: int, only: int | None) -> Float[Tensor, "row pos feature"]:
         reference = self.references.get(site)
         if reference is None:
@@ -190,7 +194,7 @@ def _resolve_per(per: str | None, task: Task, prompts: Prompts) -> str:
 def _means(subject: Subject, prompts: Prompts, sites: tuple[Site, ...], per: str) -> dict[Site, Tensor]:
     sums: dict[Site, Tensor] = {}
     count = 0
-    for rows in _batches(subject, prompts):
+    for rows in batches(subject, prompts):
         for site, values in collect(subject, prompts, rows, sites).items():
             total = values.double().sum((0,) if per == "position" else (0, 1))
             sums[site] = sums.get(site, torch.zeros_like(total)) + total
@@ -210,7 +214,7 @@ def _resample(
         )
     longest = int(task.prompts.lengths.max())
     store = {s: torch.zeros(len(prompts), longest, s.parts * s.width, device=subject.device) for s in sites}
-    for rows in _batches(subject, prompts):
+    for rows in batches(subject, prompts):
         for site, values in collect(subject, prompts, rows, sites).items():
             store[site][rows.to(subject.device), : values.shape[1]] = values.float()
     references = {site: values[partners.to(subject.device)] for site, values in store.items()}
@@ -250,6 +254,7 @@ def collect(subject: Subject, prompts: Prompts, rows: Tensor, sites: tuple[Site,
     return seen
 
 
-def _batches(subject: Subject, prompts: Prompts) -> list[Tensor]:
+def batches(subject: Subject, prompts: Prompts) -> list[Tensor]:
+    """Prompt numbers in batches of one length that fit a forward pass."""
     groups = prompts.by_length().items()
     return [part for length, rows in groups for part in rows.split(min(REFERENCE_ROWS, default_rows(subject, length)))]

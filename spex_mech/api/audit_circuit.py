@@ -13,6 +13,7 @@ from typing import Any
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
+from spex_mech.ablation.unchanged import refuse_silence, unchanged
 from spex_mech.auditing.case import Case, check_audit_budget, open_case
 from spex_mech.auditing.circuit_audit import CircuitAudit
 from spex_mech.auditing.faithfulness import SIZES, auroc, precision_recall
@@ -79,6 +80,7 @@ def audit_circuit(
     chosen = _scores(circuit, scores)
     check_audit_budget(budget, LEAST_CIRCUIT_BUDGET)
     reference = fit_replacement(bound, task, components, replacement, per, seed)
+    refuse_silence(unchanged(bound, task, components, reference), components, reference)
     ledger = Ledger(budget)
     case = open_case(components, Passes(Engine(bound, task, components, reference), ledger), ledger, seed)
     metric = resolve(task)
