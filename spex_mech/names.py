@@ -20,6 +20,7 @@ DECODER_NAMES: tuple[DecoderName, ...] = get_args(DecoderName)
 DECODER_CHOICES = ("auto", *DECODER_NAMES)  # auto: exact for all masks, spex for coded ones, joint for the rest
 LINK_NAMES: tuple[LinkName, ...] = get_args(LinkName)
 LINK_CHOICES = ("auto", *LINK_NAMES)  # auto: the one that predicts held-out masks clearly better, else identity
+SMALLER_IS_BETTER: tuple[MetricName, ...] = ("kl", "loss")
 METRIC_NAMES: tuple[MetricName, ...] = get_args(MetricName)
 REPLACEMENT_KINDS: tuple[ReplacementKind, ...] = get_args(ReplacementKind)
 MEAN_KINDS: tuple[MeanKind, ...] = get_args(MeanKind)

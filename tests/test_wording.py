@@ -69,12 +69,19 @@ def audit(**changes):
     return Audit(**values | changes)
 
 
+NOTHING_LOST = (
+    "Losing a0.h0 costs 0.00 logit, losing a1.h0 costs 0.00 logit; losing all of them costs 0.00 logit, what the 2 by "
+    "themselves add up to (averaged over masks of the others)."
+)
+
+
 def test_the_answer_of_a_run_alone():
     assert answer_sentences(run(ONE, PAIR, stats={"masks_heldout": 30}), None) == (
         "Of 4 components, 3 were found to matter to logit_diff, alone or together with others: 1 effect of single "
         "components and 1 joint effect of up to 2 components.",
         "By itself, a0.h1 matters most (−0.500 logit).",
-        "The strongest joint effect is that of a0.h0 × a1.h0 (+0.250 logit): they are needed together.",
+        "The strongest joint effect is that of a0.h0 × a1.h0 (+0.250 logit, synergy).",
+        NOTHING_LOST,
         "On 30 held-out masks the polynomial behind this explains 90 % of the variance.",
     )
 
@@ -96,10 +103,8 @@ def test_the_strongest_of_each_kind_is_named():
     said = answer_sentences(run(ONE, weaker, backup, replace(PAIR, components=("a0.h0", "m0"))), None)
     assert "2 effects of single components and 2 joint effects of up to 2" in said[0]
     assert said[1].startswith("By itself, a0.h1 ")
-    assert said[2] == (
-        "The strongest joint effect is that of a0.h0 × a1.h0 (−0.250 logit): each does what the other does, and backs "
-        "it up."
-    )
+    assert said[2] == "The strongest joint effect is that of a0.h0 × a1.h0 (−0.250 logit, redundancy)."
+    assert said[3] == NOTHING_LOST  # no polynomial here has a term, so no word is borne
 
 
 def test_the_answer_of_an_audit():
@@ -109,10 +114,11 @@ def test_the_answer_of_an_audit():
         "everything replaced 0.00.",
         "The circuit is a0.h0 and a1.h0.",
         "By itself, a0.h1 matters most (−0.500 logit).",
-        "The strongest joint effect is that of a0.h0 × a1.h0 (+0.250 logit): they are needed together.",
+        "The strongest joint effect is that of a0.h0 × a1.h0 (+0.250 logit, synergy).",
+        NOTHING_LOST,
         "a0.h0 and a0.h1 back each other up: losing all of them costs 1.50 logit, 0.750 more than losing some of them "
         "explains.",
-        "Of 1 interactions that were measured again on fresh masks, 1 was confirmed.",
+        "Of 1 interaction measured again on fresh masks, 1 was confirmed.",
         "On 64 masks drawn anew the polynomial behind this explains 87.5 % of the variance.",
     )
 
@@ -125,7 +131,7 @@ def test_only_what_was_confirmed_is_told_of():
         interactions=(lost, turned, FACTORIAL, FACTORIAL),
     ))  # fmt: skip
     assert not any("back each other up" in words for words in said)
-    assert "Of 4 interactions that were measured again on fresh masks, 2 were confirmed." in said
+    assert "Of 4 interactions measured again on fresh masks, 2 were confirmed." in said
     said = answer_sentences(run(ONE), audit(interactions=(), backups=(GROUP,) * 4))
     assert sum("back each other up" in words for words in said) == 3
     assert not any("measured again" in words for words in said)

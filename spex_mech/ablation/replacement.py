@@ -24,6 +24,7 @@ ASSUMPTIONS = {
     "zero": "zero is an uninformative value; under value biases it is not, and weight processing changes it",
     "resample": "what the component gives on another prompt is a fair contrast",
 }
+INSTEAD = {"mean": "its mean", "zero": "zero", "resample": "what it gives on another prompt"}  # for people
 REFERENCE_ROWS = 64  # reference prompts a forward pass
 
 
@@ -111,6 +112,10 @@ class Replacement:
                 "prompts in that order, or say by rows=[…] which of the task's prompts they are."
             )
 
+    def at(self, site: Site, prompts: Int[Tensor, " row"], length: int) -> Float[Tensor, "row pos feature"]:
+        """What some prompts of one length get at a site; an axis along which nothing differs may be of length 1."""
+        return self._reference(site, prompts, length, None)
+
     def _reference(self, site: Site, prompt: Tensor, length: int, only: int | None) -> Float[Tensor, "row pos feature"]:
         reference = self.references.get(site)
         if reference is None:
@@ -189,7 +194,7 @@ def _resolve_per(per: str | None, task: Task, prompts: Prompts) -> str:
 def _means(subject: Subject, prompts: Prompts, sites: tuple[Site, ...], per: str) -> dict[Site, Tensor]:
     sums: dict[Site, Tensor] = {}
     count = 0
-    for rows, found in _passes(subject, prompts, sites):
+    for rows, found in site_values(subject, prompts, sites):
         for site, values in found.items():
             total = values.double().sum((0,) if per == "position" else (0, 1))
             sums[site] = sums.get(site, torch.zeros_like(total)) + total
@@ -209,7 +214,7 @@ def _resample(
         )
     longest = int(task.prompts.lengths.max())
     store = {s: torch.zeros(len(prompts), longest, s.parts * s.width, device=subject.device) for s in sites}
-    for rows, found in _passes(subject, prompts, sites):
+    for rows, found in site_values(subject, prompts, sites):
         for site, values in found.items():
             store[site][rows.to(subject.device), : values.shape[1]] = values.float()
     references = {site: values[partners.to(subject.device)] for site, values in store.items()}
@@ -249,7 +254,7 @@ def collect(subject: Subject, prompts: Prompts, rows: Tensor, sites: tuple[Site,
     return seen
 
 
-def _passes(
+def site_values(
     subject: Subject, prompts: Prompts, sites: tuple[Site, ...]
 ) -> Iterator[tuple[Int[Tensor, " row"], dict[Site, Tensor]]]:
     """What each site gives on all prompts, some of one length at a time; as many as fit into memory.

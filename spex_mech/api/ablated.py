@@ -14,6 +14,7 @@ from spex_mech.ablation.fitted import recall_replacement
 from spex_mech.ablation.recipe import compile_recipe
 from spex_mech.ablation.replacement import Replacement, fit_replacement, input_references
 from spex_mech.ablation.subject import Edit, Site, Subject
+from spex_mech.ablation.unchanged import refuse_silence, unchanged
 from spex_mech.ablation.wrappers import single_precision
 from spex_mech.circuit.graph import Circuit
 from spex_mech.components import ComponentSet, select
@@ -184,6 +185,7 @@ def _values(
         )
     seed = used.get("seed", seed) if replacement is None else seed
     fitted = fit_replacement(subject, task, plan.components, kind, per or used.get("per"), seed)
+    refuse_silence(unchanged(subject, task, plan.components, fitted), plan.components, fitted)
     if per is None:
         _warn_if_other(subject, plan.circuit, used, fitted)
     return fitted

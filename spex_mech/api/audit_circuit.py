@@ -13,6 +13,7 @@ from typing import Any
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
+from spex_mech.ablation.unchanged import refuse_silence, unchanged
 from spex_mech.ablation.wrappers import single_precision
 from spex_mech.auditing.case import Case, check_audit_budget, open_case
 from spex_mech.auditing.circuit_audit import CircuitAudit
@@ -59,7 +60,8 @@ def audit_circuit(
     Args:
         circuit: its nodes are the circuit; its components what may be ablated. See `read_circuit`.
         subject: a bound subject, or any model that `bind` takes.
-        scores: one number a component, positive where it helps; default: the circuit's own (`node_scores`).
+        scores: one number a component, positive where it helps (lowers a KL or a loss); default: the circuit's own
+            (`node_scores`).
         budget: masks; the forward rows are masks × prompts. What it does not reach is said in ``.skipped``.
         seed: of random sets, and of resampling.
         replacement, per: as in `discover`. EAP-IG's own evaluation patches in activations of corrupt prompts, which is
@@ -80,16 +82,19 @@ def audit_circuit(
     chosen = _scores(circuit, scores)
     check_audit_budget(budget, LEAST_CIRCUIT_BUDGET)
     reference = fit_replacement(bound, task, components, replacement, per, seed)
+    refuse_silence(unchanged(bound, task, components, reference), components, reference)
     ledger = Ledger(budget)
     case = open_case(components, Passes(Engine(bound, task, components, reference), ledger), ledger, seed)
-    measured = _try_all(case, circuit.names, chosen, known)
+    metric = resolve(task)
+    turn = 1 if metric.larger_is_better else -1  # scores say what helps; trials, what the metric does
+    measured = _try_all(case, circuit.names, {name: turn * score for name, score in chosen.items()}, known)
     used = {
         "subject": dict(bound.provenance), "task": task.describe(), "replacement": reference.describe(),
         "seed": seed, "budget": budget, "masks": ledger.spent, "rows": ledger.spent * len(task),
         "scores_from": "given" if scores is not None else circuit.evidence.get("scores_from", "interactions"),
         "spex_mech": version("spex-mech"),
     }  # fmt: skip
-    result = CircuitAudit(circuit.names, components.names, resolve(task).unit, **measured, record=used)
+    result = CircuitAudit(circuit.names, components.names, metric.unit, **measured, record=used)
     if path is not None:
         result.save(path)
     return result

@@ -36,7 +36,7 @@ class Interaction:
     Attributes:
         components: canonical names, in the order of the circuit's `ComponentSet`.
         coefficient: the coefficient of the set in the circuit's basis, in the circuit's unit.
-        kind: "main", "synergy" (needed jointly) or "redundancy" (each is enough); see `kinds.kind_of`.
+        kind: "main", "synergy" or "redundancy", by signs; see `kinds.kind_of`.
         stderr: standard error of `coefficient`; q_value: false discovery rate at which the term is found;
             stability: share of resamples that found the set, in [0, 1]; each None where unknown.
         knockout: the same set's coefficient in the knockout basis: what ablating all of it does to the intact model

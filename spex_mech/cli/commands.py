@@ -29,6 +29,9 @@ def run_discover(
     components: str | None = None,
     device: str | None = None,
     replacement: str | None = None,
+    per: str | None = None,
+    metric: str | None = None,
+    reference: Path | None = None,
     keep: str = "0.5",
     budget: int = 1024,
     workers: int | None = None,
@@ -41,20 +44,37 @@ def run_discover(
     Args:
         show: called with the study and its `Cost` before anything is spent; None: nobody asks.
     """
-    study = open_study(what, prompts=prompts, model=model, components=components, device=device)
-    kind = replacement or study.replacement
-    per = study.per if kind == study.replacement else None
+    study = _open(what, prompts, components, device, model, metric, reference, replacement, per)
     crew = hire(study, what, model, workers, ray, gpus_each)
     if show is not None:
-        cost = _cost(study, out, budget, probabilities(keep), kind, per)
+        cost = _cost(study, out, budget, probabilities(keep))
         show(study, replace(cost, note=crowding(crew, study.subject.device)))
     found = discover(
-        study.subject, study.task, study.components, budget=budget, keep_prob=probabilities(keep), replacement=kind,
-        per=per, out=out, progress=show is not None, workers=crew, **options,
+        study.subject, study.task, study.components, budget=budget, keep_prob=probabilities(keep),
+        replacement=study.replacement, per=study.per, out=out, progress=show is not None, workers=crew, **options,
     )  # fmt: skip
-    save_source(out, what, prompts, model)
+    save_source(out, what, prompts, model, metric, reference)
     write_report(out)
     return found
+
+
+def _open(
+    what: str,
+    prompts: Path | None,
+    components: str | None,
+    device: str | None,
+    model: str | None,
+    metric: str | None,
+    reference: Path | None,
+    replacement: str | None,
+    per: str | None,
+) -> Study:
+    """The study that a command line asks for, with its replacement in the place of the card's."""
+    study = open_study(
+        what, prompts=prompts, model=model, components=components, device=device, metric=metric, reference=reference
+    )
+    kind = replacement or study.replacement
+    return replace(study, replacement=kind, per=per or (study.per if kind == study.replacement else None))
 
 
 def run_plan(
@@ -64,16 +84,18 @@ def run_plan(
     model: str | None,
     components: str | None,
     replacement: str | None,
+    per: str | None,
+    metric: str | None,
+    reference: Path | None,
     device: str | None,
     keep: str,
     **options: Any,
 ) -> Plan:
     """Open a study and plan a run of it."""
-    study = open_study(what, prompts=prompts, model=model, components=components, device=device)
-    kind = replacement or study.replacement
+    study = _open(what, prompts, components, device, model, metric, reference, replacement, per)
     return plan_run(
-        study.subject, study.task, study.components, keep_prob=probabilities(keep), replacement=kind,
-        per=study.per if kind == study.replacement else None, **options,
+        study.subject, study.task, study.components, keep_prob=probabilities(keep),
+        replacement=study.replacement, per=study.per, **options,
     )  # fmt: skip
 
 
@@ -87,6 +109,9 @@ def run_respond(
     model: str | None,
     components: str | None,
     replacement: str | None,
+    per: str | None,
+    metric: str | None,
+    reference: Path | None,
     device: str | None,
     keep: str,
     workers: int | None,
@@ -98,14 +123,13 @@ def run_respond(
     from spex_mech.api.shards import Shard, respond_shard
 
     part = Shard.parse(shard)
-    study = open_study(what, prompts=prompts, model=model, components=components, device=device)
-    kind = replacement or study.replacement
+    study = _open(what, prompts, components, device, model, metric, reference, replacement, per)
     told = respond_shard(
-        study.subject, study.task, study.components, keep_prob=probabilities(keep), replacement=kind,
-        per=study.per if kind == study.replacement else None, out=out, shard=part, progress=not quiet,
+        study.subject, study.task, study.components, keep_prob=probabilities(keep),
+        replacement=study.replacement, per=study.per, out=out, shard=part, progress=not quiet,
         workers=hire(study, what, model, workers, ray, gpus_each), **options,
     )  # fmt: skip
-    save_source(out, what, prompts, model)
+    save_source(out, what, prompts, model, metric, reference)
     return {"folder": str(out), "shard": str(part), **told}
 
 
@@ -131,9 +155,7 @@ def hire(
     return Workers(source, 2 if workers is None else workers, gpus_each=gpus_each, address=address)
 
 
-def _cost(
-    study: Study, out: Path, budget: int, keep: float | Sequence[float] | str, replacement: str, per: str | None
-) -> Cost:
+def _cost(study: Study, out: Path, budget: int, keep: float | Sequence[float] | str) -> Cost:
     """What the run will cost; its speed is measured only where it will take a while, and nothing is there yet."""
     n = len(study.components)
     cost = Cost(min(budget, 1 << n) if n < 40 else budget, len(study.task))
@@ -142,8 +164,9 @@ def _cost(
     known = [keep] if isinstance(keep, float) else [] if isinstance(keep, str) else list(keep)
     share = sum(known) / len(known) if known else 0.5
     return estimate_cost(
-        study.subject, study.task, study.components, cost.masks, keep_prob=share, replacement=replacement, per=per
-    )
+        study.subject, study.task, study.components, cost.masks, keep_prob=share,
+        replacement=study.replacement, per=study.per,
+    )  # fmt: skip
 
 
 def probabilities(text: str) -> float | list[float] | str:

@@ -1,4 +1,4 @@
-"""What this installation has, what it needs, and what does not fit."""
+"""What this installation has, what it needs, and what does not fit; and how warnings look in the terminal."""
 
 import re
 import sys

@@ -62,7 +62,10 @@ def discover(
     prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
+    metric: o.MetricOption = None,
     replacement: o.ReplacementOption = None,
+    per: o.PerOption = None,
+    reference: o.ReferenceOption = None,
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
@@ -82,8 +85,9 @@ def discover(
     """Ablate sets of components, recover their interactions, write the circuit."""
     _discover(
         what, out, quiet=quiet, as_json=as_json, prompts=prompts, model=model, components=components, budget=budget,
-        keep=keep, decoder=decoder, link=link, replacement=replacement, shared_layers=share, refine=refine, folds=folds,
-        resamples=resamples, seed=seed, device=device, workers=workers, ray=ray, gpus_each=gpus_per_worker,
+        metric=metric, per=per, reference=reference, keep=keep, decoder=decoder, link=link, replacement=replacement,
+        shared_layers=share, refine=refine, folds=folds, resamples=resamples, seed=seed,
+        device=device, workers=workers, ray=ray, gpus_each=gpus_per_worker,
     )  # fmt: skip
 
 
@@ -93,7 +97,10 @@ def plan(
     prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
+    metric: o.MetricOption = None,
     replacement: o.ReplacementOption = None,
+    per: o.PerOption = None,
+    reference: o.ReferenceOption = None,
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
@@ -113,6 +120,7 @@ def plan(
 
     told = run_plan(
         what, prompts=prompts, model=model, components=components, replacement=replacement, budget=budget, keep=keep,
+        metric=metric, per=per, reference=reference,
         shared_layers=share, device=device, decoder=decoder, seed=seed,
         gpu=gpu, price_per_hour=price, simulate=simulate,
     )  # fmt: skip
@@ -130,7 +138,10 @@ def respond(
     prompts: o.PromptsOption = None,
     model: o.Model = None,
     components: o.Components = None,
+    metric: o.MetricOption = None,
     replacement: o.ReplacementOption = None,
+    per: o.PerOption = None,
+    reference: o.ReferenceOption = None,
     budget: o.Budget = 1024,
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
@@ -149,7 +160,7 @@ def respond(
     told = run_respond(
         what, out, shard=shard, quiet=quiet or as_json, prompts=prompts, model=model, components=components,
         replacement=replacement, budget=budget, keep=keep, shared_layers=share, device=device, decoder=decoder,
-        seed=seed,
+        metric=metric, per=per, reference=reference, seed=seed,
         workers=workers, ray=ray, gpus_each=gpus_per_worker,
     )  # fmt: skip
     if as_json:

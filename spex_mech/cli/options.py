@@ -7,7 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from spex_mech.names import BENCH_NAMES, DECODER_CHOICES, FORMAT_NAMES, LINK_CHOICES, REPLACEMENT_KINDS
+from spex_mech.names import (
+    BENCH_NAMES,
+    DECODER_CHOICES,
+    FORMAT_NAMES,
+    LINK_CHOICES,
+    MEAN_KINDS,
+    METRIC_NAMES,
+    REPLACEMENT_KINDS,
+)
 
 KEEPS = ("0.5", "0.8", "0.9", "auto", "coded")
 HERE = "local"  # what --ray means without an address: a Ray of our own on this machine
@@ -74,6 +82,31 @@ ReplacementOption = Annotated[
         "--replacement",
         help="What an ablated component gives: mean, zero or resample; default: the card's.",
         autocompletion=_among(*REPLACEMENT_KINDS),
+        rich_help_panel=_ASK,
+    ),
+]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help=f"{', '.join(METRIC_NAMES)}; default: the card's, or the prompts'.",
+        autocompletion=_among(*METRIC_NAMES),
+        rich_help_panel=_ASK,
+    ),
+]
+ReferenceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--reference", help="Prompts (jsonl) over which means are taken; default: those named there.",
+        rich_help_panel=_ASK,
+    ),
+]  # fmt: skip
+PerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--per",
+        help="Means per position, or pooled over all tokens; default: the card's, or per position where it can be.",
+        autocompletion=_among(*MEAN_KINDS),
         rich_help_panel=_ASK,
     ),
 ]

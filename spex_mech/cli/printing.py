@@ -10,21 +10,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from spex_mech.ablation.contract import certificate_line, describe_certificates
+from spex_mech.ablation.replacement import INSTEAD
 from spex_mech.api.plan import Plan
 from spex_mech.cli.costs import Cost, in_words
-from spex_mech.files.text import like
+from spex_mech.files.text import like, sentence
 from spex_mech.gallery.studies import Study
 from spex_mech.store.discovery import Discovery
+from spex_mech.store.set_losses import MOST_IN_A_SET, losses_of
 
 if TYPE_CHECKING:
     from spex_mech.ablation.subject import Subject
 
 PRINTED_ROWS = 15
 _COLOURS = {"synergy": "green", "redundancy": "magenta", "main": "default"}
-_MEANINGS = {
-    "synergy": "together they do more than the sum of their parts",
-    "redundancy": "each backs the other up: one of them is enough",
-}
 
 
 def print_question(study: Study, cost: Cost, out: Path, console: Console) -> None:
@@ -33,7 +31,7 @@ def print_question(study: Study, cost: Cost, out: Path, console: Console) -> Non
     console.print(
         f"{escape(study.subject.shape.describe())}\n"
         f"{len(study.components):,} components; {cost}\n"
-        f"an ablated component is replaced by its {study.replacement}; run folder {escape(str(out))}"
+        f"an ablated component is replaced by {INSTEAD[study.replacement]}; run folder {escape(str(out))}"
     )
     if cost.note:
         console.print(f"[yellow]{escape(cost.note)}[/]")
@@ -96,7 +94,7 @@ def print_discovery(found: Discovery, out: Path, console: Console) -> None:
         console.print(sure)
     if not found.link.is_identity:
         console.print(_about_link(found))
-    _print_strongest(frame, found.circuit.unit, console)
+    _print_strongest(found, console)
     console.print(
         f"[dim]{escape(str(out))}: responses.safetensors, spectrum.json, circuit.json, interactions.csv, report.html[/]"
     )
@@ -180,14 +178,14 @@ def _resumed(record: Mapping[str, Any]) -> str:
     return f"; all {masks:,} masks were on disk from before" if masks else ""
 
 
-def _print_strongest(frame: pd.DataFrame, unit: str, console: Console) -> None:
-    joint = frame[frame["order"] > 1].head(1)
-    for row in joint.to_dict("records"):
-        console.print(
-            f"Strongest joint effect: [bold]{escape(' × '.join(row['components']))}[/], "
-            f"{like([row['coefficient']])(row['coefficient'])} {escape(unit)} "
-            f"({row['kind']}: {_MEANINGS[row['kind']]})."
-        )
+def _print_strongest(found: Discovery, console: Console) -> None:
+    strongest = next((i for i in found.circuit.interactions if i.order > 1), None)
+    if strongest is None:
+        return
+    said = f"{like([strongest.coefficient])(strongest.coefficient)} {found.circuit.unit} ({strongest.kind})"
+    console.print(f"Strongest joint effect: [bold]{escape(strongest.label)}[/], {said}.")
+    if strongest.order <= MOST_IN_A_SET:
+        console.print(escape(sentence(losses_of(found, strongest.components).sentence())))
 
 
 def print_truth(found: Discovery, card: str, console: Console) -> None:

@@ -83,3 +83,12 @@ def quoted_roles(names: Iterable[str], roles: Mapping[str, str], most: int = 40)
     """
     said = [roles.get(name, "") for name in names]
     return " × ".join(f"“{s if len(s) <= most else s[:most] + '…'}”" for s in said) if all(said) else ""
+
+
+def sentence(words: str) -> str:
+    """Words as a sentence.
+
+    >>> sentence("raise the budget")
+    'Raise the budget.'
+    """
+    return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from spex_mech.errors import FormatError
 from spex_mech.tasks import GENERATORS
+from spex_mech.tasks.prompts_file import read_common
 from spex_mech.tasks.task import Task
 
 
@@ -111,22 +112,33 @@ class Card:
         """The folder's name; what `open_card` takes for cards of the gallery."""
         return self.folder.name
 
-    def task(self, tokenizer: Any = None, prompts: str | Path | None = None) -> Task:
-        """The card's prompts and reference as a `Task`; `prompts` takes the place of the card's own.
+    def task(
+        self,
+        tokenizer: Any = None,
+        prompts: str | Path | None = None,
+        *,
+        metric: str | None = None,
+        reference: str | Path | None = None,
+    ) -> Task:
+        """The card's prompts and reference as a `Task`; what is given takes the place of the card's own.
 
         Args:
             tokenizer: needed where prompts are text, or made from a generator.
+            prompts: a file of prompts; what it does not say itself is the card's.
+            metric, reference: a name; a file of prompts.
 
         Raises:
             TaskError: rows that are wrong, text without a tokenizer, or one that the generator cannot use.
         """
         if self.recipe is not None and prompts is None:
             made = GENERATORS[self.recipe.generator](tokenizer, n=self.recipe.prompts, seed=self.recipe.seed)
-            return made.with_metric(self.metric)
-        reference = self.folder / "reference.jsonl"
+            return (made if reference is None else made.with_reference(reference, tokenizer)).with_metric(
+                metric or self.metric
+            )
+        path, own = Path(prompts or self.folder / "prompts.jsonl"), self.folder / "reference.jsonl"
+        said = {} if prompts is None else read_common(path)
+        if reference is None and "reference" not in said and own.exists():
+            reference = own
         return Task.from_jsonl(
-            prompts or self.folder / "prompts.jsonl",
-            tokenizer=tokenizer,
-            metric=self.metric,
-            reference=reference if reference.exists() else None,
+            path, tokenizer=tokenizer, metric=metric or (None if "metric" in said else self.metric), reference=reference
         )

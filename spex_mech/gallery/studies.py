@@ -14,6 +14,7 @@ from spex_mech.ablation.backends.planted import load_planted
 from spex_mech.ablation.backends.prompted import with_prompt
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.load import load_model
+from spex_mech.ablation.replacement import INSTEAD
 from spex_mech.ablation.subject import Subject
 from spex_mech.components import ComponentSet, select
 from spex_mech.errors import FormatError, ModelError, printable
@@ -50,7 +51,7 @@ class Study:
     def __str__(self) -> str:
         """The title, then model, components and task, a line each."""
         task = str(self.task).partition("\n")[0]
-        instead = f"{len(self.components):,} components, replaced by their {self.replacement} when ablated"
+        instead = f"{len(self.components):,} components, each replaced by {INSTEAD[self.replacement]} when ablated"
         told = "\n".join([self.title, *(f"  {line}" for line in (self.subject.shape.describe(), instead, task))])
         return printable(told)
 
@@ -59,7 +60,7 @@ class Study:
 
 @dataclass(frozen=True)
 class StudySource:
-    """What a study was opened from: a card or model, and files that took the place of its own.
+    """What a study was opened from: a card or model, and files and a metric that took the place of its own.
 
     What a report tells of it is written down beside, so that a report reads no file outside the run folder: title,
     summary, roles and where they are from, and the first prompts.
@@ -73,9 +74,11 @@ class StudySource:
     citation: str = ""
     roles: Mapping[str, str] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
+    metric: str | None = None
+    reference: str | None = None
 
     def __post_init__(self) -> None:
-        if not all(is_path(text) for text in (self.what, self.prompts, self.model) if text is not None):
+        if not all(is_path(t) for t in (self.what, self.prompts, self.model, self.reference) if t is not None):
             raise FormatError("it names files that no system could have")
 
 
@@ -86,6 +89,8 @@ def open_study(
     components: str | None = None,
     device: str | None = None,
     model: str | Path | None = None,
+    metric: str | None = None,
+    reference: str | Path | None = None,
 ) -> Study:
     """Open a card (a name of the gallery or a folder with a card.toml), or a model (folder or hub id) with `prompts`.
 
@@ -94,26 +99,34 @@ def open_study(
         components: an expression for `select`; default: the card's, or all heads and MLP layers.
         device: where the model is to live; default: CUDA where there is one, else the CPU.
         model: a folder or hub id that takes the place of the card's model, such as a copy brought by hand.
+        metric: in the place of the card's or the file's.
+        reference: a jsonl file of prompts over which means are taken, in the place of the card's or the file's.
 
     Raises:
         FormatError: `what` is neither a card nor a model, or a model came without prompts.
         ModelError: the card's model is on the hub, which cannot be reached; the message says what to do.
     """
     if _is_card(what):
-        return _open_card_study(open_card(what), prompts, components, device, model)
+        return _open_card_study(open_card(what), prompts, components, device, model, metric, reference)
     if prompts is None:
         raise FormatError(
             f"{str(what)!r} is neither a card of the gallery ({', '.join(cards())}) nor a folder with a card.toml. "
             "To study a model of your own, give its prompts too: --prompts prompts.jsonl."
         )
     live, tokenizer = load_model(what if model is None else model, device=device)
-    return _study(Path(what).name, bind(live), Task.from_jsonl(prompts, tokenizer=tokenizer), components)
+    task = Task.from_jsonl(prompts, tokenizer=tokenizer, metric=metric, reference=reference)
+    return _study(Path(what).name, bind(live), task, components)
 
 
 def save_source(
-    folder: str | Path, what: str | Path, prompts: str | Path | None = None, model: str | Path | None = None
+    folder: str | Path,
+    what: str | Path,
+    prompts: str | Path | None = None,
+    model: str | Path | None = None,
+    metric: str | None = None,
+    reference: str | Path | None = None,
 ) -> Path:
-    """Write down in a run folder what its study was opened from: a card or model, prompts, another model; and what a
+    """Write down in a run folder what its study was opened from: as `open_study` takes it; and what a
     report tells of it, as whoever calls this has named it."""
     known = str(what) in cards() or not Path(what).exists()  # a name of the gallery, or a hub id
     source = str(what) if known else str(Path(what).resolve())
@@ -121,6 +134,10 @@ def save_source(
     record = {"schema": STUDY_SCHEMA, "what": source, "prompts": rows, **_told(what, prompts)}
     if model is not None:
         record["model"] = str(Path(model).resolve()) if Path(model).exists() else str(model)
+    if metric is not None:
+        record["metric"] = metric
+    if reference is not None:
+        record["reference"] = str(Path(reference).resolve())
     return write_whole(Path(folder) / STUDY, json_text(record))
 
 
@@ -145,7 +162,10 @@ def reopen(folder: str | Path, *, device: str | None = None) -> Study:
             "Name the card, or the model with its prompts: --model … --prompts …."
         )
     source = read_source(path)
-    return open_study(source.what, prompts=source.prompts, device=device, model=source.model)
+    return open_study(
+        source.what, prompts=source.prompts, device=device, model=source.model, metric=source.metric,
+        reference=source.reference,
+    )  # fmt: skip
 
 
 def read_source(path: str | Path) -> StudySource:
@@ -194,9 +214,11 @@ def _open_card_study(
     components: str | None,
     device: str | None,
     model: str | Path | None,
+    metric: str | None = None,
+    reference: str | Path | None = None,
 ) -> Study:
     subject, tokenizer = _card_subject(card, device, model)
-    task = card.task(tokenizer=tokenizer, prompts=prompts)
+    task = card.task(tokenizer=tokenizer, prompts=prompts, metric=metric, reference=reference)
     if card.lens is not None:
         subject = with_prompt(subject, task, card.lens.parts, filler=card.lens.filler, tokenizer=tokenizer)
     study = _study(card.title, subject, task, components or card.components)

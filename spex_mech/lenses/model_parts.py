@@ -8,6 +8,7 @@ from spex_mech.ablation.fitted import remember_replacement
 from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
+from spex_mech.ablation.unchanged import RECORDED, refuse_silence, unchanged
 from spex_mech.components import ComponentSet, select
 from spex_mech.measuring.ask import Ask
 from spex_mech.names import HEADS, HEADS_AND_MLPS
@@ -40,6 +41,11 @@ class ModelParts:
         reference = fit_replacement(
             self.subject, self.task, self.components, kind=ask.replacement, per=ask.per, seed=ask.seed
         )
+        silent = unchanged(self.subject, self.task, self.components, reference)
+        refuse_silence(silent, self.components, reference)
+        if silent:
+            told = {"unchanged": list(silent[:RECORDED]), "unchanged_count": len(silent)}
+            reference = replace(reference, source={**reference.source, **told})
         if remember:
             remember_replacement(self.subject, reference)
         return Engine(self.subject, self.task, self.components, reference)

@@ -124,7 +124,8 @@ def describe_circuit(
 ) -> Circuit:
     """The circuit of a decoding, on the scale it is on: behind a link in latent units."""
     evidence = {
-        **decoded.stats, "decoder": solver.name, "outcome": decoded.outcome.name, "certainty": sure.record,
+        **decoded.stats, "larger_is_better": larger_is_better(responses.provenance),
+        "decoder": solver.name, "outcome": decoded.outcome.name, "certainty": sure.record,
         **responses.provenance,
     }  # fmt: skip
     return build_circuit(
@@ -136,13 +137,12 @@ def describe_circuit(
 
 def describe_run(responses: Responses, solver: Decoder, stats: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """The run record: enough to repeat the run, and its headline numbers."""
-    metric = metric_of(responses.provenance)
     return {
         "schema": RUN_SCHEMA,
         "spex_mech": version("spex-mech"),
         "components": list(responses.components.names),
         "unit": responses.unit,
-        "larger_is_better": None if metric is None else metric.larger_is_better,
+        "larger_is_better": larger_is_better(responses.provenance),
         "masks": len(responses.keep),
         "rows": responses.values.numel(),
         "seed": seed,
@@ -163,6 +163,12 @@ def metric_of(record: Mapping[str, Any]) -> Metric | None:
     task = record.get("task")
     known = isinstance(task, Mapping) and "metric_sha256" not in task
     return METRICS.get(str(task.get("metric"))) if known else None  # type: ignore[union-attr]
+
+
+def larger_is_better(record: Mapping[str, Any]) -> bool | None:
+    """Of the metric that a record of an experiment names; None for a function of the user's."""
+    metric = metric_of(record)
+    return None if metric is None else metric.larger_is_better
 
 
 def part_texts(responses: Responses) -> Mapping[str, str]:

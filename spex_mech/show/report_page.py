@@ -32,8 +32,8 @@ _SECTIONS = {
     "provenance": "Where it is from",
 }
 _KINDS = {
-    "synergy": "needed together: the set does more than its parts",
-    "redundancy": "each is enough: its members back each other up",
+    "synergy": "each counts for more while the others are kept (one that hurts: while it is ablated)",
+    "redundancy": "each counts for more while the others are ablated",
 }
 
 

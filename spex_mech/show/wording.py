@@ -7,8 +7,9 @@ from spex_mech.auditing.findings import Verified
 from spex_mech.auditing.run_audit import Audit
 from spex_mech.auditing.verdicts import STABLE_FROM
 from spex_mech.circuit.nodes import Interaction
-from spex_mech.files.text import number, percent, quoted_roles
+from spex_mech.files.text import number, percent, quoted_roles, sentence
 from spex_mech.store.discovery import Discovery, lens_of
+from spex_mech.store.set_losses import MOST_IN_A_SET, losses_of
 from spex_mech.walsh.decoding import Outcome
 
 _INSTEAD = {
@@ -81,9 +82,9 @@ def _strongest(found: Discovery) -> Iterator[str]:
     if not sets:
         yield "No joint effect was found: components act one by one, as far as these masks can tell."
         return
-    what = {"synergy": "they are needed together", "redundancy": "each does what the other does, and backs it up"}
-    strongest = f"{_label(sets[0], found)} ({_effect(sets[0], found)})"
-    yield f"The strongest joint effect is that of {strongest}: {what[sets[0].kind]}."
+    yield f"The strongest joint effect is that of {_label(sets[0], found)} ({_effect(sets[0], found)}, {sets[0].kind})."
+    if sets[0].order <= MOST_IN_A_SET:
+        yield sentence(losses_of(found, sets[0].components).sentence())
 
 
 def _label(interaction: Interaction, found: Discovery) -> str:
@@ -108,7 +109,8 @@ def _confirmed(audit: Audit) -> Iterator[str]:
     tested, good = len(audit.interactions), len(audit.confirmed)
     if tested:
         was = "was" if good == 1 else "were"
-        yield f"Of {tested:,} interactions that were measured again on fresh masks, {good:,} {was} confirmed."
+        counted = _count(tested, "interaction")
+        yield f"Of {counted} measured again on fresh masks, {good:,} {was} confirmed."
 
 
 def _trust(found: Discovery, audit: Audit | None) -> str:
@@ -177,7 +179,7 @@ def limits(found: Discovery, audit: Audit | None) -> tuple[str, ...]:
     said = _limits_of_lens(found) or [
         "No path through the model. A joint effect says that a set moves the metric together, not that one component "
         "reads what another writes",
-        f"Nothing beyond {prompts:,} prompts and this metric. Others may have another circuit",
+        f"Nothing beyond {_count(prompts, 'prompt')} and this metric. Others may have another circuit",
         f"Nothing about components that were not studied. {studied:,} were; all else in the model was left as it is in "
         "every pass",
         "A set that is not listed was not found; that does not mean that its effect is zero",
@@ -259,12 +261,3 @@ def listed(names: tuple[str, ...]) -> str:
     if len(names) > _LISTED:
         return f"{', '.join(names[:_LISTED])} and {len(names) - _LISTED:,} more"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
-
-
-def sentence(words: str) -> str:
-    """Words as a sentence.
-
-    >>> sentence("raise the budget")
-    'Raise the budget.'
-    """
-    return words[:1].upper() + words[1:] + ("" if words.endswith(".") else ".")

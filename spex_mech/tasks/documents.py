@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 from spex_mech.errors import TaskError
-from spex_mech.tasks.drafts import TRIES, Draft, Order, choose_lists, write_task
+from spex_mech.tasks.drafts import TRIES, Draft, Order, choose_lists, recorded, write_task
 from spex_mech.tasks.grids import Arrangement, Grid
 from spex_mech.tasks.speller import Speller
 from spex_mech.tasks.task import Task
@@ -13,6 +13,7 @@ from spex_mech.tasks.words import ABOUT, ARGUMENTS, COLOUR_WORDS, OBJECTS, SUBJE
 _LETTERS = "ABCDE"
 
 
+@recorded
 def docstring(
     tokenizer: Any,
     n: int = 64,
@@ -50,6 +51,7 @@ def _documented(
     return Draft(text, f" {inside[2]}", tuple(f" {inside[i]}" for i in (0, 1, 3)), corrupt)
 
 
+@recorded
 def multiple_choice(
     tokenizer: Any,
     n: int = 64,

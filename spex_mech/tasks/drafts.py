@@ -1,13 +1,16 @@
 """`write_task`: from drafts of prompts to a `Task`; what does not fit together is dropped, counted and told."""
 
+import functools
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from spex_mech.errors import TaskError
+from spex_mech.files.json import plain_problems
 from spex_mech.tasks.prompts import Prompts
-from spex_mech.tasks.speller import Speller
+from spex_mech.tasks.speller import Speller, identify
 from spex_mech.tasks.task import Task
 
 TRIES = 60  # drafts looked at for each prompt asked for
@@ -46,6 +49,25 @@ class Order:
     n: int
     equal_lengths: bool = True
     metric: str | Callable[..., Any] = "logit_diff"
+
+
+def recorded(generator: Callable[..., Task]) -> Callable[..., Task]:
+    """A generator whose tasks say how they were made: its name, its arguments, and whose ids they are."""
+    named = inspect.signature(generator)
+
+    @functools.wraps(generator)
+    def make(*args: Any, **kwargs: Any) -> Task:
+        task = generator(*args, **kwargs)
+        given = named.bind(*args, **kwargs)
+        given.apply_defaults()
+        source = next(iter(given.arguments.values()))
+        told = {name: list(v) if isinstance(v, tuple) else v for name, v in given.arguments.items() if name != "metric"}
+        kept = {name: value for name, value in told.items() if not plain_problems(value, name)}
+        object.__setattr__(task, "options", {"generator": generator.__name__, **kept})
+        object.__setattr__(task, "tokenizer", identify(source))
+        return task
+
+    return make
 
 
 def write_task(order: Order, speller: Speller, drafts: Iterable[Draft], possible: int, notes: Sequence[str]) -> Task:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from spex_mech.errors import TaskError
-from spex_mech.tasks.drafts import TRIES, Draft, Order, choose_lists, write_task
+from spex_mech.tasks.drafts import TRIES, Draft, Order, choose_lists, recorded, write_task
 from spex_mech.tasks.grids import Arrangement, Grid
 from spex_mech.tasks.speller import Speller
 from spex_mech.tasks.task import Task
@@ -30,6 +30,7 @@ _CENTURIES = tuple(str(c) for c in range(11, 19))
 _YEARS = tuple(f"{y:02d}" for y in range(100))
 
 
+@recorded
 def ioi(
     tokenizer: Any,
     n: int = 64,
@@ -82,6 +83,7 @@ def _giving(
     return Draft(text, f" {answer}", (f" {twice}",), corrupt)
 
 
+@recorded
 def gendered_pronouns(
     tokenizer: Any,
     n: int = 64,
@@ -119,6 +121,7 @@ def _agreeing(
     return Draft(text, " she" if hers else " he", (" he" if hers else " she",), corrupt)
 
 
+@recorded
 def greater_than(
     tokenizer: Any,
     n: int = 64,

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from spex_mech.errors import TaskError
-from spex_mech.tasks.drafts import Order, check_count
+from spex_mech.tasks.drafts import Order, check_count, recorded
 from spex_mech.tasks.grids import Grid
 from spex_mech.tasks.task import Task
 
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
+@recorded
 def induction(
     vocabulary: Any,
     n: int = 64,
@@ -60,6 +61,7 @@ def induction(
     return Task(tokens, answers, wrongs, positions, metric, corrupt=corrupt, reference=corrupt)
 
 
+@recorded
 def modular_arithmetic(
     modulus: int,
     n: int = 64,

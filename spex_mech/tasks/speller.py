@@ -1,5 +1,6 @@
 """`Speller`: one way to ask any tokenizer what a text's ids are, and which single token continues it."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,15 @@ from functools import cached_property
 from typing import Any
 
 from spex_mech.errors import TaskError
+
+
+def identify(tokenizer: Any) -> str | None:
+    """A tokenizer by content: a hash of its vocabulary, the same for every copy of it; None where it does not tell."""
+    vocabulary = getattr(tokenizer, "get_vocab", None)
+    if not callable(vocabulary):
+        return None
+    rows = sorted((int(i), str(word)) for word, i in dict(vocabulary()).items())
+    return f"{len(rows)} tokens, sha256 {hashlib.sha256(repr(rows).encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,22 @@ class Speller:
     def prompt(self, text: str) -> list[int]:
         """The ids of a prompt: special tokens in front, none behind, so that the last token is the text's."""
         return [*self.first, *self.plain(text)]
+
+    def front(self, text: str) -> tuple[int, ...]:
+        """The special tokens that are put before this text; none where the text's own tokens change with them."""
+        if self.bos is not None:
+            return (self.bos,)
+        plain, full = self.plain(text), self._encode(text, special=True)
+        starts = [i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain]
+        return tuple(full[: starts[0]]) if starts else ()
+
+    def doubles(self, text: str) -> bool:
+        """Whether a text begins with the very special tokens that are put before it.
+
+        Found from the ids, where "<s> w5" of a tokenizer that puts ``<s>`` first gives ``<s> <s> w5``.
+        """
+        first = list(self.first)
+        return bool(first) and self.plain(text)[: len(first)] == first
 
     def next(self, text: str, continuation: str) -> int | None:
         """The one token that continues `text`; None where it is several, or changes the tokens before it."""
@@ -48,11 +74,7 @@ class Speller:
     @cached_property
     def first(self) -> tuple[int, ...]:
         """What stands before a prompt's own tokens."""
-        if self.bos is not None:
-            return (self.bos,)
-        plain, full = self._encode("The", special=False), self._encode("The", special=True)
-        starts = [i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain]
-        return tuple(full[: starts[0]]) if starts else ()
+        return self.front("The")
 
     @cached_property
     def unknown(self) -> int | None:

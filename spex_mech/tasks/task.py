@@ -1,7 +1,7 @@
 """`Task`: the prompts, what the model should answer, where, and by which metric it is judged."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +11,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from spex_mech.errors import TaskError, all_problems, printable
+from spex_mech.tasks.columns import (
+    check_metric,
+    ragged,
+    real_ids,
+    resolved_positions,
+    row_numbers,
+    vector,
+    without_padding,
+)
 from spex_mech.tasks.prompts import Prompts
-from spex_mech.tasks.prompts_file import read_columns, read_prompts, write_rows
+from spex_mech.tasks.prompts_file import read_prompts, read_task, write_rows
 
 _SHOWN = 16  # tokens of a prompt without text, for people
 
@@ -41,6 +50,8 @@ class Task:
         texts: the prompts as text, for people; may be empty.
         also: further right answers, ``[prompt, answer]``, padded with -1; what "prob_diff" adds up.
         notes: what whoever made the task wants known, such as what was dropped; ``print(task)`` shows it.
+        options: how a generator made it: its name and arguments; or empty.
+        tokenizer: whose ids these are, by content (`identify`); None where nobody said.
     """
 
     prompts: Prompts
@@ -53,6 +64,8 @@ class Task:
     texts: tuple[str, ...] = field(default=(), compare=False)
     also: Int[Tensor, "prompt answer"] = field(default_factory=lambda: torch.full((0, 0), -1))
     notes: tuple[str, ...] = field(default=(), compare=False)
+    options: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    tokenizer: str | None = field(default=None, compare=False)
 
     def __init__(
         self,
@@ -69,24 +82,31 @@ class Task:
         prompts: Prompts | None = None,
         also: Any = None,
         notes: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
+        tokenizer: str | None = None,
     ) -> None:
-        """Build a task from rows or padded arrays; positions may be negative (counted from the end of each row).
+        """Build a task from rows, padded arrays, or what a tokenizer returned; positions may be negative (counted from
+        the end of each row).
 
-        Raises `TaskError` listing every prompt whose parts do not fit together.
+        Raises `TaskError` listing every prompt whose parts do not fit together, an unknown metric, or rows that look
+        padded and came without a mask.
         """
+        check_metric(metric)
         rows = Prompts.of(tokens, attention_mask) if prompts is None else prompts
         n = len(rows)
         values = {
             "prompts": rows,
-            "answers": _vector(-1 if answers is None else answers, n, "answers"),
-            "distractors": _ragged(distractors, n),
-            "positions": _resolve(_vector(positions, n, "positions"), rows.lengths),
+            "answers": vector(-1 if answers is None else answers, n, "answers"),
+            "distractors": ragged(distractors, n),
+            "positions": resolved_positions(vector(positions, n, "positions"), rows.lengths),
             "metric": metric,
             "corrupt": None if corrupt is None else Prompts.of(corrupt),
             "reference": None if reference is None else Prompts.of(reference),
-            "texts": tuple(texts),
-            "also": _ragged(also, n),
+            "texts": tuple(texts) if any(texts) else (),
+            "also": ragged(also, n),
             "notes": tuple(notes),
+            "options": dict(options or {}),
+            "tokenizer": tokenizer,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -98,38 +118,73 @@ class Task:
         cls,
         path: str | Path,
         tokenizer: Any = None,
-        metric: str | Callable[..., Tensor] = "logit_diff",
+        metric: str | Callable[..., Tensor] | None = None,
         reference: str | Path | None = None,
         limit: int | None = None,
     ) -> "Task":
-        """Read prompts, one JSON object a line.
+        """Read a task: one JSON object a line, each a prompt; the first may be what holds for all of them.
 
         ``{"tokens": [ids] | "text": "…", "answer": id | "…", "distractors": [ids | "…"], "position": -1, "corrupt":
         …}``, and ``"also": [ids | "…"]`` where further answers are right; tokens win over text; strings need a
-        `tokenizer`, and answers must be one token.
+        `tokenizer`, and answers must be one token. Text gets the special tokens that the tokenizer puts in front, and
+        none behind, so that the last token is the text's. The first line may be ``{"task": {"metric": "…",
+        "reference": [rows of ids] | "corrupt", "notes": […], "options": {…}, "tokenizer": "…"}}``.
+
+        Args:
+            metric: in the place of the file's; "logit_diff" where neither says.
+            reference: a file of prompts in the place of the file's own.
 
         Raises:
-            TaskError: the file cannot be read, or rows are wrong; all of them are listed.
+            TaskError: the file cannot be read, rows are wrong (all of them are listed), its ids are another tokenizer's
+                than the one given, or it was judged by a function, which no file holds.
         """
-        columns = read_columns(path, tokenizer, limit)
-        return cls(
-            **columns, metric=metric, reference=None if reference is None else read_prompts(reference, tokenizer)
-        )
+        common, columns = read_task(path, tokenizer, limit)
+        written = common.pop("metric", "logit_diff")
+        if metric is None and not isinstance(written, str):
+            raise TaskError(
+                f"{path} was judged by a function of its author's, {written['function']!r}, which no file holds. Give "
+                "metric=…, that function or the name of a metric."
+            )
+        if reference is not None:
+            common["reference"] = read_prompts(reference, tokenizer)
+        elif common.get("reference") == "corrupt":
+            common["reference"] = None if columns["corrupt"] is None else Prompts.of(columns["corrupt"])
+        return cls(**columns, **common, metric=written if metric is None else metric)
 
     def to_jsonl(self, path: str | Path) -> None:
-        """Write the prompts as `from_jsonl` reads them (the metric and the reference are not part of that file).
+        """Write the task as `from_jsonl` reads it, all of it; of a metric that is a function, the name only.
 
         Raises `FormatError` where the folder does not exist or cannot be written.
         """
-        write_rows(path, map(self._row, range(len(self))))
+        write_rows(path, [{"task": self._common()}, *map(self._row, range(len(self)))])
+
+    def _common(self) -> dict[str, Any]:
+        """What holds for all prompts, without what there is not."""
+        named = isinstance(self.metric, str)
+        told = {
+            "metric": self.metric if named else {"function": getattr(self.metric, "__qualname__", "metric")},
+            "reference": self._reference(),
+            "notes": list(self.notes),
+            "options": dict(self.options),
+            "tokenizer": self.tokenizer,
+        }
+        return {name: value for name, value in told.items() if value}
+
+    def _reference(self) -> str | list[list[int]] | None:
+        """The reference prompts for a file; one word where they are the corrupt ones."""
+        if self.reference is None:
+            return None
+        rows = [self.reference.row(i).tolist() for i in range(len(self.reference))]
+        same = self.corrupt is not None and rows == [self.corrupt.row(i).tolist() for i in range(len(self.corrupt))]
+        return "corrupt" if same else rows
 
     def _row(self, i: int) -> dict[str, Any]:
         """One prompt as a row of the file, without what it does not have."""
-        further, corrupt = _real(self.also[i]), self.corrupt
+        further, corrupt = real_ids(self.also[i]), self.corrupt
         return {
             "tokens": self.prompts.row(i).tolist(),
             **({"answer": int(self.answers[i])} if int(self.answers[i]) >= 0 else {}),
-            "distractors": _real(self.distractors[i]),
+            "distractors": real_ids(self.distractors[i]),
             **({"also": further} if further else {}),
             "position": int(self.positions[i]),
             **({} if corrupt is None else {"corrupt": corrupt.row(i).tolist()}),
@@ -158,19 +213,22 @@ class Task:
     __repr__ = __str__
 
     def take(self, which: Iterable[int]) -> "Task":
-        """The same task on some of its prompts; the reference stays whole."""
-        rows = torch.as_tensor(list(which), dtype=torch.long)
+        """The same task on some of its prompts; the reference stays whole. Raises `TaskError` where there is no such
+        prompt."""
+        rows = row_numbers(which, len(self))
         return Task(
             prompts=self.prompts.take(rows),
             answers=self.answers[rows],
-            distractors=self.distractors[rows],
+            distractors=without_padding(self.distractors[rows]),
             positions=self.positions[rows],
             metric=self.metric,
             corrupt=None if self.corrupt is None else self.corrupt.take(rows),
             reference=self.reference,
             texts=[self.texts[int(i)] for i in rows] if self.texts else (),
-            also=self.also[rows],
+            also=without_padding(self.also[rows]),
             notes=self.notes,
+            options=self.options,
+            tokenizer=self.tokenizer,
         )
 
     def check(self, shape: "Vocabulary") -> "Task":
@@ -217,41 +275,13 @@ class Task:
 
     def with_metric(self, metric: str | Callable[..., Tensor]) -> "Task":
         """The same prompts judged by another metric."""
+        check_metric(metric)
         judged = self.take(range(len(self)))
         object.__setattr__(judged, "metric", metric)
         return judged
 
-
-def _real(ids: Tensor) -> list[int]:
-    """A row of ids without its padding."""
-    return [i for i in ids.tolist() if i >= 0]
-
-
-def _vector(values: Any, n: int, name: str) -> Int[Tensor, " prompt"]:
-    vector = torch.as_tensor(values, dtype=torch.long)
-    vector = vector.expand(n).clone() if vector.ndim == 0 else vector
-    if vector.shape != (n,):
-        raise TaskError(f"{name} has shape {tuple(vector.shape)}; it needs one entry for each of the {n} prompts.")
-    return vector
-
-
-def _ragged(values: Any, n: int) -> Int[Tensor, "prompt distractor"]:
-    if values is None:
-        return torch.full((n, 0), -1)
-    rows = [
-        [r] if isinstance(r, int) else [int(v) for v in r]
-        for r in (values.tolist() if hasattr(values, "tolist") else values)
-    ]
-    if len(rows) != n:
-        raise TaskError(f"distractors have {len(rows)} rows; they need one for each of the {n} prompts.")
-    width = max((len(row) for row in rows), default=0)
-    return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.long).reshape(n, width)
-
-
-def _resolve(positions: Tensor, lengths: Tensor) -> Int[Tensor, " prompt"]:
-    resolved = torch.where(positions < 0, positions + lengths, positions)
-    wrong = ((resolved < 0) | (resolved >= lengths)).nonzero()[:, 0].tolist()
-    if wrong:
-        problems = [f"prompt {i + 1}: position {int(positions[i])} of {int(lengths[i])} tokens" for i in wrong]
-        raise TaskError(all_problems(f"{len(wrong)} positions lie outside their prompts:", problems))
-    return resolved
+    def with_reference(self, path: str | Path, tokenizer: Any = None) -> "Task":
+        """The same task with the prompts of a file as those over which replacement values are taken."""
+        copy = self.take(range(len(self)))
+        object.__setattr__(copy, "reference", read_prompts(path, tokenizer))
+        return copy
