@@ -45,7 +45,6 @@ FLOORS: dict[str, set[str]] = {
         "components", "files", "tasks", "circuit", "store", "ablation", "formats", "gallery", "measuring", "auditing",
         "api",
     },  # and the bench by its name, where there is one: the wheel has none
-    "__main__": {"cli"},
 }  # fmt: skip
 # Inside a room: files that alone may import another room, or may not import a sibling.
 ONLY = {

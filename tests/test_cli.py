@@ -149,7 +149,7 @@ def test_without_a_clone_the_bench_says_how_to_get_it(cli_run, monkeypatch):
     code, _, err = cli_run("bench", "decode")
     assert code == 2
     assert "clone" in err
-    assert "python -m spex_mech bench decode" in err
+    assert "python -m spex_mech.cli bench decode" in err
 
 
 def test_python_m_is_the_command_line():

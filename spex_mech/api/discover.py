@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from spex_mech.ablation.model_parts import ModelParts
 from spex_mech.ablation.wrappers import single_precision
 from spex_mech.components import ComponentSet
 from spex_mech.files.locks import hold
-from spex_mech.lenses.model_parts import ModelParts
 from spex_mech.measuring.ask import Ask, KeepProb
 from spex_mech.measuring.decode import decode_held
 from spex_mech.measuring.spine import run
@@ -93,7 +93,11 @@ def discover(
         workers=workers, refine=refine,
     )  # fmt: skip
     parts = ModelParts.of(subject, task, components)
-    return run(lambda some: parts.only(some).engine(ask, remember=True), parts.components, ask)
+    return run(
+        lambda some: parts.only(some).engine(ask.replacement, per=ask.per, seed=ask.seed, remember=True),
+        parts.components,
+        ask,
+    )
 
 
 @single_precision()

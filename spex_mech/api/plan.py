@@ -18,12 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spex_mech.ablation.identity import live_module
 from spex_mech.ablation.memory import peak_bytes
+from spex_mech.ablation.model_parts import ModelParts
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
 from spex_mech.ablation.wrappers import single_precision
 from spex_mech.components import ComponentSet
 from spex_mech.errors import SpexMechError
-from spex_mech.lenses.model_parts import ModelParts
 from spex_mech.measuring.ask import Ask, KeepProb
 from spex_mech.measuring.decode import choose_decoder, refuse_undecodable
 from spex_mech.measuring.masks import choose_design
@@ -136,7 +136,7 @@ def plan_run(
     masks = design.keep(0, Engine.chunk)
     masks = masks[_new(masks, set())]
     distinct = _count_distinct(design)
-    rate = _measure(replace(parts, task=few).engine(ask), masks, clock)
+    rate = _measure(replace(parts, task=few).engine(ask.replacement, per=ask.per, seed=ask.seed), masks, clock)
     factor = distinct / len(masks) * scale
     seconds, flops = rate.seconds * factor, rate.flops * factor
     floor = None if gpu is None else flops / (GPUS[gpu.lower()] * 1e12)

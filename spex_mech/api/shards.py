@@ -11,13 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from spex_mech.ablation.model_parts import ModelParts
 from spex_mech.ablation.wrappers import single_precision
 from spex_mech.components import ComponentSet
 from spex_mech.errors import DesignError, FormatError, ResponseError, SpexMechError, all_problems
 from spex_mech.files.locks import hold
 from spex_mech.files.plain_files import is_plain, refuse_links
 from spex_mech.files.records import differences
-from spex_mech.lenses.model_parts import ModelParts
 from spex_mech.measuring.ask import AUTO, Ask, KeepProb
 from spex_mech.measuring.journal import JOURNAL, Journal, open_journal, reopen_journal
 from spex_mech.measuring.lens import Lens
@@ -105,7 +105,7 @@ def respond_shard(
             "keep_prob='auto' lets a pilot decide, and shares cannot. Run the pilot once, then give its keep_prob."
         )
     with hold(out):
-        return _measure_shard(parts.engine(ask), design, ask, shard)
+        return _measure_shard(parts.engine(ask.replacement, per=ask.per, seed=ask.seed), design, ask, shard)
 
 
 def _measure_shard(lens: Lens, design: MaskDesign, ask: Ask, shard: Shard) -> dict[str, int]:

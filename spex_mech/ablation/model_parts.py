@@ -10,7 +10,6 @@ from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
 from spex_mech.ablation.unchanged import RECORDED, refuse_silence, unchanged
 from spex_mech.components import ComponentSet, select
-from spex_mech.measuring.ask import Ask
 from spex_mech.names import HEADS, HEADS_AND_MLPS
 from spex_mech.tasks.task import Task
 
@@ -36,11 +35,9 @@ class ModelParts:
         """The same with some of the components."""
         return replace(self, components=components)
 
-    def engine(self, ask: Ask, *, remember: bool = False) -> Engine:
+    def engine(self, replacement: str, *, per: str | None, seed: int, remember: bool = False) -> Engine:
         """The lens, with its replacement values taken; `remember` lets `ablated` find them again after a run."""
-        reference = fit_replacement(
-            self.subject, self.task, self.components, kind=ask.replacement, per=ask.per, seed=ask.seed
-        )
+        reference = fit_replacement(self.subject, self.task, self.components, kind=replacement, per=per, seed=seed)
         silent = unchanged(self.subject, self.task, self.components, reference)
         refuse_silence(silent, self.components, reference)
         if silent:
