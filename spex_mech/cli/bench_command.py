@@ -56,8 +56,8 @@ def run_bench(what: str, **asked: Any) -> dict[str, Any]:
         raise SpexMechError(f"there is no bench {what!r}; the benches are {', '.join(most)} and {last}.")
     if find_spec("spex_mech.bench") is None:
         raise SpexMechError(
-            f"bench {what!r} was asked for, and the installed package has no benches: they come with the project's "
-            f"source. In a clone of it run `python -m spex_mech.cli bench {what}`, or install the clone: pip install -e ."
+            f"bench {what!r} was asked for, and the installed package has no benches: they come with the "
+            f"project's source. In a clone of it run `python -m spex_mech.cli bench {what}`, or install it: pip install -e ."
         )
     run = import_module(f"spex_mech.bench.{BENCHES[what]}").run
     unknown = sorted(asked.keys() - signature(run).parameters.keys())
