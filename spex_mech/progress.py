@@ -13,16 +13,16 @@ Tick = Callable[[int], None]
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Around what is imported late: Python's random numbers and the environment are as before when it is there.
+    """Around what is imported late: Python's random numbers and OpenMP's variables are as before when it is there.
 
-    rich draws numbers while it is loaded, and scikit-learn loads rich and sets variables of OpenMP.
+    rich draws numbers while it is loaded; scikit-learn loads rich, and sets such variables.
     """
-    drawn, there = random.getstate(), dict(os.environ)
+    drawn, there = random.getstate(), set(os.environ)
     try:
         yield
     finally:
         random.setstate(drawn)
-        for name in set(os.environ) - set(there):
+        for name in {name for name in os.environ if name.startswith("KMP_")} - there:
             del os.environ[name]
 
 

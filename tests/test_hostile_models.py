@@ -104,11 +104,19 @@ def test_an_adapter_is_not_followed_to_its_base_model(folder, tmp_path):
         sm.load_model(folder)
 
 
+@pytest.mark.parametrize("value", ["evil/kernels", "evil/kernels:run", "paged|evil/x@1", "flash_attention_2", "a\\b"])
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "_experts_implementation"])
-def test_kernels_of_the_hub_are_not_asked_for(folder, key):
-    change(folder, **{key: "evil/kernels:run"})
+def test_kernels_of_the_hub_are_not_asked_for(folder, key, value):
+    """Flash attention too: where only `kernels` is installed, transformers has it from the hub."""
+    change(folder, **{key: value})
     with pytest.raises(SpexMechError, match="code from the hub"):
         sm.load_model(folder)
+
+
+@pytest.mark.parametrize("value", ["eager", "sdpa"])
+def test_kernels_of_torch_are_fine(folder, value):
+    change(folder, _attn_implementation=value)
+    assert sm.load_model(folder)[0].config.n_layer == 2
 
 
 @pytest.mark.parametrize("values", [

@@ -181,8 +181,9 @@ def test_a_card_may_name_parts_of_its_prompts(tmp_path):
 
 @pytest.mark.parametrize(
     ("lens", "message"),
-    [('parts = "words"', "parts is 'words'"), ("parts = [[3, 1]]", "after the last"), ("filler = -1", "filler is -1"),
-     ("parts = []", "parts is"), ('tokens = "x"', "tokens is unknown")],
+    [('parts = "words"', "lens.parts must be tokens or a list of lists"), ("parts = [[3, 1]]", "after the last"),
+     ('parts = "tokens"\nfiller = -1', "or a token"),
+     ("parts = []", "parts is"), ('tokens = "x"', "lens.tokens is not a field")],
 )  # fmt: skip
 def test_a_lens_of_a_card_that_cannot_be(tmp_path, lens, message):
     with pytest.raises(sm.SpexMechError, match=message):

@@ -54,7 +54,8 @@ def everything(run):
     save_source(run, "planted-and")
     sm.audit(sm.load_run(run), SUBJECT, TASK, budget=96, out=run)
     sm.report(run).save(run / "report.html")
-    sm.discover(SUBJECT, TASK, decoder="proxyspex", out=run / "refined", refine=True, **(ASKED | {"budget": 200}))
+    wide = planted.conjunction(("a0.h1", "a1.h0"), layout=planted.PlantedLayout(n_layers=2, n_heads=20))
+    sm.discover(wide, TASK, decoder="linear", out=run / "refined", refine=True, **(ASKED | {"budget": 96}))
 
 
 VERBS = {
@@ -88,7 +89,7 @@ def names(tmp_path_factory):
 
 def test_the_names_are_those_of_the_house(names):
     assert {"run.lock", "run.json", "study.json", "audit.json", "report.html", "interactions.csv"} <= set(names)
-    assert {"pilot/run.lock", "round-1/run.json", "pilot/responses.safetensors"} & set(names)
+    assert {"round-1/run.json", "round-1/run.lock", "pilot/responses.safetensors"} <= set(names)
     assert any(name.startswith("audit/") and name.endswith("/journal.sqlite") for name in names)
     assert len(names) > 30
 
@@ -124,7 +125,7 @@ def test_no_name_is_followed_when_it_is_a_link(tmp_path, names, kind, watched):
             assert listing(victims) == before, (name, verb)
             shutil.rmtree(run)
             shutil.rmtree(tmp_path / "merged", ignore_errors=True)
-    assert tried > 270
+    assert tried == len(names) * len(VERBS) > 300
     assert not unsaid
     assert refused > 0.7 * tried
 

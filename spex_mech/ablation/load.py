@@ -8,6 +8,7 @@ import torch
 
 from spex_mech.ablation.weight_files import read_config, refuse_foreign_files, refuse_giants, refuse_wide
 from spex_mech.errors import FormatError, ModelError, SpexMechError, all_problems
+from spex_mech.progress import undisturbed
 
 _PATIENCE = 10  # seconds for the hub to answer
 
@@ -27,6 +28,12 @@ def load_model(what: str | Path, kind: str | None = None, device: str | torch.de
         ModelError: a hub id that cannot be fetched.
     """
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    every = list(range(torch.cuda.device_count()))
+    with undisturbed(), torch.random.fork_rng(every):  # modules draw weights before they are given theirs
+        return _load(what, kind, where)
+
+
+def _load(what: str | Path, kind: str | None, where: str | torch.device) -> tuple[Any, Any]:
     folder = Path(what)
     if not folder.is_dir():
         return _from_hub(str(what), where)
@@ -34,13 +41,9 @@ def load_model(what: str | Path, kind: str | None = None, device: str | torch.de
     refuse_foreign_files(folder, config)
     refuse_giants(folder, config)
     kind = kind or ("transformer_lens" if {"n_layers", "d_model"} <= config.keys() else "huggingface")
-    every = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(
-        every
-    ):  # modules draw weights before they are given theirs: no draw of the user's may move
-        if kind == "transformer_lens":
-            return _native_bridge(folder, config).to(where, print_details=False), None
-        return _from_pretrained(folder, where)
+    if kind == "transformer_lens":
+        return _native_bridge(folder, config).to(where, print_details=False), None
+    return _from_pretrained(folder, where)
 
 
 def _native_bridge(folder: Path, config: dict[str, Any]) -> Any:
@@ -87,7 +90,6 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 def _from_pretrained(folder: Path, device: str | torch.device) -> tuple[Any, Any]:
     has_tokenizer = any((folder / n).exists() for n in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
     try:
-        refuse_wide(folder)
         return _fetch(folder, device, has_tokenizer, local_files_only=True)
     except SpexMechError:
         raise
@@ -131,6 +133,8 @@ def _fetch(what: str | Path, device: str | torch.device, has_tokenizer: bool, **
     told: Any
     options["trust_remote_code"] = False  # else it asks, and a stranger's code is one keystroke away
     try:
+        if isinstance(what, Path):
+            refuse_wide(what)
         model, told = AutoModelForCausalLM.from_pretrained(
             what, use_safetensors=True, output_loading_info=True, **options
         )

@@ -6,6 +6,7 @@ is named is looked at here first, and nothing else is opened than what has been 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ _LONGEST = 16_384  # positions of a native bridge, whose blocks hold a table of 
 _PER_BYTE = 8  # parameters that a byte of a file may stand for: one bit each
 _SPARE = 1 << 22  # parameters that any config may ask for, whatever the files hold
 _TABLES = 1 << 30  # bytes of tables that a model makes of itself, such as causal masks
-_PLAIN = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+_HUB_CODE = re.compile(r".*\W.*|(?i:.*(flash|kernel).*)", re.DOTALL)  # a repository, or what falls back to one
 _WIDTHS = {"d_model", "d_mlp", "d_head", "d_vocab", "d_vocab_out", "n_heads", "n_key_value_heads", "d_embedding"}
 
 
@@ -49,7 +50,7 @@ def refuse_foreign_files(folder: Path, config: Mapping[str, Any]) -> None:
     problems += [
         f"config.json asks for {key} {value!r:.60}, which is code from the hub"
         for key, value in _settings(config)
-        if key.endswith("_implementation") and isinstance(value, str) and value not in _PLAIN and not value.isalpha()
+        if "implementation" in key and isinstance(value, str) and _HUB_CODE.fullmatch(value)
     ]
     if (folder / "adapter_config.json").exists():
         problems.append("adapter_config.json makes another model, wherever it is, the one that is loaded")

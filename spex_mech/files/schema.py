@@ -221,7 +221,10 @@ def _wanted(kind: Any) -> str:
 
 
 def _many(kind: Any) -> str:
-    return {bool: "true and false"}.get(kind) or re.sub(r"^an? (\w+ )?(\w+)", r"\1\2s", _wanted(kind))
+    words = _wanted(kind)
+    if words.startswith("a list"):
+        return words.replace("a list", "lists", 1)
+    return {bool: "true and false"}.get(kind) or re.sub(r"^an? (\w+ )?(\w+)", r"\1\2s", words)
 
 
 def _count_parts(name: str) -> int:
