@@ -14,6 +14,7 @@ from spex_mech.cli.bench_command import bench
 from spex_mech.cli.environment import warnings_as_lines
 from spex_mech.cli.export_command import export
 from spex_mech.errors import SpexMechError
+from spex_mech.files.text import counted
 
 app = typer.Typer(
     name="spex-mech",
@@ -185,7 +186,9 @@ def merge(
     if as_json:
         _echo(told)
     elif not quiet:
-        _console().print(f"{told['masks']:,} masks × {told['prompts']:,} prompts; in {out}", soft_wrap=True)
+        _console().print(
+            f"{counted(told['masks'], 'mask')} × {counted(told['prompts'], 'prompt')}; in {out}", soft_wrap=True
+        )
 
 
 @app.command(epilog=o.TEACH_DECODE)

@@ -12,7 +12,7 @@ from rich.table import Table
 from spex_mech.ablation.replacement import INSTEAD
 from spex_mech.api.plan import Plan
 from spex_mech.cli.costs import Cost, in_words
-from spex_mech.files.text import like, sentence
+from spex_mech.files.text import counted, like, sentence
 from spex_mech.gallery.studies import Study
 from spex_mech.store.discovery import Discovery
 from spex_mech.store.set_losses import MOST_IN_A_SET, losses_of
@@ -41,8 +41,8 @@ def print_question(study: Study, cost: Cost, out: Path, console: Console) -> Non
 def print_plan(plan: Plan, console: Console) -> None:
     """Passes, time, memory, disk and price; then what fits."""
     console.print(
-        f"{plan.masks:,} masks of {plan.components:,} components ({plan.distinct:,} different) × {plan.prompts:,} "
-        f"prompts = {plan.rows:,} forward rows"
+        f"{counted(plan.masks, 'mask')} of {counted(plan.components, 'component')} ({plan.distinct:,} different, which "
+        f"are passed) × {counted(plan.prompts, 'prompt')} = {counted(plan.rows, 'forward row')}"
     )
     console.print(f"here ({plan.device}): {in_words(plan.seconds)} of passes; decoding comes on top")
     if plan.floor_seconds is not None and plan.likely_seconds is not None:
