@@ -11,6 +11,7 @@ from rich.table import Table
 
 from spex_mech.ablation.replacement import INSTEAD
 from spex_mech.api.plan import Plan
+from spex_mech.circuit.build import EXACT_SHARE
 from spex_mech.cli.costs import Cost, in_words
 from spex_mech.files.text import counted, like, sentence
 from spex_mech.gallery.studies import Study
@@ -76,11 +77,11 @@ def print_discovery(found: Discovery, out: Path, console: Console) -> None:
     """The strongest interactions, how far to trust them, and where the files are."""
     frame = found.interactions()
     if len(frame):
-        console.print(_interaction_table(frame, found.circuit.unit))
+        console.print(_interaction_table(frame, found.circuit.unit, _population(found)))
     if len(frame) > PRINTED_ROWS:
         console.print(f"… and {len(frame) - PRINTED_ROWS:,} more in {escape(str(out / 'interactions.csv'))}")
     if unsure := int((found.spectrum.orders > 0).sum()) - len(frame):
-        console.print(_about_unsure(unsure, len(frame)))
+        console.print(_about_unsure(unsure, len(frame), exact=found.heldout_r2 is None))
     console.print(_verdict(found))
     if pilot := found.record.get("pilot"):
         strata = " and ".join(f"{q:g}" for q in pilot["keep_probs"])
@@ -95,16 +96,18 @@ def print_discovery(found: Discovery, out: Path, console: Console) -> None:
     )
 
 
-def _about_unsure(unsure: int, shown: int) -> str:
+def _about_unsure(unsure: int, shown: int, *, exact: bool) -> str:
     """Sets of the polynomial that are no interactions of the circuit."""
     sets = f"set{'s' * (unsure != 1)} of the polynomial"
+    if exact:
+        return f"{unsure:,} more {sets}, below {EXACT_SHARE:.1%} of the largest, in spectrum.json only."
     if not shown:
         return f"No interaction is beyond chance: {unsure:,} {sets} with q > 0.05, in spectrum.json."
     return f"{unsure:,} more {sets} within chance (q > 0.05), in spectrum.json only."
 
 
-def _interaction_table(frame: pd.DataFrame, unit: str) -> Table:
-    table = Table(title=f"Strongest of {len(frame):,} interactions ({unit})", title_justify="left")
+def _interaction_table(frame: pd.DataFrame, unit: str, of: str) -> Table:
+    table = Table(title=f"Strongest of {len(frame):,} interactions ({unit}){of}", title_justify="left")
     for name, justify in (
         ("components", "left"),
         ("coefficient", "right"),
@@ -125,6 +128,13 @@ def _interaction_table(frame: pd.DataFrame, unit: str) -> Table:
             "" if pd.isna(row["q_value"]) else f"{row['q_value']:.1g}",
         )
     return table
+
+
+def _population(found: Discovery) -> str:
+    """Of which prompts the figures of the table speak."""
+    if found.heldout_r2 is None:
+        return ": exact for these prompts; ± and q for more like them"
+    return ": of these prompts; ± and q over masks"
 
 
 def _verdict(found: Discovery) -> str:
