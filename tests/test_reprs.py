@@ -75,7 +75,7 @@ def test_responses_tell_their_range(found):
 def test_studies_subjects_tasks_and_prompts_have_short_ones():
     study = sm.open_study("induction-2l")
     assert shown(study).splitlines()[0] == study.title
-    assert "12 components, replaced by their mean" in shown(study)
+    assert "12 components, each replaced by its mean" in shown(study)
     assert "judged by logit_diff" in shown(study.task)
     assert shown(study.subject).startswith("BridgeSubject of ")
     assert shown(sm.bind(tiny("gpt2"))).startswith("TorchSubject of ")

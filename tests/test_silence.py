@@ -60,3 +60,19 @@ def test_what_the_first_tokens_share_is_only_told_where_it_matters(model):
         sm.discover(model, same, "a0.h0@p0, a0.h1@p0", budget=16)
     with pytest.raises(TaskError, match="nothing would be ablated"):
         sm.discover(model, task(ROW, corrupt=[ROW]), "a*.h*", budget=64, replacement="resample")
+
+
+def test_a_circuit_of_everything_ablates_nothing_and_says_so():
+    study = sm.open_study("planted-and")
+    found = sm.discover(study.subject, study.task, "a*.h*", budget=64, replacement="zero", decoder="linear")
+    names = found.components.names
+    everything = sm.Circuit(found.components, tuple(map(_node, names)), (), "logit", evidence={})
+    said = pytest.warns(SpexMechWarning, match="are nodes of this circuit, so keeping it ablates nothing")
+    with said, sm.ablated(study.subject, keep=everything, replacement="zero"):
+        pass
+
+
+def _node(name):
+    from spex_mech.circuit.nodes import Node
+
+    return Node(sm.Component.parse(name))

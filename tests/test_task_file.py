@@ -1,5 +1,6 @@
 """A task is a file that loses nothing: round trips of every generator, and what goes wrong between text and ids."""
 
+import contextlib
 import json
 from collections.abc import Callable
 
@@ -194,3 +195,27 @@ def test_what_replaces_is_printed_as_asked(tmp_path):
     done = CliRunner().invoke(app, asked)
     assert "its mean" not in done.output
     assert "an ablated component is replaced by zero" in " ".join(done.output.split())
+
+
+WILD = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 70), st.just(2**70), st.floats(allow_nan=True), st.text(max_size=3),
+    st.binary(max_size=2), st.just(object()), st.lists(st.integers(-3, 9), max_size=3), st.just({"a": 1}),
+    st.lists(
+        st.lists(st.one_of(st.integers(-3, 9), st.text(max_size=2), st.none(), st.floats()), max_size=3), max_size=3
+    ),
+    st.builds(lambda s: torch.zeros(s), st.lists(st.integers(0, 2), max_size=3).map(tuple)),
+)  # fmt: skip
+GIVEN = {
+    "tokens": [[1, 2, 3], [4, 5]], "answers": [1, 2], "distractors": [[3], [4]], "positions": -1,
+    "metric": "logit_diff", "attention_mask": None, "corrupt": None, "reference": None, "texts": (), "also": None,
+    "notes": (),
+}  # fmt: skip
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(sorted(GIVEN)), WILD)
+def test_a_task_of_anything_is_one_or_a_message_of_ours(name, value):
+    with contextlib.suppress(sm.SpexMechError):
+        task = Task(**GIVEN | {name: value})
+        assert isinstance(task.describe(), dict)
+        assert str(task)

@@ -43,7 +43,7 @@ def ablated(
     """A model with components ablated in every call, for the length of a with-block; no hook stays behind.
 
     ```python
-    with sm.ablated(subject, keep=found.circuit) as model:
+    with sm.ablated(subject, keep=audit.circuit.names, components=found.components, task=task) as model:
         logits = model(tokens)
     with sm.ablated(model, ablate="a9.h9, a10.h0", replacement="zero"):
         logits = model(tokens)
@@ -51,8 +51,9 @@ def ablated(
 
     Args:
         subject: a bound subject, or any model that `bind` takes (binding it costs a dozen tiny passes each time).
-        keep: what stays, all other `components` being ablated: a circuit (its nodes, of the components that were
-            studied), names, or one Boolean a component.
+        keep: what stays, all other `components` being ablated: names, one Boolean a component, or a circuit (its
+            nodes, of the components that were studied: all that are in any interaction, which may be all there are;
+            the smallest set that keeps the behaviour is an audit's, ``audit.circuit.names``).
         task: where replacement values are taken: means over its reference (or prompts), resampling from its corrupt
             prompts. Not needed for zero ablation, nor for a circuit found in this process, whose run's values are used.
         ablate: instead of `keep`: what is ablated, all else staying as it is.
@@ -73,6 +74,12 @@ def ablated(
     """
     bound = bind(subject)
     plan = _plan(bound, keep, ablate, components)
+    if plan.circuit is not None and bool(plan.keep.all()):
+        warn_user(
+            f"all {len(plan.components):,} components that were studied are nodes of this circuit, so keeping it "
+            "ablates nothing. The smallest set that keeps the behaviour is an audit's: keep=audit.circuit.names, "
+            "components=found.components."
+        )
     fitted = _values(bound, plan, task, replacement, per, seed)
     edits = fitted.lasting(plan.keep, None if rows is None else torch.as_tensor(rows))
     in_force: Callable[[Mapping[Site, Edit]], Any] | None = getattr(bound, "in_force", None)

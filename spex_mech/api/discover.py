@@ -49,8 +49,8 @@ def discover(
         budget: number of masks; the forward rows are ``budget × prompts``. Where all 2^n masks fit into it, they are
             all measured (with `decoder` "auto" or "exact").
         keep_prob: the keep-probability of the masks, several of them (strata in equal shares), "coded" (SPEX's masks),
-            or "auto": half at 0.5 and half at 0.9, unless a pilot (at most a tenth of the budget) says clearly that
-            other masks differ more in the metric; the record's ``"pilot"`` has its figures.
+            or "auto": half at 0.5 and half at 0.9, unless a pilot (at most a tenth of the budget; none below 220
+            masks) says clearly that other masks differ more in the metric; the record's ``"pilot"`` has its figures.
         replacement: what an ablated component is replaced by: "mean", "zero" or "resample".
         decoder: "auto" (exact where all masks fit the budget, spex for coded masks, else joint), "joint" (several
             proxies, stacked and read out), "proxyspex" (its trees alone, a few times faster), "spex", "linear" or

@@ -61,7 +61,7 @@ class Plan:
 
     Attributes:
         masks, distinct: asked, and passed: a mask that occurs again is a copy.
-        rows: forward passes of one prompt each.
+        rows: masks × prompts, as `discover` counts them; a mask that occurs again takes no pass.
         seconds: of the passes, here, at the rate measured; without decoding.
         flops: operations of the passes, multiply and add counted as two; 0 where the model has no matrix products.
         peak_bytes: what a batch of activations holds at once; model and references come on top.
@@ -144,7 +144,7 @@ def plan_run(
     paid = seconds if likely is None else likely
     return Plan(
         components=len(chosen), prompts=len(task), masks=design.n_masks, distinct=distinct,
-        rows=distinct * len(task), device=str(parts.subject.device), seconds=seconds, flops=flops,
+        rows=design.n_masks * len(task), device=str(parts.subject.device), seconds=seconds, flops=flops,
         peak_bytes=rate.peak_bytes, model_bytes=_model_bytes(parts.subject), disk_bytes=_disk_bytes(design, task),
         gpu=gpu, floor_seconds=floor, likely_seconds=likely,
         price=None if price_per_hour is None else price_per_hour * paid / 3600,

@@ -10,7 +10,7 @@ from spex_mech.auditing.run_audit import Audit, load_audit
 from spex_mech.circuit.graph import Circuit
 from spex_mech.errors import SpexMechError
 from spex_mech.files.plain_files import is_plain
-from spex_mech.files.text import number, percent
+from spex_mech.files.text import counted, number, percent
 from spex_mech.show.dossier import Dossier, Fact, PromptText
 from spex_mech.show.exhibits import checks_of, points_of, sheets_of, sizes_of
 from spex_mech.show.html import Page
@@ -118,7 +118,11 @@ def _headline(found: Discovery, audit: Audit | None) -> tuple[Fact, ...]:
         few = f"by {len(audit.circuit.names):,} of {len(audit.components):,} components"
         kept = Fact("Behaviour kept", percent(audit.circuit.faithfulness), few)
         masks, rows = masks + audit.record.get("masks", 0), rows + audit.record.get("rows", 0)
-    cost = Fact("Ablated passes", f"{rows:,}", f"{masks:,} masks × {found.responses.values.shape[1]:,} prompts")
+    cost = Fact(
+        "Ablated passes",
+        f"{rows:,}",
+        f"{counted(masks, 'mask')} × {counted(found.responses.values.shape[1], 'prompt')}",
+    )
     return kept, _fit(found, audit), sets, cost
 
 
@@ -136,7 +140,7 @@ def _question(found: Discovery, audit: Audit | None, origin: Origin) -> tuple[Fa
     record = found.record
     subject, task, replacement = (_part(record, name) for name in ("subject", "task", "replacement"))
     names, metric = found.components.names, str(task.get("metric", "of the user's own"))
-    budget = f"{len(found.responses):,} masks × {found.responses.values.shape[1]:,} prompts"
+    budget = f"{counted(len(found.responses), 'mask')} × {counted(found.responses.values.shape[1], 'prompt')}"
     audited = "" if audit is None else f"and {audit.record.get('masks', 0):,} masks for the audit"
     assumes = f"assumes: {replacement.get('assumes', 'not recorded')}"
     ablated = _instead(found, f"its {replacement.get('kind', 'value, not recorded')}")

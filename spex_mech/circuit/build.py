@@ -18,6 +18,7 @@ from spex_mech.files.records import plain
 from spex_mech.walsh.certainty.significance import p_values_of_z, q_values
 from spex_mech.walsh.spectrum import Spectrum
 
+EXACT_SHARE = 0.001  # of the largest coefficient: what is told of these prompts, whatever others may do
 FLOOR = 1e-6  # of the largest coefficient: what float32 responses leave behind of a term that is not there
 _BLOCK = 512  # sets whose supersets are sought at once
 
@@ -47,6 +48,7 @@ def build_circuit(
     stability: Mapping[tuple[int, ...], float] | None = None,
     roles: Mapping[str, str] | None = None,
     link: str = "identity",
+    exact: bool = False,
 ) -> Circuit:
     """The circuit of a polynomial: its non-constant terms that are found at a false discovery rate of `q_threshold`.
 
@@ -66,6 +68,8 @@ def build_circuit(
         q_value: by ascending indices; sets not named have none.
         stability: share of resamples that found a set, by ascending indices; sets not named have none.
         roles: names from the literature for components, by component name.
+        exact: every mask was measured: terms of a thousandth of the largest are there for these prompts, whatever their
+            q-value, which speaks of other prompts; smaller ones only by their q-value.
         link: the family of the link behind which the polynomial is; `unit` is then the latent one.
 
     Returns:
@@ -76,7 +80,7 @@ def build_circuit(
     """
     _check(spectrum, components, q_threshold, min_abs)
     mean = spectrum.mean_output()
-    terms = _passing(mean, q_threshold, min_abs, q_value)
+    terms = _passing(mean, q_threshold, min_abs, q_value, exact)
     names = [tuple(components.names[i] for i in s) for s in terms.sets]
     interactions = _interactions(terms, names, stability or {})
     return Circuit(
@@ -112,7 +116,7 @@ def _check(spectrum: Spectrum, components: ComponentSet, q_threshold: float, min
 
 
 def _passing(
-    mean: Spectrum, q_threshold: float, min_abs: float, given: Mapping[tuple[int, ...], float] | None
+    mean: Spectrum, q_threshold: float, min_abs: float, given: Mapping[tuple[int, ...], float] | None, exact: bool
 ) -> _Terms:
     coefficient = _numpy(mean.coefficients)
     stderr = np.full_like(coefficient, np.nan) if mean.stderr is None else _numpy(mean.stderr)
@@ -124,7 +128,11 @@ def _passing(
     else:
         q_value[tested] = [given.get(s, np.nan) for s in mean.sets if s]
     strong = (np.abs(coefficient) > floor) & (np.abs(coefficient) >= min_abs)
-    rows = np.flatnonzero(tested & strong & ~(q_value > q_threshold))  # an unknown q-value passes
+    there = ~(q_value > q_threshold)  # an unknown q-value passes
+    if exact and q_threshold < 1:
+        largest = np.abs(coefficient[tested]).max(initial=0.0)
+        there = (q_value <= q_threshold) | (np.abs(coefficient) >= EXACT_SHARE * largest)
+    rows = np.flatnonzero(tested & strong & there)
     sets = [mean.sets[row] for row in rows]
     return _Terms(sets, coefficient[rows], stderr[rows], q_value[rows], knockouts(mean, sets))
 

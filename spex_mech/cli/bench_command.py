@@ -57,7 +57,7 @@ def run_bench(what: str, **asked: Any) -> dict[str, Any]:
     if find_spec("spex_mech.bench") is None:
         raise SpexMechError(
             f"bench {what!r} was asked for, and the installed package has no benches: they come with the "
-            f"project's source. In a clone of it run `python -m spex_mech.cli bench {what}`, or install it: pip install -e ."
+            f"project's source. In a clone run `python -m spex_mech.cli bench {what}`; or pip install -e ."
         )
     run = import_module(f"spex_mech.bench.{BENCHES[what]}").run
     unknown = sorted(asked.keys() - signature(run).parameters.keys())

@@ -10,6 +10,7 @@ from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
 from spex_mech.components import ComponentSet
+from spex_mech.files.text import counted
 from spex_mech.measuring.workers import Workers
 from spex_mech.tasks.task import Task
 
@@ -44,7 +45,9 @@ class Cost:
         >>> print(Cost(64, 4))
         64 masks × 4 prompts = 256 forward rows
         """
-        told = f"{self.masks:,} masks × {self.prompts:,} prompts = {self.rows:,} forward rows"
+        told = (
+            f"{counted(self.masks, 'mask')} × {counted(self.prompts, 'prompt')} = {counted(self.rows, 'forward row')}"
+        )
         if self.seconds is None or self.rows_per_second is None:
             return told
         return f"{told} ≈ {in_words(self.seconds)} at {self.rows_per_second:,.0f} rows/s"

@@ -13,6 +13,7 @@ from spex_mech.cli.bench_command import bench
 from spex_mech.cli.export_command import export
 from spex_mech.cli.terminal import Terminal, cautions_shown
 from spex_mech.errors import SpexMechError
+from spex_mech.files.text import counted
 
 app = typer.Typer(
     name="spex-mech",
@@ -187,7 +188,8 @@ def merge(
         _echo(told)
     elif not quiet:
         Terminal().print(
-            f"{told['masks']:,} masks × {told['prompts']:,} prompts; in {escape(str(out))}", soft_wrap=True
+            f"{counted(told['masks'], 'mask')} × {counted(told['prompts'], 'prompt')}; in {escape(str(out))}",
+            soft_wrap=True,
         )
 
 

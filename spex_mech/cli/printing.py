@@ -12,8 +12,9 @@ from rich.table import Table
 from spex_mech.ablation.contract import certificate_line, describe_certificates
 from spex_mech.ablation.replacement import INSTEAD
 from spex_mech.api.plan import Plan
+from spex_mech.circuit.build import EXACT_SHARE
 from spex_mech.cli.costs import Cost, in_words
-from spex_mech.files.text import like, sentence
+from spex_mech.files.text import counted, like, sentence
 from spex_mech.gallery.studies import Study
 from spex_mech.store.discovery import Discovery
 from spex_mech.store.set_losses import MOST_IN_A_SET, losses_of
@@ -42,8 +43,8 @@ def print_question(study: Study, cost: Cost, out: Path, console: Console) -> Non
 def print_plan(plan: Plan, console: Console) -> None:
     """Passes, time, memory, disk and price; then what fits."""
     console.print(
-        f"{plan.masks:,} masks of {plan.components:,} components ({plan.distinct:,} different) × {plan.prompts:,} "
-        f"prompts = {plan.rows:,} forward rows"
+        f"{counted(plan.masks, 'mask')} of {counted(plan.components, 'component')} ({plan.distinct:,} different, which "
+        f"are passed) × {counted(plan.prompts, 'prompt')} = {counted(plan.rows, 'forward row')}"
     )
     console.print(f"here ({plan.device}): {in_words(plan.seconds)} of passes; decoding comes on top")
     if plan.checks:
@@ -81,11 +82,11 @@ def print_discovery(found: Discovery, out: Path, console: Console) -> None:
     """The strongest interactions, how far to trust them, and where the files are."""
     frame = found.interactions()
     if len(frame):
-        console.print(_interaction_table(frame, found.circuit.unit))
+        console.print(_interaction_table(frame, found.circuit.unit, _population(found)))
     if len(frame) > PRINTED_ROWS:
         console.print(f"… and {len(frame) - PRINTED_ROWS:,} more in {escape(str(out / 'interactions.csv'))}")
     if unsure := int((found.spectrum.orders > 0).sum()) - len(frame):
-        console.print(_about_unsure(unsure, len(frame)))
+        console.print(_about_unsure(unsure, len(frame), exact=found.heldout_r2 is None))
     console.print(_verdict(found))
     if pilot := found.record.get("pilot"):
         strata = " and ".join(f"{q:g}" for q in pilot["keep_probs"])
@@ -100,16 +101,18 @@ def print_discovery(found: Discovery, out: Path, console: Console) -> None:
     )
 
 
-def _about_unsure(unsure: int, shown: int) -> str:
+def _about_unsure(unsure: int, shown: int, *, exact: bool) -> str:
     """Sets of the polynomial that are no interactions of the circuit."""
     sets = f"set{'s' * (unsure != 1)} of the polynomial"
+    if exact:
+        return f"{unsure:,} more {sets}, below {EXACT_SHARE:.1%} of the largest, in spectrum.json only."
     if not shown:
         return f"No interaction is beyond chance: {unsure:,} {sets} with q > 0.05, in spectrum.json."
     return f"{unsure:,} more {sets} within chance (q > 0.05), in spectrum.json only."
 
 
-def _interaction_table(frame: pd.DataFrame, unit: str) -> Table:
-    table = Table(title=f"Strongest of {len(frame):,} interactions ({escape(unit)})", title_justify="left")
+def _interaction_table(frame: pd.DataFrame, unit: str, of: str) -> Table:
+    table = Table(title=f"Strongest of {len(frame):,} interactions ({escape(unit)}){of}", title_justify="left")
     for name, justify in (
         ("components", "left"),
         ("coefficient", "right"),
@@ -130,6 +133,13 @@ def _interaction_table(frame: pd.DataFrame, unit: str) -> Table:
             "" if pd.isna(row["q_value"]) else f"{row['q_value']:.1g}",
         )
     return table
+
+
+def _population(found: Discovery) -> str:
+    """Of which prompts the figures of the table speak."""
+    if found.heldout_r2 is None:
+        return ": exact for these prompts; ± and q for more like them"
+    return ": of these prompts; ± and q over masks"
 
 
 def _verdict(found: Discovery) -> str:

@@ -37,6 +37,15 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     return (_MINUS if value < 0 else "+" if sign else "") + shown
 
 
+def counted(many: int, word: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "prompt"), counted(2_000, "mask")
+    ('1 prompt', '2,000 masks')
+    """
+    return f"{many:,} {word}{'' if many == 1 else 's'}"
+
+
 def percent(share: float | None) -> str:
     """A share as a percentage; never 100 where it is less.
 

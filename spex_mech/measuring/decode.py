@@ -131,7 +131,7 @@ def describe_circuit(
     return build_circuit(
         sure.spectrum, responses.components, evidence=evidence, q_value=sure.q_value, stability=sure.stability,
         unit=responses.unit if decoded.link.is_identity else f"{responses.unit} (latent)", link=decoded.link.name,
-        roles=roles,
+        roles=roles, exact=bool((sure.record.get("inference") or {}).get("exact")),
     )  # fmt: skip
 
 

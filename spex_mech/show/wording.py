@@ -7,7 +7,7 @@ from spex_mech.auditing.findings import Verified
 from spex_mech.auditing.run_audit import Audit
 from spex_mech.auditing.verdicts import STABLE_FROM
 from spex_mech.circuit.nodes import Interaction
-from spex_mech.files.text import number, percent, quoted_roles, sentence
+from spex_mech.files.text import counted, number, percent, quoted_roles, sentence
 from spex_mech.store.discovery import Discovery, lens_of
 from spex_mech.store.set_losses import MOST_IN_A_SET, losses_of
 from spex_mech.walsh.decoding import Outcome
@@ -46,22 +46,18 @@ def _nodes(found: Discovery) -> str:
         f"{len(circuit.nodes):,} {'was' if len(circuit.nodes) == 1 else 'were'} found to matter to {_metric(found)}"
     )
     if not sets:
-        return f"Of {_count(len(circuit.components), 'component')}, {mattered}, each by itself."
+        return f"Of {counted(len(circuit.components), 'component')}, {mattered}, each by itself."
     return (
-        f"Of {_count(len(circuit.components), 'component')}, {mattered}, alone or together with others: "
-        f"{_count(alone, 'effect')} of single components and {_count(sets, 'joint effect')} of up to "
+        f"Of {counted(len(circuit.components), 'component')}, {mattered}, alone or together with others: "
+        f"{counted(alone, 'effect')} of single components and {counted(sets, 'joint effect')} of up to "
         f"{circuit.max_order} components."
     )
-
-
-def _count(number_: int, word: str) -> str:
-    return f"{number_:,} {word}{'' if number_ == 1 else 's'}"
 
 
 def _kept(found: Discovery, audit: Audit, circuit: Verified) -> str:
     instead = _INSTEAD.get(str(found.record.get("replacement", {}).get("kind")), "something else")
     return (
-        f"With {len(circuit.names):,} of {_count(len(audit.components), 'component')} left as they are and all others "
+        f"With {len(circuit.names):,} of {counted(len(audit.components), 'component')} left as they are and all others "
         f"replaced by {instead}, {percent(circuit.faithfulness)} of the behaviour is left: {_metric(found)} is "
         f"{number(circuit.value)} {audit.unit}, where the intact model has {number(audit.intact)} and the model with "
         f"everything replaced {number(audit.empty)}."
@@ -109,8 +105,7 @@ def _confirmed(audit: Audit) -> Iterator[str]:
     tested, good = len(audit.interactions), len(audit.confirmed)
     if tested:
         was = "was" if good == 1 else "were"
-        counted = _count(tested, "interaction")
-        yield f"Of {counted} measured again on fresh masks, {good:,} {was} confirmed."
+        yield f"Of {counted(tested, 'interaction')} measured again on fresh masks, {good:,} {was} confirmed."
 
 
 def _trust(found: Discovery, audit: Audit | None) -> str:
@@ -135,7 +130,8 @@ def warnings(found: Discovery, audit: Audit | None) -> tuple[str, ...]:
     if outcome not in (Outcome.COMPLETE, Outcome.RECOVERED):
         said.append(f"{outcome.meaning}; {outcome.remedy}")
     if audit is None and lens_of(found.record) != "components":
-        said.append("nothing here has been tested on masks drawn anew; the same call with another seed gives some")
+        if found.heldout_r2 is not None:  # else every mask was measured, and another seed has no other
+            said.append("nothing here has been tested on masks drawn anew; the same call with another seed gives some")
     elif audit is None:
         said.append("nothing here has been tested by fresh forward passes; an audit (spex-mech audit) does that")
     return tuple(sentence(words) for words in (*said, *(() if audit is None else audit.cautions)))
@@ -179,7 +175,7 @@ def limits(found: Discovery, audit: Audit | None) -> tuple[str, ...]:
     said = _limits_of_lens(found) or [
         "No path through the model. A joint effect says that a set moves the metric together, not that one component "
         "reads what another writes",
-        f"Nothing beyond {_count(prompts, 'prompt')} and this metric. Others may have another circuit",
+        f"Nothing beyond {counted(prompts, 'prompt')} and this metric. Others may have another circuit",
         f"Nothing about components that were not studied. {studied:,} were; all else in the model was left as it is in "
         "every pass",
         "A set that is not listed was not found; that does not mean that its effect is zero",

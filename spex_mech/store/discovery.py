@@ -23,7 +23,7 @@ from spex_mech.files.json import json_text, read_json, sorted_keys, write_whole
 from spex_mech.files.plain_files import is_plain, refuse_links
 from spex_mech.files.records import plain, refuse_other
 from spex_mech.files.schema import checked
-from spex_mech.files.text import escaped
+from spex_mech.files.text import counted, escaped
 from spex_mech.store.responses import Responses, pack_bits
 from spex_mech.store.run_record import RunRecord
 from spex_mech.store.spectrum_file import load_spectrum, save_spectrum
@@ -100,7 +100,10 @@ class Discovery:
         """The circuit in a line, what it rests on in another, then its strongest interactions."""
         outcome, (masks, prompts) = self.decoded.outcome, self.responses.values.shape
         link = "" if self.link.is_identity else f"; behind a link: {self.link.describe()}"
-        told = [str(self.circuit), f"  {masks:,} masks × {prompts:,} prompts; {outcome.meaning}{link}"]
+        told = [
+            str(self.circuit),
+            f"  {counted(masks, 'mask')} × {counted(prompts, 'prompt')}; {outcome.meaning}{link}",
+        ]
         shown = self.circuit.interactions[:_TOLD]
         width = max((len(interaction.label) for interaction in shown), default=0)
         told += [f"  {i.label:<{width}}  {i.coefficient:+.3g}  {i.kind}" for i in shown]
@@ -112,7 +115,7 @@ class Discovery:
     def _repr_html_(self) -> str:
         """How it ended, then the circuit: drawn, and its strongest interactions as a table."""
         outcome, (masks, prompts) = self.decoded.outcome, self.responses.values.shape
-        told = f"{masks:,} masks × {prompts:,} prompts; {outcome.name.lower()}: {outcome.meaning}."
+        told = f"{counted(masks, 'mask')} × {counted(prompts, 'prompt')}; {outcome.name.lower()}: {outcome.meaning}."
         link = "" if self.link.is_identity else f" Behind a link: {self.link.describe()}."
         return f"<p>{escaped(told + link)}</p>{self.circuit._repr_html_()}"
 

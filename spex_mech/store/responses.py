@@ -15,6 +15,7 @@ from torch import Tensor
 from spex_mech.components import ComponentSet
 from spex_mech.errors import FormatError, ResponseError, SpexMechError, printable
 from spex_mech.files.plain_files import read_plain, replace_file
+from spex_mech.files.text import counted
 
 RESPONSES_SCHEMA = "spex_mech.responses/1"
 MAX_HEADER = 1 << 26  # bytes of metadata; 36,864 names are under one MiB
@@ -63,7 +64,8 @@ class Responses:
         """One line: masks, prompts, components, and what the headline ran over."""
         (masks, prompts), mean = self.values.shape, self.mean
         return (
-            f"Responses: {masks:,} masks × {prompts:,} prompts of {len(self.components):,} components, "
+            f"Responses: {counted(masks, 'mask')} × {counted(prompts, 'prompt')} of "
+            f"{counted(len(self.components), 'component')}, "
             f"{float(self.keep.double().mean()):.0%} kept; mean over prompts {float(mean.min()):+.3g} to "
             f"{float(mean.max()):+.3g} {printable(self.unit)}"
         )

@@ -41,6 +41,15 @@ def check_metric(metric: Any) -> None:
         )
 
 
+def lines(values: Any, name: str, n: int | None = None) -> tuple[str, ...]:
+    """Texts, `n` of them where it says so; none at all where all are empty."""
+    if not isinstance(values, list | tuple) or not all(isinstance(text, str) for text in values):
+        raise TaskError(f"{name} are {values!r:.60}; they are a list of texts.")
+    if n is not None and len(values) not in (0, n):
+        raise TaskError(f"{len(values)} {name} were given for {n} prompts; give one a prompt, or none.")
+    return tuple(values) if any(values) else ()
+
+
 def vector(values: Any, n: int, name: str) -> Int[Tensor, " prompt"]:
     try:
         given = torch.as_tensor(values)

@@ -13,6 +13,7 @@ from torch import Tensor
 from spex_mech.errors import TaskError, all_problems, printable
 from spex_mech.tasks.columns import (
     check_metric,
+    lines,
     ragged,
     real_ids,
     resolved_positions,
@@ -102,9 +103,9 @@ class Task:
             "metric": metric,
             "corrupt": None if corrupt is None else Prompts.of(corrupt),
             "reference": None if reference is None else Prompts.of(reference),
-            "texts": tuple(texts) if any(texts) else (),
+            "texts": lines(texts, "texts", n),
             "also": ragged(also, n),
-            "notes": tuple(notes),
+            "notes": lines(notes, "notes"),
             "options": dict(options or {}),
             "tokenizer": tokenizer,
         }

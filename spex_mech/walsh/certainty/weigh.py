@@ -5,7 +5,8 @@
 - Cross-fitting (`infer`), where `folds` is 2 or more: costs as many decodings.
 - The decoder's held-out masks (`confirm_sets`), used for nothing else before, of the other decoders.
 - The decoder's own errors, where it held nothing out; optimistic, since it chose the sets on the masks it fitted.
-- The spread over outputs, where every one of the 2^n masks was measured.
+- Where every one of the 2^n masks was measured the coefficients are exact for these outputs; errors and q-values are
+  then for outputs like these, by Student's t over outputs, and there are none of one output.
 
 With a link, masks speak for the latent polynomial through `Decoded.on_latent_scale`, the link taken as given.
 Cross-fitting is for the metric's own scale only, since every fold would have a link of its own.
@@ -19,14 +20,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
+from scipy.stats import t as student
 from torch import Tensor
 
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.certainty.debiased import METHOD, debias
 from spex_mech.walsh.certainty.independence import FEWEST, as_drawn
 from spex_mech.walsh.certainty.inference import Inference, confirm_sets, infer
+from spex_mech.walsh.certainty.significance import q_values
 from spex_mech.walsh.certainty.stability import LEVEL, Stability, stability
 from spex_mech.walsh.decoding import Decoded, Decoder, Samples, r_squared, split_masks
 from spex_mech.walsh.masks.design import MaskDesign
@@ -68,8 +72,7 @@ def weigh(
     Raises `DecodeError` where `folds` or `resamples` cannot be had from these masks.
     """
     if _complete(samples) and decoded.link.is_identity:
-        how = {"method": "every mask was measured; errors are over outputs"}
-        return Certainty(decoded.spectrum, None, None, {"inference": how, "stability": None})
+        return _exact(samples, decoded.spectrum)
     found = _inference(samples, decoder, decoded, seed, folds)
     q_value = None if found is None else found.q_values()
     spectrum = decoded.spectrum if found is None else _with_errors(decoded.spectrum, found)
@@ -87,6 +90,23 @@ def weigh(
     if found is None:
         return Certainty(decoded.spectrum, None, shares, record)
     return Certainty(spectrum, q_value, shares, record)
+
+
+def _exact(samples: Samples, spectrum: Spectrum) -> Certainty:
+    """Of all masks: nothing is uncertain of these outputs, and Student's t with n - 1 speaks for more like them."""
+    n = samples.values.shape[1]
+    of_these = "every mask was measured, so for these prompts coefficients are exact"
+    how: dict[str, Any] = {"exact": True, "outputs": n, "method": f"{of_these}; one prompt says nothing of others"}
+    if n < 2 or spectrum.stderr is None:
+        unknown = torch.full((len(spectrum),), torch.nan, dtype=torch.float64)
+        return Certainty(replace(spectrum, stderr=unknown), {}, None, {"inference": how, "stability": None})
+    size, error = spectrum.coefficients.double().abs().numpy(), spectrum.stderr.double().numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = np.where(error > 0, 2 * student.sf(size / error, n - 1), np.where(size > 0, 0.0, 1.0))
+    p[[not s for s in spectrum.sets]] = np.nan  # the constant is not tested
+    q = dict(zip(spectrum.sets, q_values(p).tolist(), strict=True))
+    how["method"] = f"{of_these}; errors and q are for prompts like these (Student's t over {n:,})"
+    return Certainty(spectrum, q, None, {"inference": how, "stability": None})
 
 
 def check_certainty(design: MaskDesign | None, folds: int, resamples: int) -> None:
