@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -57,7 +58,9 @@ DOWN = (
 )
 MLP = r"\.(mlp|ffn|feed_forward|block_sparse_moe|moe|mixer|shared_mlp|ff|shared_experts?|feedforward)\."
 ATTENTION = r"\.(self_attn|attn|attention|self_attention|self|mixer|multi_head_attention|temporal_block|attn_layer)\."
-ELSEWHERE = re.compile(r"vision|image|img|audio|norm|(^|\.)encoder\.layers?\.")  # other towers, maps inside of norms
+ELSEWHERE = re.compile(
+    r"vision|image|img|audio|norm|\.(gate|router)\.|(^|\.)encoder\.layers?\."
+)  # other towers, norms, routers
 OUT = r"(o_proj|c_proj|out_proj|dense|wo|Wo|out|o|output_proj|proj|linear_out|dense_out)(\.linear)?"
 
 
@@ -73,7 +76,10 @@ VARIANTS = (
     (("head_dim",), {}),
     ((), {"num_key_value_heads": 4, "swa_num_key_value_heads": 4, "mamba_d_ssm": 64}),
     (("head_dim",), {"num_key_value_heads": 4, "rotary_dim": 4}),
+    ((), {"head_dim": 4, "num_key_value_heads": 4}),
     (REMADE, {}),
+    (("num_hidden_layers",), {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    ((), {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
     (("head_dim",), {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 1}),
     (("num_hidden_layers", "num_layers", *REMADE), {}),
     (("head_dim", "head_dim_list", "qk_head_dim", *REMADE), {"num_hidden_layers": 4, "num_key_value_heads": 4}),
@@ -106,7 +112,7 @@ def make(family):
             model = built(shrunk(CONFIG_MAPPING[family], left, others))
             logits(model)
             return model
-        except TimeoutError:
+        except (TimeoutError, MemoryError):
             raise
         except Exception as error:
             first = first or error
@@ -292,25 +298,36 @@ TITLES = {
 }  # fmt: skip
 
 
+def shortened(why):
+    """What was seen of the first layer, where a certificate was refused."""
+    head, _, layers = why.partition(": - layer" if "self-test" in why else " to its value: - layer")
+    told = f"layer{layers.split(' - layer')[0]}" if layers else head
+    return told[:160].replace("|", "/")
+
+
 def page(found):
     import transformers
 
     counts = Counter(verdict for verdict, _ in found.values())
-    lines = [
-        "# Which models are bound",
-        "",
-        f"All {len(found)} causal language models of transformers {transformers.__version__}, made tiny from their "
-        "configs with random weights, float32. " + " ".join((__doc__ or "").split("\n\n")[1].split(". ", 1)[1].split()),
-        "",
-        "Figures: " + ", ".join(f"{TITLES[v].split(':')[0].split(';')[0].lower()} {counts[v]}" for v in TITLES) + ".",
-        "",
+    rule = (__doc__ or "").split("\n\n")[1].split(". ", 1)[1]
+    prose = [
+        f"All {len(found)} causal language models of transformers {transformers.__version__} with random weights, "
+        "float32. " + " ".join(rule.split()).replace("decided here", "decided in the sweep"),
+        "Whether yours is bound: `spex-mech doctor MODEL` prints what was certified of every kind of layer. A model "
+        "that is refused can be given as a TransformerLens bridge, or as an object that implements `Subject`.",
+        "; ".join(
+            f"{title.split(':')[0].split(';')[0].lower()}: {counts[v]}" for v, title in TITLES.items()
+        ).capitalize()
+        + ".",
     ]
+    lines = ["# Which models are bound", ""]
+    for paragraph in prose:
+        lines += [*textwrap.wrap(paragraph, 140), ""]
     for verdict, title in TITLES.items():
         rows = {family: why for family, (one, why) in found.items() if one == verdict}
         if rows:
             lines += [f"## {title}", "", "| model type | what |", "|---|---|"]
-            lines += [f"| {family} | {why[:260].replace('|', '/')} |" for family, why in rows.items()]
-            lines += [""]
+            lines += [f"| {family} | {shortened(why)} |" for family, why in rows.items()] + [""]
     return "\n".join(lines)
 
 
@@ -319,7 +336,7 @@ def page(found):
 def test_no_causal_language_model_of_transformers_is_bound_wrongly():
     found = sweep(families())
     assert not {family: told for family, told in found.items() if told[0] in ("wrong", "error")}
-    assert sum(verdict == "right" for verdict, _ in found.values()) >= 70
+    assert sum(verdict == "right" for verdict, _ in found.values()) >= 120
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
