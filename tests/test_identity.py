@@ -83,6 +83,14 @@ def test_a_model_that_computes_something_else_is_another_one(tmp_path, make, cha
         (tmp_path / name).unlink()
 
 
+def test_an_audit_of_a_model_that_computes_something_else_is_refused():
+    model = adapted()
+    found = sm.discover(model, TASK, "a*.h*", budget=32, decoder="linear", replacement="zero")
+    switch_off(model)
+    with pytest.raises(ResponseError, match=r"model\.probe\.adapters\.active"):
+        sm.audit(found, model, TASK, budget=400)
+
+
 def test_records_without_a_probe_are_not_of_another_model():
     probe = {"logits": [1.0, 2.0], "dtype": "float32"}
     old, new = {"subject": {"model": "x"}}, {"subject": {"model": "x", "probe": probe}}

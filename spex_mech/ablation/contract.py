@@ -137,7 +137,7 @@ def _mlp_named(subject: ModelSubject, layer: int) -> str:
 def _stream_width(subject: ModelSubject) -> int:
     """d_model of a model without MLP sites, by what its heads' projection gives."""
     weights = subject.reading_weights(subject.sites[0])
-    config: Any = subject.module.config
+    config: Any = getattr(subject.module, "config", None)
     return weights[0].shape[1] if weights else int(config.get_text_config().hidden_size)
 
 

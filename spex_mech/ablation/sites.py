@@ -137,8 +137,8 @@ def _blocks(model: nn.Module, n_layers: int) -> list[nn.Module]:
             blocks = [uncompiled(block) for block in module.children()]
             if all(_child(block, _ATTENTION) or _child(block, _MLP) for block in blocks):
                 found[name] = (module, blocks)
-    text: Any = model
-    decoder = text.get_decoder() if len(found) > 1 and hasattr(model, "get_decoder") else None
+    ask: Any = getattr(model, "get_decoder", None)
+    decoder = ask() if ask is not None and len(found) > 1 else None
     inside = set(map(id, decoder.modules())) if isinstance(decoder, nn.Module) else set()
     towers = {name: any(tower in name.lower() for tower in _OTHER_TOWERS) for name in found}
     order = sorted(found, key=lambda name: (towers[name], id(found[name][0]) not in inside))

@@ -200,7 +200,7 @@ def _experiment(
     """What decides the values of an audit, by content; another experiment than the run's is refused."""
     here = plain(Engine(subject, task, found.components, reference).describe())
     there = {part: found.record.get(part, {}) for part in ("subject", "task")}
-    same = ("weights_sha256", "weight_processing")
+    same = ("weights_sha256", "weight_processing", "probe")
     other = differences(_some(there["subject"], same), _some(here["subject"], same), "model.", ("in the run", "here"))
     other += differences(there["task"], here["task"], "task.", ("in the run", "here"))
     if other:

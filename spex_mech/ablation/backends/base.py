@@ -37,7 +37,7 @@ class ModelSubject(ABC):
     def __init__(self, model: Any, module: nn.Module, architecture: Architecture, weight_processing: str = "none"):
         self.model, self.module = model, module.eval()
         self.shortcuts, self.certificates = Shortcuts(), tuple[Certificate, ...]()
-        self._architecture = architecture
+        self._architecture, self._parts = architecture, tuple(module.modules())
         self._places = {place.site: place for place in architecture.places}
         self._further = {layer: list(places) for layer, places in architecture.further.items()}
         self._weight_processing, self._compiled = weight_processing, is_compiled(module)
@@ -92,7 +92,8 @@ class ModelSubject(ABC):
         growth: Mapping[int, Int[Tensor, " row"]] | None = None,
     ) -> Float[Tensor, "row vocab"] | Float[Tensor, "row pos vocab"]:
         """See `Subject.forward`; ``growth[layer]`` says which row before that block each row in it comes from."""
-        self._refuse_training()
+        if any(part.training for part in self._parts):
+            self._refuse_training()
         wanted, which = (None, None) if positions is None else positions.unique(return_inverse=True)
         cuts = cut_short(self._architecture.leave_out, self.shortcuts, edits, positions, growth)
         with turn(self.module), torch.inference_mode(), as_written(self._compiled):
@@ -108,12 +109,11 @@ class ModelSubject(ABC):
 
     def _refuse_training(self) -> None:
         names = [name for name, part in self.module.named_modules() if part.training]
-        if names:
-            where = "" if "" in names else f" ({', '.join(names[:3])}{' …' if len(names) > 3 else ''})"
-            raise ModelError(
-                f"{self.shape.name} is in training mode{where}, in which dropout makes values random. Call .eval() on "
-                "it; it was in eval mode when it was bound."
-            )
+        where = "" if "" in names else f" ({', '.join(names[:3])}{' …' if len(names) > 3 else ''})"
+        raise ModelError(
+            f"{self.shape.name} is in training mode{where}, in which dropout makes values random. Call .eval() on it; "
+            "it was in eval mode when it was bound."
+        )
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
