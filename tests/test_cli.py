@@ -153,7 +153,7 @@ def test_without_a_clone_the_bench_says_how_to_get_it(cli_run, monkeypatch):
 
 
 def test_python_m_is_the_command_line():
-    command = [sys.executable, "-m", "spex_mech", "version"]
+    command = [sys.executable, "-m", "spex_mech.cli", "version"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == sm.__version__
 
 

@@ -12,7 +12,6 @@ from spex_mech.auditing.faithfulness import (
     auroc_over_sizes,
     counts,
     faithfulness,
-    jaccard,
     model_distance,
     performance_ratio,
     precision_recall,
@@ -83,10 +82,3 @@ def test_precision_recall_and_ranking():
     scores = {"m0": 1.0, "m1": -3.0, "m2": 1.0}
     assert ranked(scores, absolute=False) == ["m0", "m2", "m1"]
     assert ranked(scores, absolute=True) == ["m1", "m0", "m2"]
-
-
-def test_jaccard():
-    assert jaccard({1, 2, 3}, [3, 4]) == 0.25
-    assert jaccard([1], [2]) == 0.0
-    assert jaccard([], []) == 1.0
-    assert jaccard([1, 2], [2, 1]) == 1.0

@@ -175,8 +175,8 @@ def test_what_is_held_out_is_used_for_nothing():
     second = once.decode(Samples(samples.keep, changed, samples.design), seed=3)
     assert first.spectrum.sets == second.spectrum.sets
     assert torch.equal(first.spectrum.coefficients, second.spectrum.coefficients)
-    assert first.stats["heldout_r2"] != second.stats["heldout_r2"]
-    assert first.stats["heldout_r2"] == QUICK.decode(samples, seed=3).stats["heldout_r2"]
+    assert first.stats["set_aside_r2"] != second.stats["set_aside_r2"]
+    assert first.stats["set_aside_r2"] == QUICK.decode(samples, seed=3).stats["set_aside_r2"]
 
 
 def test_solving_again_with_the_held_out_masks_is_worth_it():
@@ -185,7 +185,7 @@ def test_solving_again_with_the_held_out_masks_is_worth_it():
         samples = drawn(planted_function("tanh", 24, sets=6, seed=seed), 24, 120, seed=seed)
         function = planted_function("tanh", 24, sets=6, seed=seed)
         more, less = (replace(QUICK, again=again, heldout=0.3).decode(samples, seed=0) for again in (True, False))
-        assert more.stats["heldout_r2"] == less.stats["heldout_r2"]
+        assert more.stats["set_aside_r2"] == less.stats["set_aside_r2"]
         gained.append(fresh_r2(function, more.spectrum, 24) - fresh_r2(function, less.spectrum, 24))
     assert sum(gained) / 2 > 0.01
 
@@ -201,7 +201,7 @@ def test_the_held_out_masks_judge_what_had_not_seen_them():
     assert held is not None
     assert decoded.before is not None
     assert decoded.before.sets == decoded.spectrum.sets
-    assert r_squared(held.mean_values, decoded.judged.predict(held.keep)) == decoded.stats["heldout_r2"]
+    assert r_squared(held.mean_values, decoded.judged.predict(held.keep)) == decoded.stats["set_aside_r2"]
     assert "optimistic" not in str(weigh(samples, QUICK, decoded, seed=3).record["inference"])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import spex_mech as sm
 from spex_mech.ablation.backends import planted
+from spex_mech.circuit.nodes import Node
 
 PAIR = ("a0.h1", "a1.h2")
 LAYOUT = planted.PlantedLayout(n_layers=2, n_heads=3, d_mlp=1)
@@ -88,7 +89,7 @@ AUDIT = {f.__name__: f for f in (seed, budget, size, known, out, progress, secon
 def circuit(run):
     found, subject, task = run
     components = found.components
-    nodes = tuple(sm.Node(c) for c in components if c.name in (*PAIR, "a0.h0"))
+    nodes = tuple(Node(c) for c in components if c.name in (*PAIR, "a0.h0"))
     return sm.Circuit(components, nodes, (), "logit"), subject, task
 
 
@@ -115,7 +116,7 @@ def circuit_seed(circuit, folder):
 
 def circuit_replacement(circuit, folder):
     study = sm.open_study("induction-2l")
-    nodes = tuple(map(sm.Node, list(study.components)[:3]))
+    nodes = tuple(map(Node, list(study.components)[:3]))
     heads = sm.Circuit(study.components, nodes, (), "logit")
     one, other = (sm.audit_circuit(heads, study.subject, study.task, replacement=r) for r in ("mean", "zero"))
     assert one.empty != other.empty
@@ -123,7 +124,7 @@ def circuit_replacement(circuit, folder):
 
 def circuit_per(circuit, folder):
     study = sm.open_study("induction-2l")
-    heads = sm.Circuit(study.components, tuple(map(sm.Node, list(study.components)[:3])), (), "logit")
+    heads = sm.Circuit(study.components, tuple(map(Node, list(study.components)[:3])), (), "logit")
     one, other = (sm.audit_circuit(heads, study.subject, study.task, per=per) for per in ("position", "pooled"))
     assert one.record["replacement"] != other.record["replacement"]
     assert one.empty != other.empty

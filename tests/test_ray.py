@@ -202,7 +202,7 @@ def test_what_reads_a_prompt_or_trains_is_sent_to_workers(tmp_path):
     found = sm.discover_data(train, examples=11, **options)
     assert torch.equal(found.responses.values, sm.discover_data(train, examples=11, **alone).responses.values)
     lock = threading.Lock()
-    with pytest.raises(ModelError, match=r"cannot be sent.*lock"):
+    with pytest.raises(ModelError, match="cannot be sent what they are to measure"):
         sm.discover_data(lambda kept: float(lock.locked()), examples=11, identity="locked", **options)
     with pytest.raises(ModelError, match=r"load one of their own: Workers\(source=…\)"):
         sm.discover(subject(), planted.task(2, 0), "a*.h*, m*.n*", **options)

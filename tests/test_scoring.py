@@ -140,7 +140,7 @@ def test_as_many_random_sets_do_as_well_as_chance_has_it():
     subject = planted.conjunction(pair, layout=planted.PlantedLayout(2, 8, 0))
     task, components = planted.task(), sm.heads(subject)
     for names, as_good in ((pair, 0.0), (("a0.h2", "a1.h3"), 1.0)):
-        circuit = sm.Circuit(components, tuple(sm.Node(c) for c in components if c.name in names), (), "logit")
+        circuit = sm.Circuit(components, tuple(Node(c) for c in components if c.name in names), (), "logit")
         audit = sm.audit_circuit(circuit, subject, task)
         assert len(audit.random_faithfulness) == 8
         assert audit.random_as_good == as_good

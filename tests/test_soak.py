@@ -46,7 +46,7 @@ fresh = sm.MaskDesign.bernoulli(24, 500, 0.5, 9).keep()
 expected = planted.truth(subject, components).evaluate(fresh)
 error = float((decoded.predict(fresh).double() - expected).square().mean() / expected.var())
 began, ended, done, etas = ticks[0][0], ticks[-1][0], 0, []
-for when, n in ticks[1:]:
+for when, n in ticks:
     done += n
     if 0.1 * masks < done < 0.9 * masks:  # the time left as a bar tells it, against what it then was
         etas.append((when - began) / done * (masks - done) / (ended - when))

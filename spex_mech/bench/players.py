@@ -53,6 +53,7 @@ from spex_mech.walsh.decoders.proxyspex import ProxySpex
 from spex_mech.walsh.decoding import Decoded, Decoder, Samples, r_squared
 from spex_mech.walsh.masks.coded import smallest_budget
 from spex_mech.walsh.masks.design import MaskDesign
+from spex_mech.walsh.masks.hashing import uniform_bits
 from spex_mech.walsh.spectrum import Spectrum
 from spex_mech.walsh.spex.spex import Spex
 

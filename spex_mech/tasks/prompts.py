@@ -80,8 +80,8 @@ def refuse_padding(prompts: Prompts, pad: int | None = None) -> None:
     """Raise `TaskError` where rows of one length look padded: a token that some rows have only at one end, and others
     nowhere.
 
-    Without `pad`, the token that pads, one row must have it three times, or two rows twice; 0 at the end once,
-    as most tokenizers pad by it.
+    Without `pad`, the token that pads, one row must have it three times, or two rows twice; 0 at the end twice, as many
+    tokenizers pad by it. A single 0 says nothing: it may be a word.
     """
     rows = prompts.tokens
     if len(rows) < 2 or len(set(prompts.lengths.tolist())) > 1:
@@ -93,7 +93,7 @@ def refuse_padding(prompts: Prompts, pad: int | None = None) -> None:
             apart = (
                 bool((runs == 0).any()) and bool((runs == there.sum(1)).all()) and bool((runs < rows.shape[1]).all())
             )
-            least = 1 if token == pad or (token == 0 and side == "end") else 3
+            least = 1 if token == pad else 2 if token == 0 and side == "end" else 3
             many = int(runs.max()) >= least or int((runs >= 2).sum()) >= 2
             if apart and many:
                 padded = (runs > 0).nonzero()[:, 0].tolist()
