@@ -105,8 +105,8 @@ FEATURES = ASKED | {
     "value": ({}, lambda texts: [2.0 * v for v in sentiment(texts)]), "prompt": ({}, REVIEW + " indeed"),
     "into": ({}, "sentences"), "before": ({}, "Review: "), "after": ({}, " end"), "ablation": ({}, "mask"),
     "filler": ({"ablation": "mask"}, "…"), "tokenizer": ({**TINY, "answer": "x"}, Tokens()), "metric": (TINY, "prob"),
-    "answer": (TINY, 1), "distractors": ({**TINY, "metric": "logit_diff", "distractors": [3]}, [4]), "unit": ({}, "star"),
-    "outputs": ({"value": two}, 2), "identity": ({}, "mine"),
+    "answer": (TINY, 1), "distractors": ({**TINY, "metric": "logit_diff", "distractors": [3]}, [4]),
+    "unit": ({}, "star"), "outputs": ({"value": two}, 2), "identity": ({}, "mine"),
 }  # fmt: skip
 EXAMPLES = ASKED | {
     "learner": ({"y": Y}, net()), "x": ({}, 2 * X), "y": ({}, 2 * Y), "test_x": ({}, 2 * TEST),

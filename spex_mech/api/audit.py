@@ -42,7 +42,7 @@ from spex_mech.tasks.task import Task
 
 LEAST_AUDIT_BUDGET = 96  # masks: the circuits at all sizes, and a few for everything else
 AUDIT = "audit.json"
-# Parts of the budget; tests/halve_and_double.py asks which figures hang on them.
+# Parts of the budget.
 SEARCH, FRESH, COMPLETENESS, MINIMALITY, RANDOM, CONTEXTS = 0.2, 0.2, 0.03, 0.05, 0.1, 0.08
 LEAST_FRESH = 16  # masks, however small the budget: R² of fewer says nothing
 

@@ -9,7 +9,7 @@ from spex_mech.auditing.case import Case
 from spex_mech.auditing.faithfulness import model_distance, performance_ratio
 from spex_mech.auditing.passes import seed_of
 
-RANDOM_SETS = 8  # a size; tests/halve_and_double.py asks what hangs on it
+RANDOM_SETS = 8  # a size: the null is told to an eighth
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def _strange(folder: Path, inside: str) -> Iterator[str]:
                 yield from _strange(Path(entry.path), f"{name}/")
         elif not stat.S_ISREG(found.st_mode):
             yield f"{name} ({'a link' if stat.S_ISLNK(found.st_mode) else 'no plain file'})"
-        elif found.st_nlink != 1 and _IN_PLACE.fullmatch(entry.name.lower()):
+        elif found.st_nlink > 1 and _IN_PLACE.fullmatch(entry.name.lower()):
             yield f"{name} (a second name of another file)"
 
 
