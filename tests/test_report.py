@@ -274,9 +274,11 @@ def test_a_run_without_an_audit_says_so(audited):
     found = sm.load_run(audited)
     said = told(sm.report(found))
     assert "nothing here has been tested by fresh forward passes" in said.lower()
-    assert "held-out masks" in said
+    assert "masks, each left out of a fit" in said
     assert "CPR" not in said
-    assert "sm.discover(subject, task, components='a0.h0:6,a1.h0:6', budget=300, keep=0.5" in said.replace('"', "'")
+    assert "sm.discover(subject, task, components='a0.h0:6,a1.h0:6', budget=300, keep_prob=0.5" in said.replace(
+        '"', "'"
+    )
 
 
 def test_a_report_from_python_shows_the_prompts_of_a_task():

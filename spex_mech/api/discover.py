@@ -64,8 +64,8 @@ def discover(
             layers, which such a run passes once: about a quarter off the cost at 2, and three eighths at 4, for
             slightly less knowledge a mask. Worth it where the forward passes are what costs; raise the budget by as
             much.
-        folds: what errors and q-values are made from: 0, the decoder's held-out masks, at no cost; K ≥ 2, cross-fitting
-            over K folds, which uses every mask and costs K decodings (3 is a good number).
+        folds: what errors and q-values are made from: 0, all masks by joint's de-biased fit (of other decoders, those
+            held out), at no cost; K ≥ 2, cross-fitting over K folds, which costs K decodings (3 is a good number).
         resamples: what stability is made from: 0, a hundred refits of the sets that pass, each to half of the masks; an
             even number, so many decodings of half of the masks each.
         link: what lies between polynomial and metric: "identity" (nothing), a saturating function by name ("logistic",

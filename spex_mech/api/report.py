@@ -131,9 +131,7 @@ def _fit(found: Discovery, audit: Audit | None) -> Fact:
         return Fact("Variance explained", percent(audit.fresh.r2), f"of {audit.fresh.masks:,} masks drawn anew")
     if found.heldout_r2 is None:
         return Fact("Variance explained", "all", "every mask was measured")
-    held = found.masks_judged
-    count = "" if held is None else f"{held:,} "
-    return Fact("Variance explained", percent(found.heldout_r2), f"of {count}held-out masks")
+    return Fact("Variance explained", percent(found.heldout_r2), f"of {found.judged_on}")
 
 
 def _question(found: Discovery, audit: Audit | None, origin: Origin) -> tuple[Fact, ...]:

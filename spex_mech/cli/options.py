@@ -157,9 +157,7 @@ LinkOption = Annotated[
 ]
 Folds = Annotated[
     int,
-    typer.Option(
-        "--folds", help="Cross-fit errors and q over so many folds; 0: held-out masks.", rich_help_panel=_SURE
-    ),
+    typer.Option("--folds", help="Cross-fit errors and q over so many folds; 0: at no cost.", rich_help_panel=_SURE),
 ]
 Resamples = Annotated[
     int,

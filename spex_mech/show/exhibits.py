@@ -19,7 +19,7 @@ def points_of(found: Discovery, audit: Audit | None) -> Points | None:
     if not held:
         return None
     count = found.masks_judged or len(held["measured"])
-    return Points(tuple(held["predicted"]), tuple(held["measured"]), found.heldout_r2, count, "held-out masks")
+    return Points(tuple(held["predicted"]), tuple(held["measured"]), found.heldout_r2, count, _source(found))
 
 
 def sizes_of(audit: Audit | None) -> tuple[SizePoint, ...]:
@@ -149,3 +149,7 @@ def _names(names: Sequence[str]) -> str:
     if not names:
         return "nothing"
     return " × ".join(names) if len(names) <= 6 else f"{' × '.join(names[:6])} and {len(names) - 6:,} more"
+
+
+def _source(found: Discovery) -> str:
+    return "masks, each left out of a fit" if found.decoded.cross_fitted else "held-out masks"

@@ -16,6 +16,7 @@ from spex_mech.store.discovery import Discovery, lens_of
 from spex_mech.tasks.prompts_file import EXAMPLES, prompt_line, prompt_lines
 from spex_mech.tasks.task import Task
 
+_KEYWORDS = {"keep": "keep_prob", "share": "shared_layers"}  # command line → Python, where they differ
 _AUDIT_OPTIONS = {"budget": "budget", "seed": "seed", "size": "size"}  # command line → record
 
 
@@ -149,7 +150,7 @@ def _python(found: Discovery) -> str:
     if "keep" in asked:
         parts = [] if asked["keep"] == "coded" else [float(q) for q in asked["keep"].split(",")]
         asked["keep"] = "coded" if not parts else parts[0] if len(parts) == 1 else parts
-    words = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+    words = ", ".join(f"{_KEYWORDS.get(name, name)}={value!r}" for name, value in asked.items())
     lens = lens_of(found.record)
     if lens == "features":
         way = found.record.get("replacement", {}).get("kind")

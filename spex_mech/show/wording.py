@@ -114,8 +114,7 @@ def _trust(found: Discovery, audit: Audit | None) -> str:
     if found.heldout_r2 is None:
         masks = f"Every one of the {len(found.responses):,} masks there are was measured"
         return f"{masks}, so for these prompts the polynomial behind this is exact."
-    held = found.masks_judged
-    return _explains(found.heldout_r2, "held-out masks" if held is None else f"{held:,} held-out masks")
+    return _explains(found.heldout_r2, found.judged_on + "," * found.decoded.cross_fitted)
 
 
 def _explains(r2: float, where: str) -> str:

@@ -78,6 +78,12 @@ class Discovery:
         return self.decoded.stats["heldout_r2"]
 
     @property
+    def judged_on(self) -> str:
+        """Which masks `heldout_r2` is of, in words."""
+        count = "" if self.masks_judged is None else f"{self.masks_judged:,} "
+        return f"{count}masks, each left out of a fit" if self.decoded.cross_fitted else f"{count}held-out masks"
+
+    @property
     def masks_judged(self) -> int | None:
         """How many masks `heldout_r2` is of; None where no mask was held out of a fit."""
         return self.decoded.stats.get("masks_judged") or self.decoded.stats.get("masks_heldout")

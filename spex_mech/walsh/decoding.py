@@ -171,6 +171,11 @@ class Decoded:
     __repr__ = __str__
 
     @property
+    def cross_fitted(self) -> bool:
+        """Whether ``heldout_r2`` is of all masks, each predicted by fits without it."""
+        return "heldout_r2_stderr" in self.stats
+
+    @property
     def judged(self) -> "Decoded":
         """The decoding as it was before it saw the held-out masks."""
         return self if self.before is None else replace(self, spectrum=self.before, before=None)
