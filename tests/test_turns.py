@@ -42,9 +42,7 @@ def test_two_runs_and_the_users_own_calls_do_not_meet(kind):
             calls.append(torch.equal(call(), clean))
 
     with ThreadPoolExecutor(3) as pool:
-        beside = pool.submit(
-            user if kind == "torch" else stop.wait
-        )  # a bridge's modules keep a call's batch size
+        beside = pool.submit(user if kind == "torch" else stop.wait)  # a bridge's modules keep a call's batch size
         runs = [pool.submit(run, seed) for seed in (0, 1)]
         try:
             together = [found.result(120) for found in runs]
