@@ -49,11 +49,16 @@ class Samples:
 
     `design` is what drew the masks, where that is known: coded decoders need it, the others read the
     keep-probability from it.
+
+    Where a mask met only some of the outputs (prompts), `met` says which: column s of row m is of output ``met[m, s]``.
+    Then `outputs` of them make up the headline, the mean over all.
     """
 
     keep: Bool[Tensor, "mask component"]
-    values: Float[Tensor, "mask output"]
+    values: Float[Tensor, "mask slot"]
     design: MaskDesign | None = None
+    met: Int[Tensor, "mask slot"] | None = None
+    outputs: int = 0
 
     def __post_init__(self) -> None:
         if self.keep.ndim != 2 or self.values.ndim != 2 or self.keep.shape[0] != self.values.shape[0]:
@@ -71,12 +76,25 @@ class Samples:
                 f"keep must be Boolean (True: untouched) and values floating-point, not {self.keep.dtype} and "
                 f"{self.values.dtype}."
             )
+        self._check_met()
         bad = (~self.values.isfinite()).any(1).nonzero()[:, 0]
         if len(bad):
             first = int(bad[0])
             raise ResponseError(
                 f"the values are not finite for {len(bad):,} of {len(self.values):,} masks, first mask {first:,} "
                 f"({int((~self.keep[first]).sum()):,} components ablated). Mend the metric, or leave those masks out."
+            )
+
+    def _check_met(self) -> None:
+        """Whether the outputs met are those that there are."""
+        if self.met is None:
+            object.__setattr__(self, "outputs", self.values.shape[1])
+            return
+        shape, low, high = self.met.shape, int(self.met.min()), int(self.met.max())
+        if shape != self.values.shape or self.met.dtype != torch.long or low < 0 or high >= self.outputs:
+            raise DecodeError(
+                f"met {tuple(shape)} must say for each of the values {tuple(self.values.shape)} which of "
+                f"{self.outputs:,} outputs it is of, by numbers from 0; it has {low:,} to {high:,}."
             )
 
     def __repr__(self) -> str:
@@ -89,8 +107,28 @@ class Samples:
 
     @property
     def mean_values(self) -> Float[Tensor, " mask"]:
-        """The headline function: the mean over outputs, in float64."""
-        return self.values.double().mean(1)
+        """The headline function: the mean over outputs, in float64.
+
+        Of masks that met some outputs only, the mean over those, what an output has beside the others in the mean over
+        its masks taken out of it: unbiased where outputs were met at random, with the outputs' spread as noise.
+        """
+        values = self.values.double()
+        if self.met is None:
+            return values.mean(1)
+        means = self.output_means
+        return (values - (means - means.mean())[self.met]).mean(1)
+
+    @property
+    def output_means(self) -> Float[Tensor, " output"]:
+        """The mean of every output over the masks that met it, float64; of one that none met, the mean of the means."""
+        if self.met is None:
+            return self.values.double().mean(0)
+        total = torch.zeros(self.outputs, dtype=torch.float64, device=self.values.device)
+        count = torch.zeros_like(total)
+        total.index_add_(0, self.met.flatten(), self.values.double().flatten())
+        count.index_add_(0, self.met.flatten(), torch.ones_like(self.values, dtype=torch.float64).flatten())
+        known = count > 0
+        return torch.where(known, total / count.clamp(min=1), (total[known] / count[known]).mean())
 
     @property
     def keep_prob(self) -> float:
@@ -115,7 +153,8 @@ class Samples:
 
     def take(self, rows: Int[Tensor, " row"]) -> "Samples":
         """Some of the masks; the design is kept for its keep-probability."""
-        return Samples(self.keep[rows], self.values[rows], self.design)
+        met = None if self.met is None else self.met[rows]
+        return Samples(self.keep[rows], self.values[rows], self.design, met, self.outputs)
 
 
 @dataclass(frozen=True, eq=False)
