@@ -100,6 +100,7 @@ HOW = {"out", "progress", "workers"}  # change where and how, not what comes out
 DISCOVER = ASKED | {
     "subject": ({}, OTHER), "task": ({}, task_of(SUBJECT, 2)), "components": ({}, "a0.h*"),
     "replacement": ({}, "zero"), "per": ({}, "pooled"), "shared_layers": ({}, 2), "refine": ({}, True),
+    "rows": ({"budget": None}, 900), "prompts_per_mask": ({}, 1),
 }  # fmt: skip
 FEATURES = ASKED | {
     "value": ({}, lambda texts: [2.0 * v for v in sentiment(texts)]), "prompt": ({}, REVIEW + " indeed"),
@@ -117,13 +118,26 @@ EXAMPLES = ASKED | {
     "outputs": ({**FUNCTION, "learner": counts}, 2),
 }  # fmt: skip
 WIDER = planted.conjunction(AND, layout=planted.PlantedLayout(n_layers=2, n_heads=7, d_mlp=0))
-PLAN = {name: DISCOVER[name] for name in ("task", "components", "budget", "shared_layers")} | {
+PLANNED = "task", "components", "budget", "rows", "prompts_per_mask", "shared_layers"
+PLAN = {name: DISCOVER[name] for name in PLANNED} | {
     "subject": ({}, WIDER),
     "keep_prob": ({}, "coded"), "gpu": ({}, "h100"), "price_per_hour": ({}, 3.0), "simulate": ({}, True),
     "clock": ({}, lambda: 0.0), "replacement": ({}, "none"), "decoder": ({}, "exact"),
     "seed": ({"simulate": True}, 1), "per": ({}, "nothing"),
 }  # fmt: skip
-SHARED = "subject", "task", "components", "budget", "keep_prob", "seed", "replacement", "per", "shared_layers"
+SHARED = (
+    "subject",
+    "task",
+    "components",
+    "budget",
+    "rows",
+    "prompts_per_mask",
+    "keep_prob",
+    "seed",
+    "replacement",
+    "per",
+    "shared_layers",
+)
 SHARD = {name: DISCOVER[name] for name in SHARED} | {
     "decoder": ({"budget": 4096}, "spex"), "shard": ({}, Shard(1, 2)), "out": ({}, None),
 }  # fmt: skip

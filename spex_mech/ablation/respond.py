@@ -112,11 +112,34 @@ class Engine:
         """See `Lens.refuse_change`."""
         self.watch.check(self.subject)
 
-    def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask prompt"]:
-        """The metric of every prompt under some masks, finite or not."""
-        keep, values = keep.cpu(), torch.empty(len(keep), len(self.task))
+    def values(
+        self, keep: Bool[Tensor, "mask component"], met: Int[Tensor, "mask slot"] | None = None
+    ) -> Float[Tensor, "mask slot"]:
+        """The metric of every prompt under some masks, finite or not; with `met`, column s of row m is of prompt
+        ``met[m, s]``."""
+        keep = keep.cpu()
+        if met is not None:
+            return self._of_met(keep, met.cpu())
+        values = torch.empty(len(keep), len(self.task))
         for length, prompts in self.task.prompts.by_length().items():
             values[:, prompts] = self._measure(keep, prompts, length, self.rows[length])
+        return values
+
+    def _of_met(self, keep: Tensor, met: Tensor) -> Float[Tensor, "mask slot"]:
+        """Masks under some prompts each: the masks that met one prompt go together, as in a run of that prompt alone;
+        where a backend takes a prompt a row, prompts of one length share batches."""
+        values = torch.empty(met.shape)
+        for length, prompts in self.task.prompts.by_length().items():
+            rows = self.rows[length]
+            if shortcuts_of(self.subject).one_row and self.replacement.recipe.sites:
+                for prompt in prompts.split(1):
+                    mask, slot = (met == prompt).nonzero(as_tuple=True)
+                    if len(mask):
+                        values[mask, slot] = self._measure(keep[mask], prompt, length, rows)[:, 0]
+                continue
+            mask, slot = torch.isin(met, prompts).nonzero(as_tuple=True)
+            if len(mask):
+                values[mask, slot] = self._many_prompts(keep, mask, met[mask, slot], length, rows)
         return values
 
     @cached_property
@@ -162,7 +185,9 @@ class Engine:
     def _measure(self, keep: Tensor, prompts: Tensor, length: int, rows: int) -> Float[Tensor, "mask prompt"]:
         shortcuts, recipe = shortcuts_of(self.subject), self.replacement.recipe
         if not (shortcuts.one_row and recipe.sites):  # all prompts of one length under some masks
-            return self._many_prompts(keep, prompts, length, rows)
+            row = torch.arange(len(keep) * len(prompts))
+            found = self._many_prompts(keep, row // len(prompts), prompts[row % len(prompts)], length, rows)
+            return found.reshape(len(keep), len(prompts))
         order = find_prefixes(recipe, keep).order if shortcuts.grow else torch.arange(len(keep))
 
         @cache  # the same for all prompts
@@ -179,15 +204,18 @@ class Engine:
             values[order, column] = in_halves(run, len(keep), rows)
         return values
 
-    def _many_prompts(self, keep: Tensor, prompts: Tensor, length: int, rows: int) -> Float[Tensor, "mask prompt"]:
+    def _many_prompts(
+        self, keep: Tensor, masks: Tensor, prompts: Tensor, length: int, rows: int
+    ) -> Float[Tensor, " row"]:
+        """Row r: prompt ``prompts[r]`` under mask ``masks[r]``."""
+
         def run(start: int, stop: int) -> Tensor:
-            row = torch.arange(start, stop)
-            mask, prompt = row // len(prompts), prompts[row % len(prompts)]
-            edits = self.replacement.edits(keep[mask], prompt, length, self._only(prompt))
+            prompt = prompts[start:stop]
+            edits = self.replacement.edits(keep[masks[start:stop]], prompt, length, self._only(prompt))
             tokens = self.task.prompts.tokens[prompt, :length].to(self.subject.device)
             return self._values(self.subject.forward(tokens, edits, self._positions(prompt)), prompt, tokens)
 
-        return in_halves(run, len(keep) * len(prompts), rows).reshape(len(keep), len(prompts))
+        return in_halves(run, len(prompts), rows)
 
     def _one_prompt(self, keep: Tensor, shared: Prefixes | None, prompt: Tensor, length: int) -> Float[Tensor, " mask"]:
         """One prompt under many masks; layers on which masks agree so far run once for all of them."""

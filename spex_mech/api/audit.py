@@ -142,11 +142,12 @@ def _try_all(case: RunCase, engines: Engines, size: int | None, known: tuple[str
         case.skipped.append("interactions where others are kept more or less often")
     if left:
         case.skipped.append(f"{left:,} weaker interactions or groups were not put to a factorial")
+    halved = try_stability(case)
     return Audit(
         case.names, case.found.responses.unit, case.intact, case.empty, fresh, circuit, nodes, tuple(sizes),
         rankings[0].cpr or 0.0, rankings[0].cmd or 0.0, tuple(rankings), tuple(completeness), tuple(minimality),
         interactions, backups, _known(circuit.names, known, inside), tuple(case.skipped),
-        cautions(case, fresh), {}, chosen.search, try_stability(case), replacements, contexts,
+        cautions(case, fresh), {}, chosen.search, halved, replacements, contexts,
     )  # fmt: skip
 
 

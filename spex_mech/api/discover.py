@@ -22,7 +22,9 @@ def discover(
     task: Task,
     components: ComponentSet | str | None = None,
     *,
-    budget: int = 1024,
+    budget: int | None = None,
+    rows: int | None = None,
+    prompts_per_mask: int | str = "auto",
     keep_prob: KeepProb = 0.5,
     replacement: str = "mean",
     decoder: str = "auto",
@@ -37,7 +39,7 @@ def discover(
     workers: Workers | None = None,
     refine: bool = False,
 ) -> Discovery:
-    """Find which components of `subject` matter together for `task`, from `budget` ablation masks.
+    """Find which components of `subject` matter together for `task`, from `rows` forward rows, or `budget` masks.
 
     Fits ``metric(keep) ≈ Σ_S F(S) Π_{i∈S} φ(keep_i)`` to the mean of the metric over prompts under random sets of
     ablated components, and reads the sets S as the nodes and hyperedges of a circuit.
@@ -46,8 +48,12 @@ def discover(
         subject: a bound subject, or any model that `bind` takes.
         task: prompts, answers and metric; per-prompt values are always kept.
         components: a `ComponentSet`, or an expression for `select`; default: all heads and MLP layers.
-        budget: number of masks; the forward rows are ``budget × prompts``. Where all 2^n masks fit into it, they are
-            all measured (with `decoder` "auto" or "exact").
+        rows: what is paid for: forward rows, each one prompt under one mask. Where all 2^n masks under all prompts fit
+            into it, they are all measured (with `decoder` "auto" or "exact").
+        budget: the same told in masks, ``rows / prompts_per_mask``; give one of the two. Default: 1,024 masks.
+        prompts_per_mask: how many of the prompts a mask meets: "all", a number, or "auto" (all, unless `rows` pay for
+            fewer than 256 masks under all; ``record["crossing"]`` has the reason). Prompts are dealt out evenly, by the
+            seed; with one a mask, an eighth of the masks is asked again with another prompt.
         keep_prob: the keep-probability of the masks, several of them (strata in equal shares), "coded" (SPEX's masks),
             or "auto": half at 0.5 and half at 0.9, unless a pilot (at most a tenth of the budget; none below 220
             masks) says clearly that other masks differ more in the metric; the record's ``"pilot"`` has its figures.
@@ -88,15 +94,16 @@ def discover(
     Source: ProxySPEX, Butler et al. 2025 (arXiv 2505.17495); SPEX, Kang et al. 2025 (arXiv 2502.13870).
     """
     ask = Ask(
-        budget=budget, keep_prob=keep_prob, replacement=replacement, decoder=decoder, seed=seed, out=out,
-        progress=progress, per=per, shared_layers=shared_layers, folds=folds, resamples=resamples, link=link,
-        workers=workers, refine=refine,
+        budget=budget, rows=rows, prompts_per_mask=prompts_per_mask, keep_prob=keep_prob, replacement=replacement,
+        decoder=decoder, seed=seed, out=out, progress=progress, per=per, shared_layers=shared_layers, folds=folds,
+        resamples=resamples, link=link, workers=workers, refine=refine,
     )  # fmt: skip
     parts = ModelParts.of(subject, task, components)
     return run(
         lambda some: parts.only(some).engine(ask.replacement, per=ask.per, seed=ask.seed, remember=True),
         parts.components,
         ask,
+        prompts=len(parts.task),
     )
 
 

@@ -25,6 +25,7 @@ from spex_mech.ablation.wrappers import single_precision
 from spex_mech.components import ComponentSet
 from spex_mech.errors import SpexMechError
 from spex_mech.measuring.ask import Ask, KeepProb
+from spex_mech.measuring.crossing import Crossing, settle_rows
 from spex_mech.measuring.decode import choose_decoder, refuse_undecodable
 from spex_mech.measuring.masks import choose_design
 from spex_mech.store.responses import pack_bits
@@ -32,6 +33,7 @@ from spex_mech.tasks.task import Task
 from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.masks.coded import smallest_budget
 from spex_mech.walsh.masks.design import MAX_COMPLETE, MaskDesign
+from spex_mech.walsh.masks.prompt_design import PromptDesign
 from spex_mech.walsh.set_rows import pad_sets
 from spex_mech.walsh.spectrum import Spectrum
 
@@ -61,7 +63,9 @@ class Plan:
 
     Attributes:
         masks, distinct: asked, and passed: a mask that occurs again is a copy.
-        rows: masks × prompts, as `discover` counts them; a mask that occurs again takes no pass.
+        prompts_per_mask: how many of the prompts a mask meets; `why_so_many` says why.
+        rows: masks × prompts a mask, as `discover` counts them; a mask that occurs again with the same prompts takes no
+            pass.
         seconds: of the passes, here, at the rate measured; without decoding.
         flops: operations of the passes, multiply and add counted as two; 0 where the model has no matrix products.
         peak_bytes: what a batch of activations holds at once; model and references come on top.
@@ -92,6 +96,8 @@ class Plan:
     advice: tuple[str, ...] = ()
     simulated: tuple[Simulation, ...] = ()
     checks: int = 0
+    prompts_per_mask: int = 0
+    why_so_many: str = ""
 
 
 @single_precision()
@@ -100,7 +106,9 @@ def plan_run(
     task: Task,
     components: ComponentSet | str | None = None,
     *,
-    budget: int = 1024,
+    budget: int | None = None,
+    rows: int | None = None,
+    prompts_per_mask: int | str = "auto",
     keep_prob: KeepProb = 0.5,
     replacement: str = "mean",
     decoder: str = "auto",
@@ -125,31 +133,34 @@ def plan_run(
     if gpu is not None and gpu.lower() not in GPUS:
         raise SpexMechError(f"there are no figures for GPU {gpu!r}; there are for {', '.join(GPUS)}.")
     ask = Ask(
-        budget=budget, keep_prob=keep_prob, replacement=replacement, decoder=decoder, seed=seed, per=per,
-        shared_layers=shared_layers,
+        budget=budget, rows=rows, prompts_per_mask=prompts_per_mask, keep_prob=keep_prob, replacement=replacement,
+        decoder=decoder, seed=seed, per=per, shared_layers=shared_layers,
     )  # fmt: skip
     parts = ModelParts.of(subject, task, components)
     chosen, task = parts.components, parts.task
-    design = choose_design(chosen, ask)
+    crossing = settle_rows(len(chosen), len(task), ask)
+    design = choose_design(chosen, ask, crossing)
     refuse_undecodable(ask, design)
     few, scale = _few_prompts(task)
-    masks = design.keep(0, Engine.chunk)
+    masks = design.keep(0, min(Engine.chunk, -(-crossing.rows // len(task))))  # as many as one prompt meets at a time
     masks = masks[_new(masks, set())]
-    distinct = _count_distinct(design)
+    dealt = crossing.deal(design)
+    distinct = _count_distinct(design, dealt)
     rate = _measure(replace(parts, task=few).engine(ask.replacement, per=ask.per, seed=ask.seed), masks, clock)
-    factor = distinct / len(masks) * scale
+    factor = distinct * crossing.per_mask / len(task) / len(masks) * scale
     seconds, flops = rate.seconds * factor, rate.flops * factor
     floor = None if gpu is None else flops / (GPUS[gpu.lower()] * 1e12)
     likely = None if floor is None else floor / TYPICAL
     paid = seconds if likely is None else likely
     return Plan(
         components=len(chosen), prompts=len(task), masks=design.n_masks, distinct=distinct,
-        rows=design.n_masks * len(task), device=str(parts.subject.device), seconds=seconds, flops=flops,
-        peak_bytes=rate.peak_bytes, model_bytes=_model_bytes(parts.subject), disk_bytes=_disk_bytes(design, task),
+        prompts_per_mask=crossing.per_mask, why_so_many=crossing.reason,
+        rows=design.n_masks * crossing.per_mask, device=str(parts.subject.device), seconds=seconds, flops=flops,
+        peak_bytes=rate.peak_bytes, model_bytes=_model_bytes(parts.subject), disk_bytes=_disk_bytes(design, crossing),
         gpu=gpu, floor_seconds=floor, likely_seconds=likely,
         price=None if price_per_hour is None else price_per_hour * paid / 3600,
-        checks=_checks(parts.subject, design),
-        advice=advise(len(chosen), budget), simulated=_simulate(design, ask) if simulate else (),
+        checks=_checks(parts.subject, crossing),
+        advice=advise(len(chosen), crossing.masks), simulated=_simulate(design, ask) if simulate else (),
     )  # fmt: skip
 
 
@@ -204,9 +215,15 @@ def _new(keep: Bool[Tensor, "mask component"], seen: set[bytes]) -> list[int]:
     return rows
 
 
-def _count_distinct(design: MaskDesign) -> int:
+def _count_distinct(design: MaskDesign, dealt: PromptDesign | None) -> int:
+    """Masks that differ, or met other prompts."""
     seen = set[bytes]()
-    return sum(len(_new(keep, seen)) for _, keep in design.chunks(1 << 12))
+    if dealt is None:
+        return sum(len(_new(keep, seen)) for _, keep in design.chunks(1 << 12))
+    for first, keep in design.chunks(1 << 12):
+        met = dealt.met(first, first + len(keep)).numpy()
+        seen |= {word.tobytes() + row.tobytes() for word, row in zip(pack_bits(keep).numpy(), met, strict=True)}
+    return len(seen)
 
 
 @dataclass(frozen=True)
@@ -234,14 +251,16 @@ def _model_bytes(subject: Subject) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters()) if isinstance(model, torch.nn.Module) else 0
 
 
-def _checks(subject: Subject, design: MaskDesign) -> int:
+def _checks(subject: Subject, crossing: Crossing) -> int:
     """Two passes certify what is added to the stream, a few more where sites had to move; two probes begin a run."""
-    return 4 + -(-design.n_masks // Engine.chunk) if live_module(subject) is not None else 0
+    chunks = -(-crossing.rows // (Engine.chunk * crossing.prompts))
+    return 4 + chunks if live_module(subject) is not None else 0
 
 
-def _disk_bytes(design: MaskDesign, task: Task) -> int:
-    """Values and packed masks, in the journal and in the responses."""
-    return 2 * design.n_masks * (4 * len(task) + -(-design.n // 8))
+def _disk_bytes(design: MaskDesign, crossing: Crossing) -> int:
+    """Values and packed masks, in the journal and in the responses; there also which prompts masks met."""
+    met = 0 if crossing.crossed else 2 * crossing.per_mask
+    return design.n_masks * (2 * (4 * crossing.per_mask + -(-design.n // 8)) + met)
 
 
 def _simulate(design: MaskDesign, ask: Ask) -> tuple[Simulation, ...]:

@@ -75,7 +75,7 @@ def dossier_of(found: Discovery, audit: Audit | None, origin: Origin) -> Dossier
         headline=_headline(found, audit),
         question=_question(found, audit, origin),
         prompts=origin.prompts,
-        prompt_count=found.responses.values.shape[1],
+        prompt_count=found.responses.prompts,
         checks=checks_of(found, audit),
         points=points_of(found, audit),
         sizes=sizes_of(audit),
@@ -118,11 +118,12 @@ def _headline(found: Discovery, audit: Audit | None) -> tuple[Fact, ...]:
         few = f"by {len(audit.circuit.names):,} of {len(audit.components):,} components"
         kept = Fact("Behaviour kept", percent(audit.circuit.faithfulness), few)
         masks, rows = masks + audit.record.get("masks", 0), rows + audit.record.get("rows", 0)
-    cost = Fact(
-        "Ablated passes",
-        f"{rows:,}",
-        f"{counted(masks, 'mask')} × {counted(found.responses.values.shape[1], 'prompt')}",
-    )
+    extent = f"{counted(masks, 'mask')} × {counted(found.responses.prompts, 'prompt')}"
+    if found.responses.met is not None:
+        audited = 0 if audit is None else audit.record.get("masks", 0)
+        beside = f", and {counted(audited, 'mask')} × {counted(found.responses.prompts, 'prompt')}"
+        extent = found.responses.extent + beside * bool(audited)
+    cost = Fact("Ablated passes", f"{rows:,}", extent)
     return kept, _fit(found, audit), sets, cost
 
 
@@ -138,7 +139,7 @@ def _question(found: Discovery, audit: Audit | None, origin: Origin) -> tuple[Fa
     record = found.record
     subject, task, replacement = (_part(record, name) for name in ("subject", "task", "replacement"))
     names, metric = found.components.names, str(task.get("metric", "of the user's own"))
-    budget = f"{counted(len(found.responses), 'mask')} × {counted(found.responses.values.shape[1], 'prompt')}"
+    budget = found.responses.extent
     audited = "" if audit is None else f"and {audit.record.get('masks', 0):,} masks for the audit"
     assumes = f"assumes: {replacement.get('assumes', 'not recorded')}"
     ablated = _instead(found, f"its {replacement.get('kind', 'value, not recorded')}")

@@ -19,18 +19,20 @@ from spex_mech.files.locks import hold
 from spex_mech.files.plain_files import is_plain, refuse_links
 from spex_mech.files.records import differences
 from spex_mech.measuring.ask import AUTO, Ask, KeepProb
+from spex_mech.measuring.crossing import settle_rows
 from spex_mech.measuring.journal import JOURNAL, Journal, open_journal, reopen_journal
-from spex_mech.measuring.lens import Lens
+from spex_mech.measuring.lens import Lens, chunk_of
 from spex_mech.measuring.masks import choose_design
-from spex_mech.measuring.measure import describe_experiment, measure_share, recollect, settle_lens
+from spex_mech.measuring.measure import PROMPT_DESIGN, describe_experiment, measure_share, recollect, settle_lens
 from spex_mech.measuring.ray_pool import choose_run
 from spex_mech.measuring.spine import caution
 from spex_mech.measuring.workers import Workers
 from spex_mech.progress import mask_progress
 from spex_mech.store.discovery import store, whole_key
-from spex_mech.store.responses import Responses, pack_bits
+from spex_mech.store.responses import MOST_PROMPTS, Responses, pack_bits
 from spex_mech.tasks.task import Task
 from spex_mech.walsh.masks.design import MaskDesign
+from spex_mech.walsh.masks.prompt_design import PromptDesign
 
 _SPARSE = 10_000  # chunks that may be missing for every one that is there
 _MOST_PROMPTS = 1 << 24
@@ -75,7 +77,9 @@ def respond_shard(
     components: ComponentSet | str | None = None,
     *,
     out: str | Path,
-    budget: int = 1024,
+    budget: int | None = None,
+    rows: int | None = None,
+    prompts_per_mask: int | str = "auto",
     keep_prob: KeepProb = 0.5,
     replacement: str = "mean",
     decoder: str = "auto",
@@ -95,30 +99,35 @@ def respond_shard(
         ResponseError: `out` is in use, belongs to another experiment or to another shard, or cannot be written.
     """
     ask = Ask(
-        budget=budget, keep_prob=keep_prob, replacement=replacement, decoder=decoder, seed=seed, per=per,
-        shared_layers=shared_layers, workers=workers, out=out, progress=progress,
+        budget=budget, rows=rows, prompts_per_mask=prompts_per_mask, keep_prob=keep_prob, replacement=replacement,
+        decoder=decoder, seed=seed, per=per, shared_layers=shared_layers, workers=workers, out=out, progress=progress,
     )  # fmt: skip
     parts = ModelParts.of(subject, task, components)
-    design = choose_design(parts.components, ask)
+    crossing = settle_rows(len(parts.components), len(parts.task), ask)
+    design = choose_design(parts.components, ask, crossing)
     if ask.keep_prob == AUTO and design.kind == "stratified":
         raise DesignError(
             "keep_prob='auto' lets a pilot decide, and shares cannot. Run the pilot once, then give its keep_prob."
         )
     with hold(out):
-        return _measure_shard(parts.engine(ask.replacement, per=ask.per, seed=ask.seed), design, ask, shard)
+        lens = parts.engine(ask.replacement, per=ask.per, seed=ask.seed)
+        return _measure_shard(lens, design, crossing.deal(design), ask, shard)
 
 
-def _measure_shard(lens: Lens, design: MaskDesign, ask: Ask, shard: Shard) -> dict[str, int]:
+def _measure_shard(
+    lens: Lens, design: MaskDesign, prompts: PromptDesign | None, ask: Ask, shard: Shard
+) -> dict[str, int]:
     """One share of a lens's masks, into a run folder that this process holds."""
-    record, run = describe_experiment(lens, design), choose_run(ask.workers, lens.device)
+    record, run = describe_experiment(lens, design, prompts), choose_run(ask.workers, lens.device)
     caution(record)
     with open_journal(Path(ask.out or ""), whole_key(record, lens.components)) as journal:
         lens = settle_lens(lens, journal)
         _refuse_other_shard(journal, shard)
-        total = shard.masks(design.n_masks, lens.chunk)
+        chunk = chunk_of(lens, prompts)
+        total = shard.masks(design.n_masks, chunk)
         with mask_progress(total, lens.verb, shown=ask.progress) as tick:
             share = (shard.part, shard.parts)
-            measure_share(lens, design.chunks(lens.chunk), journal, share, tick=tick, run=run)
+            measure_share(lens, design.chunks(chunk), journal, share, tick=tick, run=run, meets=prompts)
         return {"masks": total, "resumed_masks": journal.resumed}
 
 
@@ -187,20 +196,21 @@ def _refuse_strangers(opened: Sequence[tuple[Journal, Mapping[str, Any]]], key: 
 
 
 def _merge(journals: Sequence[Journal], target: Journal, key: Mapping[str, Any], out: Path) -> Responses:
-    design, components, prompts = _asked(key, target.path)
-    chunk = _chunk([*journals, target])
+    design, components, prompts, dealt = _asked(key, target.path)
+    settled = _chunk([*journals, target])
+    chunk = settled if dealt is None else settled * dealt.prompts // dealt.per_mask
     _refuse_endless(-(-design.n_masks // chunk), [*journals, target])
     for name in ("batch_rows", "threads", "unit"):
         target.settle(name, lambda name=name: _settled(journals, name))
-    if chunk != _CHUNK:
-        target.settle("chunk", lambda: chunk)
+    if settled != _CHUNK:
+        target.settle("chunk", lambda: settled)
     for first, keep in design.chunks(chunk):
         packed = pack_bits(keep)
         if target.read(first, packed) is None:
             found = (values for journal in journals if (values := journal.read(first, packed)) is not None)
             for values in islice(found, 1):
                 target.write(first, packed, values)
-    values, missing = recollect(target, design.chunks(chunk), components, prompts)
+    values, missing = recollect(target, design.chunks(chunk), components, prompts, dealt)
     if missing:
         shards = {text for journal in (*journals, target) if (text := journal.settled("shard")) is not None}
         ends = {first // chunk: f"{first:,} to {min(first + chunk, design.n_masks) - 1:,}" for first in missing}
@@ -214,25 +224,28 @@ def _merge(journals: Sequence[Journal], target: Journal, key: Mapping[str, Any],
         )
     provenance = {name: value for name, value in key.items() if name != "components"}
     unit = str(target.settle("unit", lambda: ""))
-    responses = Responses(components, design.keep(), values, unit, provenance)
+    met = None if dealt is None else dealt.met()
+    responses = Responses(components, design.keep(), values, unit, provenance, met, prompts)
     store(responses, out)
     return responses
 
 
-def _asked(key: Mapping[str, Any], path: Path) -> tuple[MaskDesign, ComponentSet, int]:
+def _asked(key: Mapping[str, Any], path: Path) -> tuple[MaskDesign, ComponentSet, int, PromptDesign | None]:
     """What a journal's record says was asked; it may come from a stranger."""
     try:
         design, components = MaskDesign.from_dict(key["design"]), ComponentSet.of(key["components"])
-        prompts = int(key["task"]["prompts"])
+        prompts, told = int(key["task"]["prompts"]), key.get(PROMPT_DESIGN)
+        dealt = None if told is None else PromptDesign.from_dict(told)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         problem = str(error) if isinstance(error, SpexMechError) else repr(error)
         raise FormatError(f"{path} does not say which masks of what were measured: {problem}") from error
-    if design.n != len(components) or not 0 < prompts < _MOST_PROMPTS:
+    fits = dealt is None or (dealt.prompts, dealt.n_masks, dealt.again) == (prompts, design.n_masks, design.again)
+    if design.n != len(components) or not 0 < prompts < MOST_PROMPTS or not fits:
         raise FormatError(
-            f"{path} is of masks over {design.n:,} components, names {len(components):,} and has {prompts:,} prompts; "
-            "that is no run of respond."
+            f"{path} is of masks over {design.n:,} components, names {len(components):,} and has {prompts:,} prompts"
+            f"{'' if fits else ', dealt out to other masks'}; that is no run of respond."
         )
-    return design, components, prompts
+    return design, components, prompts, dealt
 
 
 def _chunk(journals: Sequence[Journal]) -> int:

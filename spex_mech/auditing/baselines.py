@@ -40,15 +40,15 @@ def try_baselines(case: RunCase, engines: Engines, known: Collection[str], searc
 
 
 def _with_fresh(case: RunCase, number: int) -> Responses:
-    """The run's responses with some of the masks drawn anew."""
+    """The run's responses with some of the masks drawn anew; as means, where the run's masks met some prompts each."""
     run = case.found.responses
     if case.has_every_mask:
         return run
     keep = fresh_masks(case, number)
-    return replace(
-        run, keep=torch.cat([run.keep.cpu(), keep]),
-        values=torch.cat([run.values.cpu(), case.passes.values(keep).to(run.values.dtype).cpu()]),
-    )  # fmt: skip
+    whole, fresh = run.met is None, case.passes.values(keep)
+    ours = run.values.cpu() if whole else run.mean[:, None].to(run.values.dtype).cpu()
+    values = torch.cat([ours, (fresh if whole else fresh.double().mean(1, keepdim=True)).to(ours.dtype).cpu()])
+    return replace(run, keep=torch.cat([run.keep.cpu(), keep]), values=values, met=None)
 
 
 def _patching(case: RunCase, engines: Engines, known: Collection[str]) -> list[RankingRow]:

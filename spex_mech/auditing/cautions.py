@@ -21,7 +21,9 @@ def cautions(case: RunCase, fresh: Fresh) -> tuple[str, ...]:
 
 
 def _cautions(case: RunCase, fresh: Fresh) -> Iterator[str]:
-    effect, spread = abs(case.intact - case.empty), float(case.found.responses.mean.std(correction=0))
+    run = case.found.responses
+    values = run.mean if run.met is None else case.predict(run.keep)  # of some prompts a mask, more than masks differ
+    effect, spread = abs(case.intact - case.empty), float(values.std(correction=0))
     if effect < spread:
         yield (
             f"intact and empty differ by {effect:.3g}, less than the run's masks do ({spread:.3g}): what faithfulness, "

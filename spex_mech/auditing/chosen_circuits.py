@@ -154,9 +154,7 @@ def _of_pool(case: RunCase, pool: MeasuredSets, row: int) -> Verified:
     names = tuple(case.names[i] for i in keep.nonzero()[:, 0].tolist())
     guess = pool.predicted.get(keep.numpy().tobytes())
     predicted = float(case.predict(keep[None])[0]) if guess is None else guess
-    return Verified(
-        names, predicted, value, case.faithfulness(value), "search" if row >= len(case.found.responses) else "run"
-    )
+    return Verified(names, predicted, value, case.faithfulness(value), "search" if row >= pool.begun else "run")
 
 
 def _nearby(case: RunCase, pool: MeasuredSets) -> Predictor:

@@ -39,11 +39,16 @@ class Goal:
 
 @dataclass(eq=False)
 class MeasuredSets:
-    """Masks with their values; it grows as the search measures. `predicted` is of proposals, before they were."""
+    """Masks with their values; it grows as the search measures. `predicted` is of proposals, before they were.
+
+    `begun` is how many of them the run had measured. Where its masks met some prompts each, none: the best of many
+    noisy values would be the luckiest. They are only learnt from then, which `learnt` has with all others.
+    """
 
     case: RunCase
     keep: Bool[Tensor, "mask component"]
     values: Float[Tensor, "mask prompt"]
+    begun: int = 0
     spent: int = 0
     predicted: dict[bytes, float] = field(default_factory=dict)
     words: set[bytes] = field(default_factory=set)
@@ -51,8 +56,11 @@ class MeasuredSets:
 
     @classmethod
     def of(cls, case: RunCase) -> "MeasuredSets":
-        """The run's own masks, and both ends."""
-        pool = cls(case, case.found.responses.keep.cpu(), case.found.responses.values.double().cpu())
+        """The run's own masks, if they met all prompts, and both ends."""
+        run = case.found.responses
+        begun = len(run) if run.met is None else 0
+        values = run.values.double().cpu() if begun else torch.zeros(0, run.prompts, dtype=torch.float64)
+        pool = cls(case, run.keep[:begun].cpu(), values, begun)
         pool.words = {row.numpy().tobytes() for row in pool.keep}
         pool.add(torch.tensor([[True], [False]]).expand(2, len(case.names)))
         return pool
@@ -61,6 +69,14 @@ class MeasuredSets:
     def means(self) -> Float[Tensor, " mask"]:
         """The headline metric of every mask."""
         return self.values.mean(1)
+
+    @property
+    def learnt(self) -> tuple[Bool[Tensor, "mask component"], Float[Tensor, " mask"]]:
+        """What a landscape is learnt from: the run's masks, then what was measured since, and their means."""
+        if self.begun:
+            return self.keep, self.means
+        run = self.case.found.responses
+        return torch.cat([run.keep.cpu(), self.keep]), torch.cat([run.mean.cpu(), self.means])
 
     @property
     def sizes(self) -> Int[Tensor, " mask"]:
@@ -118,11 +134,11 @@ def search_circuits(
         pool.add(_affordable(pool, case.masks(group), allowance - pool.spent))
     if pool.spent >= allowance:
         return pool
-    landscape = Landscape.learn(pool.keep, pool.means, seed_of(case.seed, "search"))
+    landscape = Landscape.learn(*pool.learnt, seed_of(case.seed, "search"))
     generator = torch.Generator().manual_seed(seed_of(case.seed, "neighbours"))
     number, last, reached = 0, 0, _reached(pool, goals)
     while pool.spent < allowance and number - last < _PATIENCE:
-        pool.surface = landscape.surface(pool.keep, pool.means)
+        pool.surface = landscape.surface(*pool.learnt)
         rows = _proposals(pool, pool.surface, goals, number, generator, shrink=shrink)[: allowance - pool.spent]
         if not rows:
             break
@@ -133,7 +149,7 @@ def search_circuits(
         number, now = number + 1, _reached(pool, goals)
         if (now - reached).max() > _GAIN * abs(case.intact - case.empty):
             last, reached = number, now
-    pool.surface = landscape.surface(pool.keep, pool.means)
+    pool.surface = landscape.surface(*pool.learnt)
     return pool
 
 

@@ -29,7 +29,8 @@ def try_replacements(case: RunCase, engines: Engines) -> tuple[ReplacementRow, .
     """The other replacements on masks of the run, as far as a tenth of the budget goes; one that the task does not
     allow is left out."""
     kinds = [kind for kind in ("zero", "mean", "resample") if kind != engines.reference.kind]
-    number = min(len(case.found.responses), case.ledger.part(REPLACEMENT_PART) // len(kinds) - 2)
+    asked = len(kinds) + (case.found.responses.met is not None)  # the run's own too, where they met some prompts each
+    number = min(len(case.found.responses), case.ledger.part(REPLACEMENT_PART) // asked - 2)
     if number < FEWEST_ROWS:
         case.skipped.append("other replacements")
         return ()
@@ -51,10 +52,13 @@ def _rows(case: RunCase, number: int) -> Int[Tensor, " row"]:
 
 
 def compare_replacement(case: RunCase, kind: str, passes: Passes, rows: Int[Tensor, " row"]) -> ReplacementRow:
-    """Another replacement on the same masks, beside the run's own values of them."""
+    """Another replacement on the same masks, beside the run's own values of them; measured, where each mask met some
+    prompts only."""
     keep = case.found.responses.keep[rows.to(case.found.responses.keep.device)].cpu()
     ends = passes.means(torch.tensor([[True], [False]]).expand(2, keep.shape[1])).tolist()
-    ours, theirs = case.found.responses.mean[rows].double().cpu(), passes.means(keep)
+    whole = case.found.responses.met is None
+    ours = case.found.responses.mean[rows].double().cpu() if whole else case.passes.means(keep)
+    theirs = passes.means(keep)
     one, other = (_refit(case, keep, values) for values in (ours, theirs))
     used = sorted({i for s in one.sets for i in s})  # the others have no strength in either, and would agree for free
     strong = [[list(spectrum_strengths(x, case.names).values())[i] for i in used] for x in (one, other)]

@@ -12,7 +12,6 @@ from spex_mech.auditing.faithfulness import ranked
 from spex_mech.auditing.passes import Passes
 from spex_mech.store.responses import Responses
 from spex_mech.walsh.decoders.linear import Linear
-from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.spectrum import Spectrum
 
 
@@ -84,7 +83,7 @@ def pair_ablation(passes: Passes, single: Ranking, allowance: int) -> Ranking | 
 
 def order_one(responses: Responses, seed: int) -> Ranking:
     """The coefficients of an order-1 regression on the run's own masks, as differences of kept and ablated."""
-    spectrum = Linear().decode(Samples(responses.keep, responses.values), seed=seed).spectrum
+    spectrum = Linear().decode(responses.samples, seed=seed).spectrum
     slope = spectrum.basis.affine[1]
     scores = {name: slope * (spectrum.get(i) or 0.0) for i, name in enumerate(responses.components.names)}
     return Ranking("order-1 regression", scores, len(responses.keep))

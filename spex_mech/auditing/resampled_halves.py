@@ -1,6 +1,7 @@
 """Would other masks or prompts say the same? Refits to halves of the run's own; spends no forward pass."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -9,7 +10,6 @@ from spex_mech.auditing.findings import StabilityRow
 from spex_mech.auditing.passes import seed_of
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.certainty.stability import stability
-from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.masks.design import MaskDesign
 
 RESAMPLES = 100  # the fewest that Meloux et al. 2025 accept
@@ -27,9 +27,12 @@ def try_stability(case: RunCase) -> tuple[StabilityRow, ...]:
     responses = case.found.responses
     rest = spectrum.select(~chosen & (spectrum.orders > 0)).evaluate(responses.keep)
     values = responses.values.double() - rest[:, None].to(responses.values.device)
-    for over in ("masks", "prompts"):
+    if responses.met is not None:
+        case.skipped.append("stability over prompts (a mask met some of them, so other prompts are other masks too)")
+    for over in ("masks", "prompts") if responses.met is None else ("masks",):
         design = MaskDesign.from_dict(responses.provenance["design"]) if "design" in responses.provenance else None
-        samples = Samples(responses.keep, values.to(responses.values.dtype), _if_drawn(design))
+        left = values.to(responses.values.dtype)
+        samples = replace(responses.samples, values=left, design=_if_drawn(design))
         try:
             again = stability(
                 samples, spectrum.members[strongest], resamples=RESAMPLES, seed=seed_of(case.seed, "halves"),

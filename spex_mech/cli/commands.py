@@ -13,6 +13,8 @@ from spex_mech.cli.options import HERE
 from spex_mech.files.json import json_text, write_whole
 from spex_mech.files.records import plain
 from spex_mech.gallery.studies import STUDY, Study, open_study, save_source
+from spex_mech.measuring.ask import Ask
+from spex_mech.measuring.crossing import settle_rows
 from spex_mech.measuring.workers import Workers, source_of
 from spex_mech.store.discovery import RESPONSES, Discovery
 
@@ -33,7 +35,9 @@ def run_discover(
     metric: str | None = None,
     reference: Path | None = None,
     keep: str = "0.5",
-    budget: int = 1024,
+    budget: int | None = None,
+    rows: int | None = None,
+    prompts_per_mask: int | str = "auto",
     workers: int | None = None,
     ray: str | None = None,
     gpus_each: float = 0.0,
@@ -47,11 +51,14 @@ def run_discover(
     study = _open(what, prompts, components, device, model, metric, reference, replacement, per)
     crew = hire(study, what, model, workers, ray, gpus_each)
     if show is not None:
-        cost = _cost(study, out, budget, probabilities(keep))
+        decoder, shared = str(options.get("decoder", "auto")), int(options.get("shared_layers", 1))
+        ask = Ask(budget, rows, prompts_per_mask, probabilities(keep), decoder, shared_layers=shared)
+        cost = _cost(study, out, ask)
         show(study, replace(cost, note=crowding(crew, study.subject.device)))
     found = discover(
-        study.subject, study.task, study.components, budget=budget, keep_prob=probabilities(keep),
-        replacement=study.replacement, per=study.per, out=out, progress=show is not None, workers=crew, **options,
+        study.subject, study.task, study.components, budget=budget, rows=rows, prompts_per_mask=prompts_per_mask,
+        keep_prob=probabilities(keep), replacement=study.replacement, per=study.per, out=out,
+        progress=show is not None, workers=crew, **options,
     )  # fmt: skip
     save_source(out, what, prompts, model, metric, reference)
     write_report(out)
@@ -141,7 +148,7 @@ def run_merge(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     source = next((path / STUDY for path in shard_folders(folders) if (path / STUDY).is_file()), None)
     if source is not None and source.resolve() != (out / STUDY).resolve():
         write_whole(out / STUDY, source.read_text(encoding="utf-8"))
-    return {"folder": str(out), "masks": len(responses), "prompts": responses.values.shape[1], "unit": responses.unit}
+    return {"folder": str(out), "masks": len(responses), "prompts": responses.prompts, "unit": responses.unit}
 
 
 def hire(
@@ -155,18 +162,21 @@ def hire(
     return Workers(source, 2 if workers is None else workers, gpus_each=gpus_each, address=address)
 
 
-def _cost(study: Study, out: Path, budget: int, keep: float | Sequence[float] | str) -> Cost:
+def _cost(study: Study, out: Path, ask: Ask) -> Cost:
     """What the run will cost; its speed is measured only where it will take a while, and nothing is there yet."""
     n = len(study.components)
-    cost = Cost(min(budget, 1 << n) if n < 40 else budget, len(study.task))
+    crossing, keep = settle_rows(n, len(study.task), ask), ask.keep_prob
+    masks = min(crossing.masks, 1 << n) if n < 40 and crossing.crossed else crossing.masks
+    cost = Cost(masks, len(study.task), per_mask=crossing.per_mask)
     if cost.rows < SLOW or (out / RESPONSES).exists():
         return cost
     known = [keep] if isinstance(keep, float) else [] if isinstance(keep, str) else list(keep)
     share = sum(known) / len(known) if known else 0.5
-    return estimate_cost(
+    timed = estimate_cost(
         study.subject, study.task, study.components, cost.masks, keep_prob=share,
         replacement=study.replacement, per=study.per,
     )  # fmt: skip
+    return replace(timed, per_mask=cost.per_mask)
 
 
 def probabilities(text: str) -> float | list[float] | str:

@@ -10,7 +10,7 @@ from spex_mech.ablation.replacement import fit_replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.ablation.subject import Subject
 from spex_mech.components import ComponentSet
-from spex_mech.files.text import counted
+from spex_mech.files.text import counted, some_of
 from spex_mech.measuring.workers import Workers
 from spex_mech.tasks.task import Task
 
@@ -21,17 +21,18 @@ SHARE, LEAST, MOST = 32, 8, 64  # one mask of 32 is spent on the estimate, withi
 class Cost:
     """Forward rows of a budget, and how fast they pass; seconds are an estimate, nearer too much than too little.
 
-    `note`: what would make it slower than that.
+    `note`: what would make it slower than that; `per_mask`: how many prompts a mask meets, None: all.
     """
 
     masks: int
     prompts: int
     rows_per_second: float | None = None
     note: str = ""
+    per_mask: int | None = None
 
     @property
     def rows(self) -> int:
-        return self.masks * self.prompts
+        return self.masks * (self.per_mask or self.prompts)
 
     @property
     def seconds(self) -> float | None:
@@ -44,10 +45,11 @@ class Cost:
         2,048 masks × 16 prompts = 32,768 forward rows ≈ 40 s at 820 rows/s
         >>> print(Cost(64, 4))
         64 masks × 4 prompts = 256 forward rows
+        >>> print(Cost(64, 4, per_mask=1))
+        64 masks × 1 of 4 prompts = 64 forward rows
         """
-        told = (
-            f"{counted(self.masks, 'mask')} × {counted(self.prompts, 'prompt')} = {counted(self.rows, 'forward row')}"
-        )
+        prompts = some_of(self.per_mask or self.prompts, self.prompts, "prompt")
+        told = f"{counted(self.masks, 'mask')} × {prompts} = {counted(self.rows, 'forward row')}"
         if self.seconds is None or self.rows_per_second is None:
             return told
         return f"{told} ≈ {in_words(self.seconds)} at {self.rows_per_second:,.0f} rows/s"

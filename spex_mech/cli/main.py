@@ -67,7 +67,9 @@ def discover(
     replacement: o.ReplacementOption = None,
     per: o.PerOption = None,
     reference: o.ReferenceOption = None,
-    budget: o.Budget = 1024,
+    budget: o.BudgetOrRows = None,
+    rows: o.RowsOption = None,
+    prompts_per_mask: o.PromptsPerMask = "auto",
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
     refine: o.Refine = False,
@@ -86,6 +88,7 @@ def discover(
     """Ablate sets of components, recover their interactions, write the circuit."""
     _discover(
         what, out, quiet=quiet, as_json=as_json, prompts=prompts, model=model, components=components, budget=budget,
+        rows=rows, prompts_per_mask=o.some_or_all(prompts_per_mask),
         metric=metric, per=per, reference=reference, keep=keep, decoder=decoder, link=link, replacement=replacement,
         shared_layers=share, refine=refine, folds=folds, resamples=resamples, seed=seed,
         device=device, workers=workers, ray=ray, gpus_each=gpus_per_worker,
@@ -102,7 +105,9 @@ def plan(
     replacement: o.ReplacementOption = None,
     per: o.PerOption = None,
     reference: o.ReferenceOption = None,
-    budget: o.Budget = 1024,
+    budget: o.BudgetOrRows = None,
+    rows: o.RowsOption = None,
+    prompts_per_mask: o.PromptsPerMask = "auto",
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
     device: o.Device = None,
@@ -121,7 +126,7 @@ def plan(
 
     told = run_plan(
         what, prompts=prompts, model=model, components=components, replacement=replacement, budget=budget, keep=keep,
-        metric=metric, per=per, reference=reference,
+        rows=rows, prompts_per_mask=o.some_or_all(prompts_per_mask), metric=metric, per=per, reference=reference,
         shared_layers=share, device=device, decoder=decoder, seed=seed,
         gpu=gpu, price_per_hour=price, simulate=simulate,
     )  # fmt: skip
@@ -143,7 +148,9 @@ def respond(
     replacement: o.ReplacementOption = None,
     per: o.PerOption = None,
     reference: o.ReferenceOption = None,
-    budget: o.Budget = 1024,
+    budget: o.BudgetOrRows = None,
+    rows: o.RowsOption = None,
+    prompts_per_mask: o.PromptsPerMask = "auto",
     keep: o.KeepText = "0.5",
     share: o.Share = 1,
     device: o.Device = None,
@@ -161,6 +168,7 @@ def respond(
     told = run_respond(
         what, out, shard=shard, quiet=quiet or as_json, prompts=prompts, model=model, components=components,
         replacement=replacement, budget=budget, keep=keep, shared_layers=share, device=device, decoder=decoder,
+        rows=rows, prompts_per_mask=o.some_or_all(prompts_per_mask),
         metric=metric, per=per, reference=reference, seed=seed,
         workers=workers, ray=ray, gpus_each=gpus_per_worker,
     )  # fmt: skip

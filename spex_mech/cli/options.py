@@ -36,6 +36,15 @@ def fill_in(args: Sequence[str]) -> list[str]:
     return found
 
 
+def some_or_all(text: str) -> int | str:
+    """A number of prompts, or the word that was given.
+
+    >>> some_or_all("4"), some_or_all("all")
+    (4, 'all')
+    """
+    return int(text) if text.isdecimal() and text.isascii() else text
+
+
 def _among(*choices: str) -> Any:
     def complete(incomplete: str) -> list[str]:
         return [choice for choice in choices if choice.startswith(incomplete)]
@@ -111,6 +120,25 @@ PerOption = Annotated[
     ),
 ]
 Budget = Annotated[int, typer.Option(help="Number of masks; rows = masks × prompts.", rich_help_panel=_MASKS)]
+BudgetOrRows = Annotated[
+    int | None,
+    typer.Option(
+        "--budget", help="Number of masks; the rows are masks × prompts a mask. Default: 1024.", rich_help_panel=_MASKS
+    ),
+]
+RowsOption = Annotated[
+    int | None,
+    typer.Option("--rows", help="Forward rows, in the place of --budget: what is paid for.", rich_help_panel=_MASKS),
+]
+PromptsPerMask = Annotated[
+    str,
+    typer.Option(
+        "--prompts-per-mask",
+        help="How many of the prompts a mask meets: auto, all, or a number.",
+        autocompletion=_among("auto", "all", "1", "2", "4"),
+        rich_help_panel=_MASKS,
+    ),
+]
 KeepText = Annotated[
     str,
     typer.Option(

@@ -14,7 +14,7 @@ from spex_mech.ablation.replacement import INSTEAD
 from spex_mech.api.plan import Plan
 from spex_mech.circuit.build import EXACT_SHARE
 from spex_mech.cli.costs import Cost, in_words
-from spex_mech.files.text import counted, like, sentence
+from spex_mech.files.text import counted, like, sentence, some_of
 from spex_mech.gallery.studies import Study
 from spex_mech.store.discovery import Discovery
 from spex_mech.store.set_losses import MOST_IN_A_SET, losses_of
@@ -44,8 +44,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Passes, time, memory, disk and price; then what fits."""
     console.print(
         f"{counted(plan.masks, 'mask')} of {counted(plan.components, 'component')} ({plan.distinct:,} different, which "
-        f"are passed) × {counted(plan.prompts, 'prompt')} = {counted(plan.rows, 'forward row')}"
+        f"are passed) × {some_of(plan.prompts_per_mask, plan.prompts, 'prompt')} = {counted(plan.rows, 'forward row')}"
     )
+    if plan.prompts > 1:
+        console.print(f"prompts a mask: {plan.prompts_per_mask:,} of {plan.prompts:,}; {plan.why_so_many}")
     console.print(f"here ({plan.device}): {in_words(plan.seconds)} of passes; decoding comes on top")
     if plan.checks:
         console.print(

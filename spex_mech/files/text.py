@@ -46,6 +46,15 @@ def counted(many: int, word: str) -> str:
     return f"{many:,} {word}{'' if many == 1 else 's'}"
 
 
+def some_of(some: int, many: int, word: str) -> str:
+    """How many of so many things; all of them without saying so.
+
+    >>> some_of(16, 16, "prompt"), some_of(1, 16, "prompt")
+    ('16 prompts', '1 of 16 prompts')
+    """
+    return counted(many, word) if some >= many else f"{some:,} of {counted(many, word)}"
+
+
 def percent(share: float | None) -> str:
     """A share as a percentage; never 100 where it is less.
 

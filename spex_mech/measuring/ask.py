@@ -21,12 +21,13 @@ from spex_mech.names import DECODER_CHOICES, LINK_CHOICES, MEAN_KINDS, REPLACEME
 from spex_mech.walsh.certainty.weigh import check_certainty
 
 KeepProb = float | Sequence[float] | str
-AUTO, CODED = "auto", "coded"
+AUTO, CODED, ALL = "auto", "coded", "all"
+BUDGET = 1024  # masks, where neither masks nor rows are given
 MAX_SEED = 1 << 63
 _HOW = ("workers", "out", "progress")  # do not change what comes out
 _WHOLE = {
-    "budget": (1, DesignError), "seed": (0, DesignError), "shared_layers": (1, DesignError), "folds": (0, DecodeError),
-    "resamples": (0, DecodeError),
+    "budget": (1, DesignError), "rows": (1, DesignError), "seed": (0, DesignError), "shared_layers": (1, DesignError),
+    "folds": (0, DecodeError), "resamples": (0, DecodeError),
 }  # fmt: skip
 _NAMED: tuple[tuple[str, tuple[str, ...], type[SpexMechError]], ...] = (
     ("decoder", DECODER_CHOICES, DecodeError), ("link", LINK_CHOICES, DecodeError),
@@ -41,7 +42,9 @@ class Ask:
     Raises what fits the part that cannot be; where several cannot, all of them at once.
     """
 
-    budget: int = 1024
+    budget: int | None = None  # masks; told in rows where `rows` is given
+    rows: int | None = None
+    prompts_per_mask: int | str = AUTO
     keep_prob: KeepProb = 0.5
     decoder: str = "auto"
     link: str = "auto"
@@ -65,8 +68,11 @@ class Ask:
             raise kind(all_problems(f"{len(problems)} things were asked for that cannot be:", list(map(str, problems))))
         if problems:
             raise problems[0]
-        for name in _WHOLE:
-            self._put(name, int(getattr(self, name)))
+        if self.budget is None and self.rows is None:
+            self._put("budget", BUDGET)
+        for name in (*_WHOLE, "prompts_per_mask"):
+            value = getattr(self, name)
+            self._put(name, int(value) if isinstance(value, Integral) else value)
 
     def _put(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -86,10 +92,20 @@ def _problems(ask: Ask) -> Iterator[SpexMechError]:
     """Everything that cannot be, whatever it is asked of."""
     for name, (least, kind) in _WHOLE.items():
         value = getattr(ask, name)
+        if value is None and name in ("budget", "rows"):
+            continue
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             yield kind(f"{name}={value!r:.80} was asked for; it is a whole number of at least {least}.")
     if isinstance(ask.seed, Integral) and ask.seed >= MAX_SEED:
         yield DesignError(f"seed={ask.seed} was given; seeds end before 2^63.")
+    if ask.budget is not None and ask.rows is not None:
+        yield DesignError(
+            f"budget={ask.budget!r:.80} masks and rows={ask.rows!r:.80} were both given; rows are masks × prompts a "
+            "mask, so give one of them, and prompts_per_mask."
+        )
+    each = ask.prompts_per_mask
+    if each not in (AUTO, ALL) and (not isinstance(each, Integral) or isinstance(each, bool) or each < 1):
+        yield DesignError(f"prompts_per_mask={each!r:.80} was asked for; give 'auto', 'all' or a number of at least 1.")
     yield from _keep_problems(ask.keep_prob)
     for name, choices, kind in _NAMED:
         if not isinstance(getattr(ask, name), str) or getattr(ask, name) not in choices:

@@ -23,7 +23,7 @@ from spex_mech.walsh.certainty.weigh import Certainty, check_certainty, heldout_
 from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoders.linear import Linear
 from spex_mech.walsh.decoders.proxyspex import ProxySpex
-from spex_mech.walsh.decoding import Decoded, Decoder, Samples
+from spex_mech.walsh.decoding import Decoded, Decoder
 from spex_mech.walsh.joint.joint import Joint
 from spex_mech.walsh.link.linked import Linked
 from spex_mech.walsh.masks.design import MaskDesign
@@ -95,7 +95,7 @@ def _recover(responses: Responses, ask: Ask, spent: Mapping[str, Any], roles: Ma
     design = design_of(responses)
     solver = choose_decoder(ask, design, len(responses))
     check_certainty(design, ask.folds, ask.resamples)
-    samples = Samples(responses.keep, responses.values, design)
+    samples = replace(responses.samples, design=design)
     decoded = solver.decode(samples, seed=ask.seed)
 
     def sure_of(one: Decoder, found: Decoded) -> Certainty:

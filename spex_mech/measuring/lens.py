@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spex_mech.components import ComponentSet
@@ -23,6 +23,9 @@ class Lens(Protocol):
         verb: what is done to the parts, for the bar.
         chunk: masks that are on disk together; a run that is killed loses no more.
         roles: what each part says, by its name, where the record does not tell.
+        values: ``keep [mask, component]`` → ``[mask, output]``; of a model's engine, where outputs are prompts and each
+            is a row of its own, also ``keep, met [mask, slot]`` → ``[mask, slot]``: column s of row m is of prompt
+            ``met[m, s]``.
     """
 
     @property
@@ -44,7 +47,8 @@ class Lens(Protocol):
         """What the record of a run says besides, and by which no value is known."""
         ...
 
-    def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask output"]: ...
+    @property
+    def values(self) -> Callable[..., Float[Tensor, "mask slot"]]: ...
     def describe(self) -> Mapping[str, Any]:
         """What decides the values, by content: "subject", "task" and "replacement"."""
         ...
@@ -59,17 +63,38 @@ class Lens(Protocol):
 
 
 Chunks = Iterable[tuple[int, Bool[Tensor, "mask component"]]]
-Results = Generator[tuple[int, Float[Tensor, "mask output"]], None, None]
-Run = Callable[[Lens, Chunks], Results]
+Chunk = (
+    tuple[int, Bool[Tensor, "mask component"]]
+    | tuple[int, Bool[Tensor, "mask component"], Int[Tensor, "mask slot"]]
+)  # fmt: skip
+"""The number of the first mask, and what `Lens.values` takes."""
+Work = Iterable[Chunk]
+Results = Generator[tuple[int, Float[Tensor, "mask slot"]], None, None]
+Run = Callable[[Lens, Work], Results]
 """Something that passes chunks through a lens: (number of the first mask, values), in any order."""
 
 
-def in_turn(lens: Lens, chunks: Chunks) -> Results:
+class Meets(Protocol):
+    """Which outputs each mask of a run meets, where it does not meet all; `walsh.masks.PromptDesign` is one."""
+
+    @property
+    def prompts(self) -> int: ...
+    @property
+    def per_mask(self) -> int: ...
+    def met(self, start: int = 0, stop: int | None = None) -> Int[Tensor, "mask slot"]: ...
+
+
+def chunk_of(lens: Lens, meets: Meets | None) -> int:
+    """Masks that are on disk together: where each meets fewer outputs, as many more."""
+    return lens.chunk if meets is None else lens.chunk * meets.prompts // meets.per_mask
+
+
+def in_turn(lens: Lens, work: Work) -> Results:
     """Pass chunks one after the other, in this process; the next is not asked for before the last was taken.
 
     Other runs (see `ray_pool`) give the same values in another order.
     """
-    for first, keep in chunks:
-        values = lens.values(keep)
+    for first, *rows in work:
+        values = lens.values(*rows)
         lens.refuse_change()
         yield first, values

@@ -3,6 +3,7 @@
 from spex_mech.components import ComponentSet
 from spex_mech.errors import DesignError
 from spex_mech.measuring.ask import AUTO, CODED, Ask
+from spex_mech.measuring.crossing import Crossing
 from spex_mech.walsh.masks.design import MAX_COMPLETE, MaskDesign
 
 AROUND = {0.5: (0.5, 0.7), 0.7: (0.5, 0.8), 0.8: (0.5, 0.9), 0.9: (0.7, 0.95), 0.95: (0.9, 0.95)}
@@ -10,16 +11,20 @@ AROUND = {0.5: (0.5, 0.7), 0.7: (0.5, 0.8), 0.8: (0.5, 0.9), 0.9: (0.7, 0.95), 0
 DEFAULT_KEEP = 0.8  # unless a pilot says clearly otherwise; docs/performance.md has the measurements
 
 
-def choose_design(components: ComponentSet, ask: Ask) -> MaskDesign:
-    """The masks that budget, keep-probability, decoder and shared layers ask for; all 2^n where they fit.
+def choose_design(components: ComponentSet, ask: Ask, crossing: Crossing) -> MaskDesign:
+    """The masks that keep-probability, decoder and shared layers ask for, as many as there are rows for; all 2^n where
+    they fit. Where a mask meets one prompt of several, some of the masks are asked again (`Crossing.again`).
 
     For "auto" they are drawn around `DEFAULT_KEEP`, which a pilot may change. Raises `DesignError`.
     """
-    return _share_early(_drawn(len(components), ask), components, ask.shared_layers)
+    drawn = _drawn(len(components), ask, crossing.masks, crossed=crossing.crossed)
+    return _share_early(drawn.asking_again(crossing.again), components, ask.shared_layers)
 
 
-def _drawn(n: int, ask: Ask) -> MaskDesign:
-    budget, keep_prob, decoder, seed = ask.budget, ask.keep_prob, ask.decoder, ask.seed
+def _drawn(n: int, ask: Ask, budget: int, *, crossed: bool) -> MaskDesign:
+    keep_prob, decoder, seed = ask.keep_prob, ask.decoder, ask.seed
+    if not crossed:
+        decoder = "joint" if decoder == "auto" else decoder  # which all 2^n masks are no reason to change
     if n <= MAX_COMPLETE and (decoder == "exact" or (decoder == "auto" and keep_prob != CODED and 1 << n <= budget)):
         if 1 << n > budget:
             raise DesignError(

@@ -63,7 +63,7 @@ def narrow(components: ComponentSet, ask: Ask, look: Look) -> Discovery:
     Raises:
         DesignError: a budget below 96 masks.
     """
-    budget = ask.budget
+    budget = ask.budget or 0  # told in rows, it has been turned into masks
     if budget < LEAST_BUDGET:
         raise DesignError(
             f"refine=True was given {budget:,} masks; several rounds need at least {LEAST_BUDGET}. Raise the budget."

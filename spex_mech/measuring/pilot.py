@@ -8,6 +8,10 @@ Few masks know it roughly, so `DEFAULT_KEEP` stays unless the spread there is be
 standard errors of their difference. Masks are drawn in two strata around it (`AROUND`): a polynomial from one
 keep-probability alone predicts that one a little better and the others badly.
 
+Where a mask meets some prompts only, so do the pilot's, the same ones at every candidate; both ends meet them all. What
+a prompt has beside the others at the ends, mixed by how much of the effect a candidate keeps, is taken out before the
+spread is.
+
 A pilot's mask m at q is mask m of any design if its stratum is q. So the first masks of the run are the pilot's; its
 other masks, and the intact and the all-ablated model, are what it costs: at most `SHARE` of the budget.
 """
@@ -22,17 +26,18 @@ from torch import Tensor
 
 from spex_mech.errors import ResponseError
 from spex_mech.measuring.ask import AUTO, Ask
+from spex_mech.measuring.crossing import Crossing
 from spex_mech.measuring.lens import Chunks, Lens
 from spex_mech.measuring.masks import AROUND, DEFAULT_KEEP
 from spex_mech.measuring.measure import describe_experiment, measure_in
 from spex_mech.store.discovery import RESPONSES, recall_responses
 from spex_mech.walsh.masks.design import MaskDesign
+from spex_mech.walsh.masks.prompt_design import PromptDesign
 
 CANDIDATES = tuple(AROUND)
 SHARE = 0.1  # of the budget, at most, goes into masks that only the pilot uses
 FEWEST, MOST = 5, 64  # masks a keep-probability: fewer say nothing, more are not needed
 FOLDER = "pilot"  # in the run folder
-_ENDS = 2  # the intact and the all-ablated model
 _RESAMPLES = 200
 _ERRORS = 2.0
 _CHEAP = 256  # masks a chunk from which on a pilot is one chunk
@@ -50,10 +55,16 @@ class Pilot:
     design: MaskDesign
     masks_each: int
     keep_probs: tuple[float, ...] = CANDIDATES
+    prompts: PromptDesign | None = None
 
     @property
     def n_masks(self) -> int:
-        return _ENDS + self.masks_each * len(self.keep_probs)
+        return 2 * self.each_end + self.masks_each * len(self.keep_probs)
+
+    @property
+    def each_end(self) -> int:
+        """Masks with all kept, and as many with all ablated: as many as meet every prompt."""
+        return _masks_an_end(self.prompts)
 
     def at(self, keep_probs: tuple[float, ...]) -> MaskDesign:
         """What the run is drawn with if these strata are chosen; the budget less what only the pilot uses."""
@@ -62,7 +73,7 @@ class Pilot:
 
     def rows(self, keep_prob: float) -> Int[Tensor, " row"]:
         """The numbers of the pilot's masks at a candidate."""
-        first = _ENDS + self.keep_probs.index(keep_prob) * self.masks_each
+        first = 2 * self.each_end + self.keep_probs.index(keep_prob) * self.masks_each
         return torch.arange(first, first + self.masks_each)
 
     def beginning(self, keep_probs: tuple[float, ...]) -> Int[Tensor, " row"]:
@@ -73,8 +84,34 @@ class Pilot:
 
     def keep(self) -> Bool[Tensor, "mask component"]:
         """The pilot's masks."""
-        ends = torch.tensor([[True], [False]]).expand(_ENDS, self.design.n)
+        ends = torch.tensor([[True], [False]]).repeat_interleave(self.each_end, 0).expand(-1, self.design.n)
         return torch.cat([ends, *(self.at((q,)).keep(0, self.masks_each) for q in self.keep_probs)])
+
+    @property
+    def met(self) -> Int[Tensor, "mask slot"] | None:
+        """Which prompts the pilot's masks meet; None: all."""
+        if self.prompts is None:
+            return None
+        slots = torch.arange(self.each_end * self.prompts.per_mask) % self.prompts.prompts
+        end = slots.reshape(self.each_end, -1).sort(1).values
+        return torch.cat([end, end, *[self.prompts.met(0, self.masks_each)] * len(self.keep_probs)])
+
+    def headline(self, values: Float[Tensor, "mask slot"]) -> Float[Tensor, " mask"]:
+        """The mean over prompts under the pilot's masks, as far as those that each mask met tell; float64."""
+        met, values = self.met, values.double()
+        if met is None or self.prompts is None:
+            return values.mean(1)
+        ends = [slice(0, self.each_end), slice(self.each_end, 2 * self.each_end)]
+        intact, empty = (torch.empty(self.prompts.prompts).double().put_(met[end], values[end]) for end in ends)
+        effect, means = float(intact.mean() - empty.mean()), values.mean(1)
+        means[ends[0]], means[ends[1]] = intact.mean(), empty.mean()
+        for q in self.keep_probs:
+            rows = self.rows(q)
+            kept = (float(means[rows].mean()) - float(empty.mean())) / effect if effect else 0.5
+            kept = min(1.0, max(0.0, kept))
+            apart = kept * (intact - intact.mean()) + (1 - kept) * (empty - empty.mean())
+            means[rows] = (values[rows] - apart[met[rows]]).mean(1)
+        return means
 
     def describe(self) -> dict[str, Any]:
         """What the masks are made from, in the place of a design's record."""
@@ -128,11 +165,13 @@ class Settled:
     Attributes:
         known: values under its first masks, where a pilot has measured them.
         choice: how "auto" was decided; None where it was not asked, or every mask is measured.
+        prompts: which prompts its masks meet; None: all.
     """
 
     design: MaskDesign
-    known: Float[Tensor, "known output"] | None = None
+    known: Float[Tensor, "known slot"] | None = None
     choice: PilotChoice | None = None
+    prompts: PromptDesign | None = None
 
     @property
     def record(self) -> dict[str, Any]:
@@ -145,32 +184,50 @@ class Settled:
         return 0 if self.known is None else len(self.known)
 
 
-def settle_keep(lens: Lens, design: MaskDesign, ask: Ask) -> Settled:
+def settle_keep(lens: Lens, design: MaskDesign, ask: Ask, crossing: Crossing) -> Settled:
     """The design with the keep-probability that a pilot chooses, where "auto" was asked; else the design.
 
     In a run folder the pilot's masks are journaled and kept in a folder inside, and never measured twice. Raises
     `ResponseError` where the folder holds a run that had no pilot, or a pilot of another experiment.
     """
+    prompts = crossing.deal(design)
     if ask.keep_prob != AUTO or design.kind != "stratified":
-        return Settled(design)
-    pilot = plan_pilot(design)
+        return Settled(design, prompts=prompts)
+    pilot = plan_pilot(design, prompts)
     if pilot is None:
         reason = f"{design.n_masks:,} masks are too few to spend a tenth of them on a pilot; this is the default"
-        return Settled(design, None, PilotChoice(DEFAULT_KEEP, reason, {}, {}))
+        return Settled(design, None, PilotChoice(DEFAULT_KEEP, reason, {}, {}), prompts)
     values = _fly(pilot, lens, ask)
     choice = choose_keep(pilot, values)
-    return Settled(pilot.at(choice.keep_probs), values[pilot.beginning(choice.keep_probs)], choice)
+    chosen = pilot.at(choice.keep_probs)
+    return Settled(chosen, values[pilot.beginning(choice.keep_probs)], choice, crossing.deal(chosen))
 
 
-def plan_pilot(design: MaskDesign) -> Pilot | None:
+def plan_pilot(design: MaskDesign, prompts: PromptDesign | None = None) -> Pilot | None:
     """The pilot of a design; None where a tenth of its masks would not pay for `FEWEST` at each candidate but one."""
-    each = (int(SHARE * design.n_masks) - _ENDS) // (len(CANDIDATES) - 1)
-    return None if each < FEWEST else Pilot(design, min(each, MOST))
+    each = (int(SHARE * design.n_masks) - 2 * _masks_an_end(prompts)) // (len(CANDIDATES) - 1)
+    return None if each < FEWEST else Pilot(design, min(each, MOST), prompts=prompts)
 
 
-def _fly(pilot: Pilot, lens: Lens, ask: Ask) -> Float[Tensor, "mask output"]:
+def _masks_an_end(prompts: PromptDesign | None) -> int:
+    return 1 if prompts is None else -(-prompts.prompts // prompts.per_mask)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Which prompts the masks of a pilot meet, as a table."""
+
+    prompts: int
+    per_mask: int
+    table: Int[Tensor, "mask slot"]
+
+    def met(self, start: int = 0, stop: int | None = None) -> Int[Tensor, "mask slot"]:
+        return self.table[start:stop]
+
+
+def _fly(pilot: Pilot, lens: Lens, ask: Ask) -> Float[Tensor, "mask slot"]:
     """The values of the pilot's masks."""
-    record = describe_experiment(lens, pilot.design) | {"design": pilot.describe()}
+    record = describe_experiment(lens, pilot.design, pilot.prompts) | {"design": pilot.describe()}
     folder = None if ask.folder is None else ask.folder / FOLDER
     if folder is not None and (folder.parent / RESPONSES).exists() and not (folder / RESPONSES).exists():
         raise ResponseError(f"{folder.parent} holds a run without a pilot; keep_prob='auto' needs a folder of its own.")
@@ -182,13 +239,15 @@ def _fly(pilot: Pilot, lens: Lens, ask: Ask) -> Float[Tensor, "mask output"]:
             size = size if size < _CHEAP else len(keep)
             return ((first, keep[first : first + size]) for first in range(0, len(keep), size))
 
-        responses, _ = measure_in(folder, lens, record, keep, cut=cut)
+        met = pilot.met
+        meets = None if met is None else _Table(lens.outputs, met.shape[1], met)
+        responses, _ = measure_in(folder, lens, record, keep, cut=cut, meets=meets)
     return responses.values
 
 
-def choose_keep(pilot: Pilot, values: Float[Tensor, "mask output"]) -> PilotChoice:
+def choose_keep(pilot: Pilot, values: Float[Tensor, "mask slot"]) -> PilotChoice:
     """The keep-probability of largest spread, or the default where that is not clearly less; see the module's text."""
-    means = values.double().mean(1)
+    means = pilot.headline(values)
     by = torch.stack([means[pilot.rows(q)] for q in pilot.keep_probs])
     spread = deviation(by)
     default, widest = pilot.keep_probs.index(DEFAULT_KEEP), int(spread.argmax())
@@ -201,7 +260,7 @@ def choose_keep(pilot: Pilot, values: Float[Tensor, "mask output"]) -> PilotChoi
         dict(zip(pilot.keep_probs, spread.tolist(), strict=True)),
         dict(zip(pilot.keep_probs, by.mean(1).tolist(), strict=True)),
         float(means[0]),
-        float(means[1]),
+        float(means[pilot.each_end]),
         pilot.masks_each,
         pilot.n_masks - pilot.masks_each,
     )

@@ -17,7 +17,7 @@ from math import ceil
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from spex_mech.ablation.batching import is_out_of_memory
@@ -26,10 +26,9 @@ from spex_mech.ablation.replacement import Replacement
 from spex_mech.ablation.respond import Engine
 from spex_mech.errors import ModelError, ResponseError, SpexMechError
 from spex_mech.files.records import differences, plain
-from spex_mech.measuring.lens import Chunks, Lens, Results, Run, in_turn
+from spex_mech.measuring.lens import Chunk, Lens, Results, Run, Work, in_turn
 from spex_mech.measuring.workers import Workers, source_of
 
-Chunk = tuple[int, Bool[Tensor, "mask component"]]
 _OOM = "ran out of memory"
 
 
@@ -52,7 +51,7 @@ def spread(workers: Workers) -> Run:
         ResponseError: the workers fail again and again.
     """
 
-    def run(lens: Lens, chunks: Chunks) -> Results:
+    def run(lens: Lens, chunks: Work) -> Results:
         chunks = iter(chunks)
         head = next(chunks, None)
         if head is None:  # all of it came from the journal
@@ -142,9 +141,9 @@ class _Actor:
         torch.set_default_dtype(pack["dtype"])
         self.lens = pack["lens"]()
 
-    def values(self, keep: Bool[Tensor, "mask component"]) -> Float[Tensor, "mask output"]:
+    def values(self, *rows: Tensor) -> Float[Tensor, "mask slot"]:
         """See `Lens.values`."""
-        return self.lens.values(keep)
+        return self.lens.values(*rows)
 
 
 @dataclass(frozen=True)
@@ -159,14 +158,14 @@ class _Post:
     def task(self) -> str:
         if self.chunk is None:
             return "loading the model"
-        first, keep = self.chunk
+        first, keep = self.chunk[:2]
         return f"the chunk of {len(keep):,} masks that begins at mask {first:,}"
 
 
 class _Crew:
     """The workers of a run, what each is at, and how often what has failed."""
 
-    def __init__(self, ray: Any, workers: Workers, pack: Any, again: deque[Chunk], chunks: Chunks) -> None:
+    def __init__(self, ray: Any, workers: Workers, pack: Any, again: deque[Chunk], chunks: Work) -> None:
         self.ray, self.workers, self.pack, self.again, self.chunks = ray, workers, pack, again, iter(chunks)
         self.remote = ray.remote(_Actor).options(
             num_cpus=workers.cpus_each, num_gpus=workers.gpus_each, max_restarts=0, max_task_retries=0
@@ -240,7 +239,7 @@ class _Crew:
         if chunk is None:
             self._end(post.actor)
         else:
-            self.busy[post.actor.values.remote(chunk[1])] = _Post(post.actor, chunk, time.monotonic())
+            self.busy[post.actor.values.remote(*chunk[1:])] = _Post(post.actor, chunk, time.monotonic())
         return values
 
     def _give_up_the_silent(self) -> None:

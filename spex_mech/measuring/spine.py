@@ -9,6 +9,7 @@ from spex_mech.errors import warn_user
 from spex_mech.files.locks import hold
 from spex_mech.files.plain_files import refuse_links
 from spex_mech.measuring.ask import Ask
+from spex_mech.measuring.crossing import in_masks, settle_rows
 from spex_mech.measuring.decode import decode_held, metric_of, refuse_undecodable
 from spex_mech.measuring.lens import Lens
 from spex_mech.measuring.masks import choose_design
@@ -24,28 +25,33 @@ Focus = Callable[[ComponentSet], Lens]
 """Makes the lens on some components, which may take forward passes of its own."""
 
 
-def run(focus: Focus, components: ComponentSet, ask: Ask) -> Discovery:
-    """Answer a question about `components`; in rounds, where it asks for refinement."""
+def run(focus: Focus, components: ComponentSet, ask: Ask, prompts: int | None = None) -> Discovery:
+    """Answer a question about `components`; in rounds, where it asks for refinement.
+
+    `prompts`: how many there are to choose from for each mask; None: the lens gives all values of a mask at once.
+    """
     if ask.folder is not None:
         refuse_links(ask.folder)  # the folders of rounds are below it
+    crossing = settle_rows(len(components), prompts, ask)
     if ask.refine:
-        return narrow(components, ask, partial(run, focus))
-    design = choose_design(components, ask)
+        return narrow(components, in_masks(ask, crossing), partial(run, focus, prompts=prompts))
+    design = choose_design(components, ask, crossing)
     refuse_undecodable(ask, design)
     with hold(ask.folder):
         lens = focus(components)
         started = time.perf_counter()
-        settled = settle_keep(lens, design, ask)
+        settled = settle_keep(lens, design, ask, crossing)
         responses, resumed = respond_to(lens, settled, ask)
         seconds = {"respond": time.perf_counter() - started}
-        spent = {"asked": ask.to_dict(), "seconds": seconds, **lens.notes, **resumed, **settled.record}
+        told = {} if prompts is None else {"crossing": crossing.describe()}
+        spent = {"asked": ask.to_dict(), "seconds": seconds, **told, **lens.notes, **resumed, **settled.record}
         with said("decoding", shown=ask.progress):
             return decode_held(responses, ask, spent, lens.roles)
 
 
 def respond_to(lens: Lens, settled: Settled, ask: Ask) -> tuple[Responses, dict[str, int]]:
     """The responses, from the run folder where they are there; and how much a run before this one had measured."""
-    design, record = settled.design, describe_experiment(lens, settled.design)
+    design, record = settled.design, describe_experiment(lens, settled.design, settled.prompts)
     caution(record)
     known = recall_responses(ask.folder, record, lens.components)
     if known is not None:
@@ -54,7 +60,7 @@ def respond_to(lens: Lens, settled: Settled, ask: Ask) -> tuple[Responses, dict[
         tick(settled.begin)
         return measure_in(
             ask.folder, lens, record, design.keep(), cut=partial(design.chunks, start=settled.begin), tick=tick,
-            known=settled.known, run=choose_run(ask.workers, lens.device),
+            known=settled.known, run=choose_run(ask.workers, lens.device), meets=settled.prompts,
         )  # fmt: skip
 
 

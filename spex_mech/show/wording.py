@@ -169,7 +169,7 @@ def _known(audit: Audit | None) -> Iterator[str]:
 def limits(found: Discovery, audit: Audit | None) -> tuple[str, ...]:
     """What a reader might think is shown, and is not."""
     record, circuit = found.record, found.circuit
-    prompts, studied = found.responses.values.shape[1], len(circuit.components)
+    prompts, studied = found.responses.prompts, len(circuit.components)
     assumes = record.get("replacement", {}).get("assumes")
     said = _limits_of_lens(found) or [
         "No path through the model. A joint effect says that a set moves the metric together, not that one component "

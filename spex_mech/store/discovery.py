@@ -23,7 +23,7 @@ from spex_mech.files.json import json_text, read_json, sorted_keys, write_whole
 from spex_mech.files.plain_files import is_plain, refuse_links
 from spex_mech.files.records import plain, refuse_other
 from spex_mech.files.schema import checked
-from spex_mech.files.text import counted, escaped
+from spex_mech.files.text import escaped
 from spex_mech.store.responses import Responses, pack_bits
 from spex_mech.store.run_record import RunRecord
 from spex_mech.store.spectrum_file import load_spectrum, save_spectrum
@@ -104,11 +104,11 @@ class Discovery:
 
     def __str__(self) -> str:
         """The circuit in a line, what it rests on in another, then its strongest interactions."""
-        outcome, (masks, prompts) = self.decoded.outcome, self.responses.values.shape
+        outcome = self.decoded.outcome
         link = "" if self.link.is_identity else f"; behind a link: {self.link.describe()}"
         told = [
             str(self.circuit),
-            f"  {counted(masks, 'mask')} × {counted(prompts, 'prompt')}; {outcome.meaning}{link}",
+            f"  {self.responses.extent}; {outcome.meaning}{link}",
         ]
         shown = self.circuit.interactions[:_TOLD]
         width = max((len(interaction.label) for interaction in shown), default=0)
@@ -120,8 +120,8 @@ class Discovery:
 
     def _repr_html_(self) -> str:
         """How it ended, then the circuit: drawn, and its strongest interactions as a table."""
-        outcome, (masks, prompts) = self.decoded.outcome, self.responses.values.shape
-        told = f"{counted(masks, 'mask')} × {counted(prompts, 'prompt')}; {outcome.name.lower()}: {outcome.meaning}."
+        outcome = self.decoded.outcome
+        told = f"{self.responses.extent}; {outcome.name.lower()}: {outcome.meaning}."
         link = "" if self.link.is_identity else f" Behind a link: {self.link.describe()}."
         return f"<p>{escaped(told + link)}</p>{self.circuit._repr_html_()}"
 
@@ -222,5 +222,6 @@ def store(responses: Responses, out: Path) -> None:
 def _content(responses: Responses) -> dict[str, Any]:
     """Everything that a responses file says, large parts as hashes."""
     keep, values = pack_bits(responses.keep.cpu()), responses.values.cpu().float().contiguous()
-    sums = {name: hashlib.sha256(x.numpy().tobytes()).hexdigest() for name, x in (("keep", keep), ("values", values))}
+    parts = {"keep": keep, "values": values} | ({} if responses.met is None else {"met": responses.met.cpu()})
+    sums = {name: hashlib.sha256(x.numpy().tobytes()).hexdigest() for name, x in parts.items()}
     return whole_key(responses.provenance, responses.components) | {"unit": responses.unit, "sha256": sums}

@@ -39,6 +39,7 @@ class DesignRecord(Open):
     n_masks: Count | None = None
     keep_probs: tuple[float, ...] = ()
     repeats: Count | None = None
+    again: Count = 0
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,16 @@ class PilotRecord(Open):
 
 
 @dataclass(frozen=True)
+class CrossingRecord(Open):
+    """How many of the prompts each mask met, and why."""
+
+    masks: Count
+    prompts: Count
+    per_mask: Count
+    reason: str
+
+
+@dataclass(frozen=True)
 class RunRecord(Open):
     """The record of a run, as far as it is read again."""
 
@@ -125,6 +136,7 @@ class RunRecord(Open):
     heldout: HeldoutRecord | None = None
     heldout_r2: float | None = None
     pilot: PilotRecord | None = None
+    crossing: CrossingRecord | None = None
     masks: Count = 0
     rows: Count = 0
     chunks: Count | None = None

@@ -16,8 +16,8 @@ _MASKS = 512  # over which the polynomial is averaged
 def losses_of(found: Discovery, names: tuple[str, ...]) -> Losses:
     """The losses of every part of a set of at most 8 components.
 
-    Where the run has measured every part with all others kept, these values; else the surrogate's, averaged over
-    masks of the run. A loss is what the metric gets worse by.
+    Where the run has measured every part with all others kept, under all prompts, these values; else the surrogate's,
+    averaged over masks of the run. A loss is what the metric gets worse by.
     """
     if not 0 < len(names) <= MOST_IN_A_SET:
         raise ComponentError(f"losses are told of 1 to {MOST_IN_A_SET} components, not of {len(names)}.")
@@ -26,7 +26,8 @@ def losses_of(found: Discovery, names: tuple[str, ...]) -> Losses:
     keep = found.responses.keep.cpu()
     others = torch.ones(keep.shape[1], dtype=torch.bool)
     others[list(bits)] = False
-    intact = keep[:, others].all(1).nonzero()[:, 0].tolist()
+    whole = found.responses.met is None  # else a value is of the prompts that its mask met
+    intact = keep[:, others].all(1).nonzero()[:, 0].tolist() if whole else []
     mean = found.responses.mean.cpu().double()
     known = {tuple((~keep[row, list(bits)]).nonzero()[:, 0].tolist()): float(mean[row]) for row in intact}
     measured = all(part in known for part in parts)

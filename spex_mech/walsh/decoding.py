@@ -14,6 +14,7 @@ from torch import Tensor
 from spex_mech.errors import DecodeError, ResponseError
 from spex_mech.walsh.link_function import Link
 from spex_mech.walsh.masks.design import MaskDesign
+from spex_mech.walsh.output_levels import mean_levels, without_levels
 from spex_mech.walsh.spectrum import Spectrum
 
 _LEAST_FOLDS = 4  # that are not empty: of fewer different masks nothing can be told
@@ -112,23 +113,16 @@ class Samples:
         Of masks that met some outputs only, the mean over those, what an output has beside the others in the mean over
         its masks taken out of it: unbiased where outputs were met at random, with the outputs' spread as noise.
         """
-        values = self.values.double()
         if self.met is None:
-            return values.mean(1)
-        means = self.output_means
-        return (values - (means - means.mean())[self.met]).mean(1)
+            return self.values.double().mean(1)
+        return without_levels(self.values, self.met, self.outputs).mean(1)
 
     @property
     def output_means(self) -> Float[Tensor, " output"]:
         """The mean of every output over the masks that met it, float64; of one that none met, the mean of the means."""
         if self.met is None:
             return self.values.double().mean(0)
-        total = torch.zeros(self.outputs, dtype=torch.float64, device=self.values.device)
-        count = torch.zeros_like(total)
-        total.index_add_(0, self.met.flatten(), self.values.double().flatten())
-        count.index_add_(0, self.met.flatten(), torch.ones_like(self.values, dtype=torch.float64).flatten())
-        known = count > 0
-        return torch.where(known, total / count.clamp(min=1), (total[known] / count[known]).mean())
+        return mean_levels(self.values, self.met, self.outputs)
 
     @property
     def keep_prob(self) -> float:

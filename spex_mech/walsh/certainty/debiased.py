@@ -33,6 +33,7 @@ from spex_mech.walsh.certainty.inference import Inference, every_set, looked_up
 from spex_mech.walsh.certainty.significance import q_values_by_order
 from spex_mech.walsh.decoders.refit import noise_floor
 from spex_mech.walsh.decoding import CrossFit, Samples
+from spex_mech.walsh.incomplete import headline
 from spex_mech.walsh.set_rows import pad_sets
 from spex_mech.walsh.spectrum import Basis
 
@@ -46,7 +47,7 @@ def debias(samples: Samples, fit: CrossFit) -> Inference | None:
     started = time.perf_counter()
     if dependence(samples):
         return None
-    samples = with_design(samples)
+    samples = headline(with_design(samples))
     basis = Basis.orthonormal(samples.keep_prob)
     polynomial = fit.spectrum.mean_output().rewrite(basis)
     members = every_set([polynomial.members, pad_sets([(i,) for i in range(samples.n)])])

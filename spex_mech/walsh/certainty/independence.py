@@ -11,14 +11,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from spex_mech.walsh.decoding import Samples
+from spex_mech.walsh.incomplete import headline
 from spex_mech.walsh.masks.design import MaskDesign
 
 FEWEST = 8  # masks that a test is made on
 
 
 def runs(samples: Samples) -> Int[Tensor, " mask"]:
-    """The number of the independently drawn unit that each mask belongs to: itself, or its run of shared bits."""
+    """The number of the independently drawn unit that each mask belongs to: itself, or its run of shared bits.
+
+    Where masks are asked again (`MaskDesign.again`), equal ones are one unit.
+    """
     design = samples.design
+    if design is not None and design.again:
+        return torch.unique(samples.keep.cpu(), dim=0, return_inverse=True)[1]
     repeats = 1 if design is None or len(samples.keep) != design.n_masks else design.repeats
     return torch.arange(len(samples.keep)) // repeats
 
@@ -26,13 +32,16 @@ def runs(samples: Samples) -> Int[Tensor, " mask"]:
 def as_drawn(samples: Samples, rows: Int[Tensor, " row"]) -> Samples:
     """Some of the masks, whole runs of them, with a design that says how they were drawn and no more.
 
-    Of coded masks, which are fair coins each, that is all that is left of their design.
+    Of coded masks, which are fair coins each, that is all that is left of their design; of values of some outputs a
+    mask, their mean.
     """
+    samples = headline(samples)
     design = samples.design
     if design is None or design.code is not None or not design.keep_probs:
         drawn = MaskDesign.bernoulli(samples.n, len(rows), samples.keep_prob)
     else:
-        drawn = replace(design, n_masks=len(rows))
+        equal = len(rows) - len(samples.keep[rows].unique(dim=0)) if design.again else 0
+        drawn = replace(design, n_masks=len(rows), again=min(equal, len(rows) // 2))
     return Samples(samples.keep[rows], samples.values[rows], drawn)
 
 
@@ -47,7 +56,8 @@ def with_design(samples: Samples) -> Samples:
     design = samples.design
     if design is None:
         design = MaskDesign.bernoulli(samples.n, len(samples.keep), samples.keep_prob)
-    return replace(samples, keep=samples.keep.cpu(), values=samples.values.cpu(), design=design)
+    met = None if samples.met is None else samples.met.cpu()
+    return replace(samples, keep=samples.keep.cpu(), values=samples.values.cpu(), design=design, met=met)
 
 
 def dependence(samples: Samples) -> list[str]:

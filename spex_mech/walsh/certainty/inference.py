@@ -41,6 +41,7 @@ from spex_mech.walsh.certainty.independence import FEWEST, cut_folds, dependence
 from spex_mech.walsh.certainty.significance import q_values
 from spex_mech.walsh.decoders.refit import refit
 from spex_mech.walsh.decoding import Decoder, Samples
+from spex_mech.walsh.incomplete import headline
 from spex_mech.walsh.set_rows import pad_sets, set_tuples
 from spex_mech.walsh.spectrum import Basis, Spectrum
 
@@ -176,7 +177,7 @@ def infer(
     named = None if isinstance(by, Decoder) else _as_members(by)
     extra = [m for m in (named, also) if m is not None]
     members = every_set([*(p.members for p in polynomials), *extra])
-    coefficients = torch.stack([looked_up(p, members) for p in polynomials])
+    coefficients, samples = torch.stack([looked_up(p, members) for p in polynomials]), headline(samples)
     chosen = None if named is not None else coefficients != 0
     counts = torch.ones_like(coefficients, dtype=torch.bool)
     if chosen is not None:
@@ -209,7 +210,7 @@ def confirm_sets(unseen: Samples, spectrum: Spectrum) -> Inference:
         problems.append(f"the polynomial is over {spectrum.n:,} components, the masks over {unseen.n:,}")
     if problems:
         raise DecodeError(all_problems("these masks cannot confirm this polynomial:", problems))
-    unseen = with_design(unseen)
+    unseen = headline(with_design(unseen))
     polynomial = spectrum.mean_output().rewrite(Basis.orthonormal(unseen.keep_prob))
     members = every_set([polynomial.members])
     coefficients = looked_up(polynomial, members)[None]

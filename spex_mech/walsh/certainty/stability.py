@@ -27,6 +27,7 @@ from spex_mech.walsh.certainty.inference import confirm_sets
 from spex_mech.walsh.certainty.significance import q_values
 from spex_mech.walsh.decoders.refit import refit, significance
 from spex_mech.walsh.decoding import Decoder, Samples
+from spex_mech.walsh.incomplete import headline
 from spex_mech.walsh.set_rows import pad_sets, set_tuples
 from spex_mech.walsh.spectrum import Basis
 
@@ -140,6 +141,11 @@ def _check(samples: Samples, resamples: int, over: str) -> None:
             f"{resamples} resamples over {over!r} were asked for; resamples come in pairs of halves, over 'masks' or "
             "'outputs'."
         )
+    if over == "outputs" and samples.met is not None:
+        raise DecodeError(
+            f"every mask met {samples.met.shape[1]:,} of {samples.outputs:,} outputs, so half of the outputs are other "
+            "masks too; halve the masks."
+        )
     if samples.values.shape[1 if over == "outputs" else 0] < 2:
         raise DecodeError(f"one of the {over} cannot be halved; measure more.")
 
@@ -164,7 +170,7 @@ def _narrowed(samples: Samples, members: Tensor) -> tuple[Samples, Tensor]:
     columns = members[members >= 0].unique()
     places = torch.where(members >= 0, torch.searchsorted(columns, members.clamp(min=0)), -1)
     keep = samples.keep[:, columns.to(samples.keep.device)].cpu()
-    return Samples(keep, samples.values.cpu(), with_design(samples).design), places
+    return Samples(keep, headline(samples).values.cpu(), with_design(samples).design), places
 
 
 def _decoded(halves: Iterator[Samples], by: Decoder, seed: int) -> tuple[Tensor, Tensor]:

@@ -186,7 +186,7 @@ def _refits(
     if not pool.any():
         return None
     others = mean.select(~pool & (mean.orders > 0)).evaluate(samples.keep).to(samples.values.device)
-    rest = replace(samples, values=(samples.mean_values - others)[:, None])
+    rest = Samples(samples.keep, (samples.mean_values - others)[:, None], samples.design)
     return stability(rest, mean.select(pool).members, resamples=_HALVES, seed=seed)
 
 

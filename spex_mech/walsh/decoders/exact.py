@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spex_mech.errors import DecodeError
 from spex_mech.walsh.decoding import Decoded, Outcome, Samples
+from spex_mech.walsh.incomplete import refuse_incomplete
 from spex_mech.walsh.masks.design import MAX_COMPLETE
 from spex_mech.walsh.spectrum import Spectrum
 from spex_mech.walsh.transform import walsh_hadamard
@@ -47,6 +48,7 @@ class Exact:
         Raises `DecodeError` unless every one of the 2^n masks is there.
         """
         started = time.perf_counter()
+        refuse_incomplete(samples, self.name)
         values = tabulate(samples)
         mean, stderr = _mean_and_stderr(values)
         zero_below = self.rounding * float(values.abs().mean(0).max())

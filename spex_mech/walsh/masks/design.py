@@ -29,7 +29,9 @@ class MaskDesign:
     Make one with `bernoulli`, `stratified`, `complete` or `coded`. A coded design has a `code`; with `candidates` the
     code is over those components only and all others are kept (`rest_kept`) or ablated in every mask; with `players` it
     is over these groups of components, each kept or ablated as one. With `repeats` above 1 the bits of the components
-    in `shared` are drawn once for every run of that many masks.
+    in `shared` are drawn once for every run of that many masks. The last `again` masks are the first ones once more,
+    for designs in which a mask meets some prompts only (`PromptDesign`): what two prompts say of one mask tells how
+    much prompts differ.
     """
 
     kind: DesignKind
@@ -43,6 +45,7 @@ class MaskDesign:
     shared: tuple[int, ...] = ()
     repeats: int = 1
     players: tuple[tuple[int, ...], ...] | None = None
+    again: int = 0
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.n_masks < 1:
@@ -73,6 +76,11 @@ class MaskDesign:
             raise DesignError(
                 f"{len(self.shared):,} components share bits over {self.repeats:,} masks in a {self.kind} design; only "
                 "bernoulli and stratified designs share bits, of at least one component over at least two masks."
+            )
+        if not 0 <= self.again <= self.n_masks // 2 or (self.again and (not self.keep_probs or self.repeats > 1)):
+            raise DesignError(
+                f"{self.again:,} of {self.n_masks:,} masks of a {self.kind} design were to be asked again; at most "
+                "half are, of bernoulli and stratified designs in which masks share no bits."
             )
         if list(self.shared) != sorted(set(self.shared)) or not all(0 <= i < self.n for i in self.shared):
             raise DesignError(f"shared components must be different numbers from 0 to {self.n - 1}, ascending.")
@@ -152,6 +160,10 @@ class MaskDesign:
         """
         return replace(self, shared=tuple(shared), repeats=repeats)
 
+    def asking_again(self, again: int) -> "MaskDesign":
+        """This design with its last `again` masks replaced by the first ones once more."""
+        return replace(self, again=again)
+
     @property
     def mean_keep_prob(self) -> float:
         """The probability that a component is kept, over the whole design."""
@@ -175,6 +187,8 @@ class MaskDesign:
             return self._spread(self.code.keep(rows))
         if self.kind == "complete":
             return (rows[:, None] >> torch.arange(self.n, device=device)) & 1 == 0
+        first = self.n_masks - self.again
+        rows = torch.where(rows < first, rows, rows - first)
         probabilities = torch.tensor(self.keep_probs, dtype=torch.float64, device=device)
         run = rows // self.repeats
         threshold = (probabilities * 2.0**53).round().long()[run % len(self.keep_probs)]
@@ -221,6 +235,8 @@ class MaskDesign:
         }
         if self.shared:
             record |= {"shared": list(self.shared), "repeats": self.repeats}
+        if self.again:
+            record["again"] = self.again
         if self.code is not None:
             record["code"] = self.code.to_dict()
             record["candidates"] = None if self.candidates is None else list(self.candidates)
@@ -241,7 +257,8 @@ class MaskDesign:
             probabilities = tuple(float(q) for q in record["keep_probs"])
             if kind != "coded":
                 shared, repeats = tuple(int(i) for i in record.get("shared", ())), int(record.get("repeats", 1))
-                return cls(kind, n, n_masks, seed, probabilities, shared=shared, repeats=repeats)
+                again = int(record.get("again", 0))
+                return cls(kind, n, n_masks, seed, probabilities, shared=shared, repeats=repeats, again=again)
             chosen = record["candidates"]
             candidates = None if chosen is None else tuple(int(i) for i in chosen)
             groups = record.get("players")

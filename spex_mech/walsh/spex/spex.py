@@ -23,6 +23,7 @@ from torch import Tensor
 from spex_mech.errors import DecodeError, ResponseError
 from spex_mech.walsh.decoders.refit import ROUNDING
 from spex_mech.walsh.decoding import Decoded, Outcome, Samples, judge, r_squared
+from spex_mech.walsh.incomplete import refuse_incomplete
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.spex.bins import Bins
@@ -68,6 +69,7 @@ class Spex:
 
         Raises `DecodeError` where the samples' design is not coded, or its masks are not the ones given.
         """
+        refuse_incomplete(samples, self.name)
         design = _coded_design(samples)
         return _decode(self, design, samples.values, samples.keep[design.code.size :])  # type: ignore[union-attr]
 
