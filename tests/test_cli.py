@@ -122,9 +122,8 @@ def test_bench_ablation_times_every_path(cli_run, tmp_path):
     result = json.loads((tmp_path / "b.json").read_text())
     assert result.keys() == {"machine", "rows", "summary"}
     assert all(value > 0 for value in result["summary"].values())
-    assert {"cost_vs_unhooked", "cost_vs_unhooked_last", "speedup_vs_tl_loop", "nnsight_vs_torch"} <= result[
-        "summary"
-    ].keys()
+    told = {"cost_vs_unhooked", "cost_vs_unhooked_last", "speedup_vs_tl_loop", "nnsight_vs_torch"}
+    assert told | {"uncrossed_vs_crossed", "uncrossed_vs_crossed_keep_half"} <= result["summary"].keys()
     assert "cost_vs_unhooked" in out
 
 

@@ -52,6 +52,11 @@ def test_prefixes_are_exactly_the_distinct_words(seed, masks, share, layers):
     assert torch.equal(keep[found.masks[layers[-1]]][found.last], keep)
     assert sorted(found.order.tolist()) == list(range(masks))
     assert (found.last[found.order].diff() >= 0).all()
+    ordered, sorted_keep = found.sorted(), keep[found.order]
+    assert torch.equal(sorted_keep[ordered.masks[layers[-1]]][ordered.last], sorted_keep)
+    for k, layer in enumerate(layers):
+        words = [sorted_keep[ordered.masks[layer], : 3 * (k + 1)], keep[found.masks[layer], : 3 * (k + 1)]]
+        assert torch.equal(*words)  # the same rows in the same order
 
 
 def test_a_kept_row_is_what_it_was_and_another_its_reference():

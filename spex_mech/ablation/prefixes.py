@@ -32,6 +32,13 @@ class Prefixes:
         """The masks sorted so that those which share the most layers are neighbours."""
         return self.last.argsort(stable=True)
 
+    def sorted(self) -> "Prefixes":
+        """The same of the masks in `order`."""
+        place = torch.empty_like(self.last)
+        place[self.order] = torch.arange(len(self.last))
+        masks = {layer: place[rows] for layer, rows in self.masks.items()}
+        return Prefixes(masks, self.growth, self.last[self.order])
+
     @property
     def share(self) -> float:
         """Rows over masks, averaged over the touched layers: 1 where nothing is shared."""

@@ -188,11 +188,14 @@ class Engine:
             row = torch.arange(len(keep) * len(prompts))
             found = self._many_prompts(keep, row // len(prompts), prompts[row % len(prompts)], length, rows)
             return found.reshape(len(keep), len(prompts))
-        order = find_prefixes(recipe, keep).order if shortcuts.grow else torch.arange(len(keep))
+        whole = find_prefixes(recipe, keep) if shortcuts.grow else None
+        order = torch.arange(len(keep)) if whole is None else whole.order
 
         @cache  # the same for all prompts
         def batch(start: int, stop: int) -> tuple[Tensor, Prefixes | None]:
             masks = keep[order[start:stop]]
+            if whole is not None and len(masks) == len(keep):
+                return masks, whole.sorted()
             return masks, find_prefixes(recipe, masks) if shortcuts.grow else None
 
         values = torch.empty(len(keep), len(prompts))

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from spex_mech.ablation.binding import bind
 from spex_mech.ablation.memory import peak_bytes
 from spex_mech.ablation.replacement import fit_replacement
-from spex_mech.ablation.respond import respond
+from spex_mech.ablation.respond import Engine, respond
 from spex_mech.ablation.subject import Subject
 from spex_mech.bench.timing import interleaved, machine, median_ratio
 from spex_mech.bench.tl_loop import bridge_of, mean_hooks
 from spex_mech.components import heads, mlps, neurons
 from spex_mech.tasks.task import Task
 from spex_mech.walsh.masks.design import MaskDesign
+from spex_mech.walsh.masks.prompt_design import PromptDesign
 
 PROMPTS, LENGTH = 16, 16
 ENGINE_PROMPTS = 4  # the engine goes prompt by prompt, so four tell its cost a row
@@ -35,6 +36,7 @@ def run(device: str = "cpu", quick: bool = False, repeats: int = 3, masks: int =
     - speedup_vs_tl_loop: one mask and one prompt at a time through TransformerLens' hooks / engine; _16: one mask and
       16 prompts at a time.
     - nnsight_vs_torch, bridge_vs_torch: the other backends / the engine on plain torch hooks.
+    - uncrossed_vs_crossed: as many rows, but each mask with one prompt only / all masks with every prompt.
     - share_of_floor: counted operations that every row needs where masks share nothing, at the un-hooked forward's
       rate, / engine; above 1 where sharing and skipping save more than the rest costs.
     - memory_vs_unhooked: peak bytes with all MLP neurons as components / those of the un-hooked forward with logits at
@@ -54,7 +56,7 @@ def run(device: str = "cpu", quick: bool = False, repeats: int = 3, masks: int =
         )
     summary = _summary(rows[0]["repeats"], floor_share(config)) | {"memory_vs_unhooked": memory}
     half = _summary(rows[1]["repeats"], floor_share(config))
-    summary |= {f"{name}_keep_half": half[name] for name in half if name.startswith(("cost", "speedup"))}
+    summary |= {f"{name}_keep_half": half[name] for name in half if name.startswith(("cost", "speedup", "uncrossed"))}
     return {"machine": machine(device), "rows": rows, "summary": summary}
 
 
@@ -124,6 +126,9 @@ def _jobs(
         reference = fit_replacement(bound, task, components)
         return lambda: respond(bound, few, components, [keep], reference)
 
+    def uncrossed() -> Tensor:
+        return lens.values(many, met)
+
     def unhooked(**options: Any) -> Callable[[], Any]:
         def forward() -> Any:
             with torch.inference_mode():
@@ -131,8 +136,12 @@ def _jobs(
 
         return forward
 
+    many_masks = MaskDesign.bernoulli(len(components), masks * ENGINE_PROMPTS, keep_prob, seed=0)
+    many, met = many_masks.keep(), PromptDesign.beside(many_masks, ENGINE_PROMPTS, 1).met()
+    lens = Engine(subject, few, components, fit_replacement(subject, task, components))
     jobs: dict[str, Callable[[], Any]] = {
         "engine": engine(subject),
+        "uncrossed": uncrossed,
         "unhooked": unhooked(),
         "unhooked_last": unhooked(logits_to_keep=1),
         "tl_loop": lambda: [loop(tokens[:1]) for _ in range(8)],
@@ -141,7 +150,7 @@ def _jobs(
         "bridge": engine(bind(bridge_of(copy.deepcopy(model)))),
     }
     counts = {
-        **dict.fromkeys(("engine", "nnsight", "bridge"), masks * ENGINE_PROMPTS),
+        **dict.fromkeys(("engine", "uncrossed", "nnsight", "bridge"), masks * ENGINE_PROMPTS),
         "unhooked": len(batch),
         "unhooked_last": len(batch),
         "tl_loop": 8,
@@ -169,6 +178,7 @@ def _summary(times: dict[str, list[float]], floor: float) -> dict[str, float]:
         "cost_vs_unhooked_last": median_ratio(engine, times["unhooked_last"]),
         "speedup_vs_tl_loop": median_ratio(times["tl_loop"], engine),
         "speedup_vs_tl_loop_16": median_ratio(times["tl_loop_16"], engine),
+        "uncrossed_vs_crossed": median_ratio(times["uncrossed"], engine),
         "nnsight_vs_torch": median_ratio(times["nnsight"], engine),
         "bridge_vs_torch": median_ratio(times["bridge"], engine),
         "share_of_floor": floor * median_ratio(times["unhooked"], engine),
