@@ -179,6 +179,8 @@ class Decoded:
 
     With a `link` other than the identity the spectrum is on the latent scale, ``f = link(spectrum)``, and `raw` is the
     decoding of the metric itself.
+
+    `headline` is what the samples say of the headline row by row, where masks met some outputs only.
     """
 
     spectrum: Spectrum
@@ -188,6 +190,7 @@ class Decoded:
     raw: "Decoded | None" = None
     before: Spectrum | None = None
     cross_fit: CrossFit | None = None
+    headline: Samples | None = None
 
     def __str__(self) -> str:
         """How it ended, how well it predicts, and the polynomial; a line each.

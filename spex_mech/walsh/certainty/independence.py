@@ -40,7 +40,8 @@ def as_drawn(samples: Samples, rows: Int[Tensor, " row"]) -> Samples:
     if design is None or design.code is not None or not design.keep_probs:
         drawn = MaskDesign.bernoulli(samples.n, len(rows), samples.keep_prob)
     else:
-        equal = len(rows) - len(samples.keep[rows].unique(dim=0)) if design.again else 0
+        often = design.again or len(samples.keep) > design.n_masks  # rows: a mask as often as it met outputs
+        equal = len(rows) - len(samples.keep[rows].unique(dim=0)) if often else 0
         drawn = replace(design, n_masks=len(rows), again=min(equal, len(rows) // 2))
     return Samples(samples.keep[rows], samples.values[rows], drawn)
 

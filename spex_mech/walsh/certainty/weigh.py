@@ -79,7 +79,7 @@ def weigh(
     again = (
         stability(samples, decoder, resamples=resamples, seed=seed)
         if resamples
-        else _refits(decoded.on_latent_scale(samples), spectrum, q_value, seed)
+        else _refits(decoded.on_latent_scale(_evidence(samples, decoded)), spectrum, q_value, seed)
     )
     how = {"method": "the decoder's own errors, on the masks that chose the sets: optimistic"}
     record = {
@@ -145,7 +145,8 @@ def heldout_points(samples: Samples, decoder: Decoder, decoded: Decoded, seed: i
     The first `KEPT_HELD_VALUES` of them; None where they cannot be told.
     """
     if decoded.cross_fit is not None and decoded.link.is_identity:
-        measured, unseen = samples.mean_values[:KEPT_HELD_VALUES], decoded.cross_fit.unseen[:KEPT_HELD_VALUES]
+        values = _evidence(samples, decoded).mean_values
+        measured, unseen = values[:KEPT_HELD_VALUES], decoded.cross_fit.unseen[:KEPT_HELD_VALUES]
         return {"measured": measured.tolist(), "predicted": unseen.tolist()}
     held = heldout_samples(samples, decoder, decoded, seed)
     if held is None:
@@ -167,11 +168,18 @@ def _inference(samples: Samples, decoder: Decoder, decoded: Decoded, seed: int, 
     if folds and decoded.link.is_identity:
         return infer(samples, decoder, folds=folds, seed=seed, also=decoded.spectrum.members)
     if decoded.cross_fit is not None and decoded.link.is_identity:
-        found = debias(samples, decoded.cross_fit)
+        found = debias(_evidence(samples, decoded), decoded.cross_fit)
         if found is not None:
             return found
     held = heldout_samples(samples, decoder, decoded, seed)
     return None if held is None else confirm_sets(decoded.on_latent_scale(held), decoded.judged.spectrum)
+
+
+def _evidence(samples: Samples, decoded: Decoded) -> Samples:
+    """What speaks for the mean over outputs: the samples, or the rows of a decoding that has taken out of them what
+    outputs have of their own. Rows of one mask are one unit of evidence."""
+    rows = decoded.headline
+    return samples if rows is None else as_drawn(rows, torch.arange(len(rows.keep), device=rows.keep.device))
 
 
 def _refits(

@@ -6,10 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spex_mech.walsh.decoding import Samples
 from spex_mech.walsh.joint.base_learners import PROBE_FOLD, FittedLearner, TrainingData
+from spex_mech.walsh.joint.coregionalised import Coregionalised, RowsPosterior, TrainedRows
 from spex_mech.walsh.joint.gaussian import GaussianProcess, Posterior, Trained
 from spex_mech.walsh.joint.neural import Network
 from spex_mech.walsh.joint.parallel import two_in_parallel
+
+_SIXTHS = 6  # of many rows: what is predicted at a time
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,65 @@ class GaussianLearner:
             number,
             lambda: self.process.train(samples.keep, samples.values, half, data.basis, data.seed, [number]),
         )
+
+
+@dataclass(frozen=True)
+class RowsLearner:
+    """A Gaussian process over rows, each one mask with one output (`TrainingData.rows`)."""
+
+    name: str
+    process: Coregionalised
+
+    def cross_fit(self, data: TrainingData) -> FittedLearner:
+        """Of many rows, a covariance is learned from each half, and each sixth is predicted from all others through the
+        covariance of the half without it."""
+        rows, fold = _rows(data), data.fold % _SIXTHS if data.many else data.coarse_folds()
+        halves, numbers = (fold % 2, [0, 1]) if data.many else (fold, fold.unique().tolist())
+        learned = self.process.train(rows, halves, data.basis, data.seed, numbers)
+        headline, own = torch.zeros(2, len(fold), dtype=torch.float64)
+        for number in fold.unique().tolist():
+            out = fold == number
+            found = learned.given(rows.take((~out).nonzero()[:, 0]), number % 2 if data.many else number)
+            unseen = rows.take(out.nonzero()[:, 0])
+            headline[out] = found.headline.predict(unseen.keep).cpu()
+            own[out] = found.own(unseen.keep, unseen.met[:, 0])  # type: ignore[index]
+        return self._whole(learned, learned.given(rows), headline, own)
+
+    def probe(self, data: TrainingData) -> Float[Tensor, " probed"]:
+        return self.cross_fit(data).out_of_fold[data.probed.cpu()]
+
+    def _whole(
+        self, learned: TrainedRows, found: RowsPosterior, headline: Float[Tensor, " row"], own: Float[Tensor, " row"]
+    ) -> FittedLearner:
+        def refitted(more: TrainingData) -> FittedLearner:
+            return self._whole(learned, learned.given(_rows(more)), more.no_predictions, more.no_predictions)
+
+        return FittedLearner(
+            self.name, found.headline.predict, headline, refitted, closed_form=lambda: found.headline, own=found.own,
+            own_out_of_fold=own,
+        )  # fmt: skip
+
+
+def _rows(data: TrainingData) -> Samples:
+    assert data.rows is not None
+    return data.rows
+
+
+@dataclass(frozen=True)
+class GivenLearner:
+    """One that has been fitted already, for a race with others."""
+
+    fitted: FittedLearner
+
+    @property
+    def name(self) -> str:
+        return self.fitted.name
+
+    def cross_fit(self, data: TrainingData) -> FittedLearner:
+        return self.fitted
+
+    def probe(self, data: TrainingData) -> Float[Tensor, " probed"]:
+        return self.fitted.out_of_fold[data.probed.cpu()]
 
 
 @dataclass(frozen=True)

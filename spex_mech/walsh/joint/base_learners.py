@@ -42,6 +42,8 @@ class FittedLearner:
         polynomial: where it is a sparse one.
         refit: the same with more samples: what was chosen stays, what is solved for is solved for again.
         closed_form: makes what its Walsh spectrum is known of (`closed_form.ClosedForm`), where there is such a thing.
+        own: what outputs have beside the headline, of rows (masks and outputs); `own_out_of_fold` is of those it was
+            fitted to, by versions that had not seen their masks. Of learners from rows.
     """
 
     name: str
@@ -52,6 +54,8 @@ class FittedLearner:
     seconds: float = 0.0
     polynomial: Spectrum | None = None
     closed_form: Callable[[], Spectrum | Posterior] | None = None
+    own: Callable[[Bool[Tensor, "row component"], Int[Tensor, " row"]], Float[Tensor, " row"]] | None = None
+    own_out_of_fold: Float[Tensor, " row"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +67,7 @@ class TrainingData:
     basis: Basis
     seed: int
     lines_and_trees: LinesAndTrees
+    rows: Samples | None = None
     _cache: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     @property

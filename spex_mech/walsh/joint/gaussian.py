@@ -27,7 +27,7 @@ from spex_mech.walsh.joint.marginal_likelihood import JITTER, Likelihood, factor
 from spex_mech.walsh.joint.outputs import rotated_outputs
 from spex_mech.walsh.spectrum import Basis
 
-_STEPS_BEFORE_PEAK = 0.2  # of the one-cycle rate
+STEPS_BEFORE_PEAK = 0.2  # of the one-cycle rate
 _OUTPUTS = 32  # beyond, outputs are rotated and the directions of least variance left out
 _HEADLINE = 0.5  # share of the likelihood that is the mean output's; the others share the rest
 _BLOCK = {"cpu": 1 << 20}  # covariances computed at a time: what a cache nearly holds
@@ -70,12 +70,12 @@ class GaussianProcess:
         y = y.float()
         numbers = fold.unique().tolist() if numbers is None else list(numbers)
         inside = [(fold != number).nonzero()[:, 0] for number in numbers]
-        weights = self._initial(len(inside), z.shape[1], keep.device)
+        weights = self.initial(len(inside), z.shape[1], keep.device)
         share = torch.full((y.shape[1],), (1 - _HEADLINE) / max(1, y.shape[1] - 1), dtype=y.dtype, device=y.device)
         share[0] = _HEADLINE if y.shape[1] > 1 else 1.0
         optimiser = torch.optim.Adam(weights.values(), lr=self.rate, betas=(0.9, 0.95))
         cycle = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self.rate, total_steps=self.steps, pct_start=_STEPS_BEFORE_PEAK
+            optimiser, self.rate, total_steps=self.steps, pct_start=STEPS_BEFORE_PEAK
         )
         generator = torch.Generator().manual_seed(seed)
         size = min(self.subset, min(map(len, inside)))
@@ -151,8 +151,8 @@ class GaussianProcess:
         """The mean function, and the Cholesky factor of the masks' covariance."""
         z, centre = inputs(keep, basis), float(values.mean())
         system = torch.zeros(len(z), len(z), dtype=z.dtype, device=z.device)
-        for start in range(0, len(z), _rows(z)):  # the factorisation reads the lower half only
-            stop = start + _rows(z)
+        for start in range(0, len(z), row_block(z)):  # the factorisation reads the lower half only
+            stop = start + row_block(z)
             system[start:stop, :stop] = self.covariance(weights, z[start:stop], z[:stop])
         system.diagonal().add_(self.noise(weights))
         factor = factorised(system)
@@ -168,12 +168,12 @@ class GaussianProcess:
         roots = (torch.nn.functional.softplus(weights[k]).sqrt().sum(-1) for k in ("relevance", "line"))
         return (self.penalty * sum(roots) / size - likelihood).sum()
 
-    def _initial(self, members: int, n: int, device: torch.device) -> dict[str, Tensor]:
+    def initial(self, members: int, n: int, device: torch.device) -> dict[str, Tensor]:
         def filled(value: float, width: int) -> Tensor:
-            return torch.full((members, width), _before_softplus(value), device=device)
+            return torch.full((members, width), before_softplus(value), device=device)
 
         weight = filled(_START["more weights"], len(self.scales))
-        weight[:, 0] = _before_softplus(_START["weight"])
+        weight[:, 0] = before_softplus(_START["weight"])
         raw = {
             "relevance": filled(_START["relevance"] / n, n), "line": filled(_START["line"] / n, n),
             "weight": weight, "noise": filled(_START["noise"], 1),
@@ -257,7 +257,7 @@ class Posterior:
     @torch.inference_mode()
     def predict(self, keep: Bool[Tensor, "row component"]) -> Float[Tensor, " row"]:
         """The mean over outputs, float64."""
-        size = _rows(self.z)
+        size = row_block(self.z)
         return torch.cat([self._block(inputs(rows, self.basis)) for rows in keep.to(self.z.device).split(size)])
 
     @cached_property
@@ -270,7 +270,7 @@ class Posterior:
         return self.centre + z @ self.slope + sum(weight[0] * (part @ self.solved) for weight, part in products)
 
 
-def _rows(z: Float[Tensor, "mask component"]) -> int:
+def row_block(z: Float[Tensor, "mask component"]) -> int:
     """How many rows of covariances with these masks are computed at a time."""
     return max(1, _BLOCK.get(z.device.type, _BLOCK_ELSEWHERE) // len(z))
 
@@ -285,5 +285,5 @@ def _norms(z: Tensor, relevance: Tensor) -> Tensor:
     return (z * z * relevance[..., None, :]).sum(-1)
 
 
-def _before_softplus(value: float) -> float:
+def before_softplus(value: float) -> float:
     return math.log(math.expm1(value))

@@ -17,7 +17,7 @@ they are, the learners are solved for once more with all masks: few masks are to
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,7 +39,8 @@ from spex_mech.walsh.decoding import (
     r_squared_error,
     split_masks,
 )
-from spex_mech.walsh.joint.all_output_learners import GaussianLearner, NeuralLearner
+from spex_mech.walsh.incomplete import by_row, mean_r_squared, output_spread
+from spex_mech.walsh.joint.all_output_learners import GaussianLearner, GivenLearner, NeuralLearner, RowsLearner
 from spex_mech.walsh.joint.base_learners import (
     FINE_FOLDS,
     MANY,
@@ -53,12 +54,14 @@ from spex_mech.walsh.joint.base_learners import (
     coarse_folds,
     cross_fit_all,
 )
+from spex_mech.walsh.joint.coregionalised import Coregionalised
 from spex_mech.walsh.joint.gaussian import GaussianProcess
+from spex_mech.walsh.joint.headline import Split, headline_samples
 from spex_mech.walsh.joint.neural import Network
 from spex_mech.walsh.joint.parallel import two_in_parallel
 from spex_mech.walsh.joint.racing import Probes, race
 from spex_mech.walsh.joint.stack import Stack
-from spex_mech.walsh.joint.stack_polynomial import corrected, on_sets, read_out
+from spex_mech.walsh.joint.stack_polynomial import LOST, corrected, on_sets, read_out
 from spex_mech.walsh.spectrum import Basis, Spectrum
 from spex_mech.walsh.spex.spex import Spex
 
@@ -67,6 +70,13 @@ PROCESSES = {
     "process, dense": GaussianProcess(scales=(1.0,), penalty=0.3),
     "process, sparse": GaussianProcess(scales=(1.0, 0.3, 3.0), penalty=3.0),
 }
+ROWS_PROCESSES = {
+    "rows, dense": Coregionalised(GaussianProcess(scales=(1.0,), penalty=3.0)),
+    "rows, sparse": Coregionalised(GaussianProcess(scales=(1.0, 0.3, 3.0), penalty=3.0)),
+}
+_LOST_FROM_ROWS = (
+    0.002  # see `LOST`; processes shrink small sets most, whose loss costs thrice the energy they have left
+)
 _NOTHING = 1e-4  # of the variance: less is not worth another learner
 _TIE = 0.005  # in R²: SPEX, whose sets are the sparser, wins up to it
 
@@ -82,6 +92,7 @@ class Joint:
         boosting: settings of the trees; of few masks they learn much noise.
         blunt: settings of trees with large leaves, which tell of few masks only what many of them say.
         processes: settings of the Gaussian processes, by name.
+        rows_processes: those over rows, where masks met some outputs only.
         network: settings of the neural ensemble; None: no neural proxy.
         most_sets: no polynomial has more.
     """
@@ -91,6 +102,7 @@ class Joint:
     boosting: Boosting = Boosting()
     blunt: Boosting = BLUNT
     processes: Mapping[str, GaussianProcess] = field(default_factory=lambda: dict(PROCESSES))
+    rows_processes: Mapping[str, Coregionalised] = field(default_factory=lambda: dict(ROWS_PROCESSES))
     network: Network | None = None
     most_sets: int = 1600
 
@@ -120,16 +132,23 @@ class Joint:
             return self._coded(samples, seed)
         basis = Basis.orthonormal(samples.keep_prob)
         fitting, held = split_masks(samples.groups, self.heldout, seed)
-        known, fold = samples.take(fitting), folds_of(samples, fitting, FINE_FOLDS, seed, self.name)
-        data = self._training_data(known, fold, basis, seed)
-        learners, looks = self._fitted(data)
-        stack = Stack.of(learners, known.mean_values)
+        split, rows, processes = Split(fitting, held, folds_of(samples, fitting, FINE_FOLDS, seed, self.name)), None, []
+        if samples.met is not None:
+            rows, mask = by_row(samples)
+            split = split.of_rows(mask)
+            processes = self._processes(rows, split, basis, seed)
+            samples = headline_samples(rows, split, processes)
+        fitting, held, known = split.fitting, split.held, samples.take(split.fitting)
+        spread = _spread(samples, rows)
+        data = self._training_data(known, split.fold, basis, seed)
+        learners, looks = self._fitted(data, processes)
+        stack = Stack.of(learners, known.mean_values, spread)
         polynomial, solved = two_in_parallel(
-            lambda: self._polynomial(stack, known, basis, seed),
-            lambda: self._solved(stack, samples, basis, seed),
+            lambda: self._polynomial(stack, known, basis, seed, LOST if rows is None else _LOST_FROM_ROWS),
+            lambda: self._solved(stack, samples, rows, basis, seed),
             data.max_parallel,
         )
-        r2 = r_squared(samples.mean_values[held], polynomial.evaluate(samples.keep[held]))
+        r2, _ = _judged(samples, polynomial.evaluate(samples.keep[held]), held, rows)
         says = stack.predict(samples.keep[held])
         stats: dict[str, Any] = {
             "heldout_r2": r2,
@@ -139,7 +158,7 @@ class Joint:
             "masks_heldout": len(held),
             "winner": stack.winner,
             "stack_r2": stack.r2,
-            "stack_heldout_r2": r_squared(samples.mean_values[held], says),
+            "stack_heldout_r2": _judged(samples, says, held, rows)[0],
             "parts": looks | stack.table(looks),
             "fitted_again": self.again,
         }
@@ -150,17 +169,26 @@ class Joint:
             read, fitted = self._again(polynomial, solved, samples, basis, seed)
             cross_fit = CrossFit(read, fitted, unseen)
             polynomial = read if solved.polynomial is not None else self._corrected(read, samples, unseen)
-            truth = samples.mean_values.cpu()
-            r2 = r_squared(truth, unseen)
-            stats |= {"heldout_r2": r2, "heldout_r2_stderr": r_squared_error(truth, unseen), "masks_judged": len(truth)}
+            r2, error = _judged(samples, unseen, torch.arange(len(unseen)), rows)
+            stats |= {"heldout_r2": r2, "heldout_r2_stderr": error, "masks_judged": len(unseen)}
+        if rows is not None:
+            stats |= {"output_spread": spread}
         stats |= {"terms": len(polynomial), "seconds": time.perf_counter() - started}
-        return Decoded(polynomial, judge(before, r2), stats, before=before, cross_fit=cross_fit)
+        headline = None if rows is None else samples
+        return Decoded(polynomial, judge(before, r2), stats, before=before, cross_fit=cross_fit, headline=headline)
 
-    def _solved(self, stack: Stack, samples: Samples, basis: Basis, seed: int) -> Stack:
+    def _processes(self, rows: Samples, split: Split, basis: Basis, seed: int) -> list[FittedLearner]:
+        """Processes over the rows that are fitted to."""
+        learners: list[BaseLearner] = [RowsLearner(name, process) for name, process in self.rows_processes.items()]
+        known = rows.take(split.fitting)
+        return cross_fit_all(learners, self._training_data(known, split.fold, basis, seed, known))
+
+    def _solved(self, stack: Stack, samples: Samples, rows: Samples | None, basis: Basis, seed: int) -> Stack:
         """The stack, its learners solved for with all masks."""
         if not self.again or stack.r2 <= 0:
             return stack
-        return stack.refit(self._training_data(samples, torch.zeros(len(samples.keep), dtype=torch.long), basis, seed))
+        fold = torch.zeros(len(samples.keep), dtype=torch.long)
+        return stack.refit(self._training_data(samples, fold, basis, seed, rows))
 
     def _again(
         self, before: Spectrum, stack: Stack, samples: Samples, basis: Basis, seed: int
@@ -191,25 +219,32 @@ class Joint:
         stats = {**won.stats, "winner": joint.stats["winner"] if better else "spex", "r2": scores, "seconds": seconds}
         return replace(won, stats=stats)
 
-    def _training_data(self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int) -> TrainingData:
+    def _training_data(
+        self, samples: Samples, fold: Int[Tensor, " mask"], basis: Basis, seed: int, rows: Samples | None = None
+    ) -> TrainingData:
         grown = ProxySpex(boosting=self.boosting).grow(samples, coarse_folds(fold), basis, seed)
-        return TrainingData(samples, fold, basis, seed, grown)
+        return TrainingData(samples, fold, basis, seed, grown, rows)
 
-    def _fitted(self, data: TrainingData) -> tuple[list[FittedLearner], Probes]:
+    def _fitted(self, data: TrainingData, processes: list[FittedLearner]) -> tuple[list[FittedLearner], Probes]:
         """The learners; of many masks those that a stack needs, and what was seen of the others; of any masks only the
-        first, the sparsest, where it leaves next to nothing of what it has not seen."""
-        learners = self._kinds(len(data.samples.keep))
+        first, the sparsest, where it leaves next to nothing of what it has not seen.
+
+        Args:
+            processes: those over rows, where masks met some outputs only.
+        """
+        learners = self._kinds(len(data.samples.keep), processes)
         if data.many:
             found = race(learners, data, 1 - _NOTHING)
             return cross_fit_all(found.needed, data), found.probes
         sparse = cross_fit_all(learners[:1], data)
         return (sparse if sparse[0].r2 >= 1 - _NOTHING else sparse + cross_fit_all(learners[1:], data)), {}
 
-    def _kinds(self, masks: int) -> list[BaseLearner]:
+    def _kinds(self, masks: int, given: Sequence[FittedLearner] = ()) -> list[BaseLearner]:
         """Polynomials first, the sparsest at the head."""
         proxy = ProxySpexLearner("proxyspex", ProxySpex(boosting=self.boosting))
         polynomials: list[BaseLearner] = [PursuitLearner("pursuit", Pursuit()), proxy, LinesAndTreesLearner("line")]
-        processes = [GaussianLearner(name, process) for name, process in self.processes.items()]
+        processes: list[BaseLearner] = [GivenLearner(learner) for learner in given]
+        processes = processes or [GaussianLearner(name, process) for name, process in self.processes.items()]
         nets = [] if self.network is None else [NeuralLearner("neural", self.network)]
         blunt = [TreesLearner("trees, large leaves", self.blunt)] if masks <= MANY else []
         return [
@@ -221,13 +256,26 @@ class Joint:
             *nets,
         ]
 
-    def _polynomial(self, stack: Stack, known: Samples, basis: Basis, seed: int) -> Spectrum:
+    def _polynomial(self, stack: Stack, known: Samples, basis: Basis, seed: int, lost: float) -> Spectrum:
         if stack.r2 <= 0:  # no better than the mean
             return Spectrum.from_terms(known.n, {(): float(known.mean_values.mean())}, basis)
         if stack.polynomial is not None:
             return stack.polynomial
-        read = read_out(stack, known, basis, self.most_sets, seed)
+        read = read_out(stack, known, basis, self.most_sets, seed, lost)
         return corrected(read, known.keep, known.mean_values.cpu() - stack.out_of_fold)
+
+
+def _spread(samples: Samples, rows: Samples | None) -> float:
+    """What is left in the values of rows of what their outputs have of their own."""
+    return 0.0 if rows is None else output_spread(samples.keep, samples.mean_values, rows.outputs) or 0.0
+
+
+def _judged(samples: Samples, says: Tensor, some: Tensor, rows: Samples | None) -> tuple[float, float]:
+    """R² of what was said of some masks, and its standard error."""
+    truth = samples.mean_values[some.to(samples.keep.device)].cpu()
+    if rows is None:
+        return r_squared(truth, says), r_squared_error(truth, says)
+    return mean_r_squared(samples.keep[some.to(samples.keep.device)], truth, says, rows.outputs)
 
 
 def _on_sets_of(before: Spectrum, after: Spectrum) -> Spectrum:

@@ -23,6 +23,7 @@ from spex_mech.walsh.spectrum import Spectrum
 _SMALL = 0.02  # of the stack's loss: what a polynomial alone may lose
 _MOST = 0.5  # of the weights: what polynomials must have for one of them to stand alone
 _POWER, _SURE = 8, 1000  # of the weights' prior; power 4 or 16: R² .0005 and .0002 less (tanh, bench constants)
+_MOST_SPREAD = 0.9  # of the least loss: its estimate may be off
 _RIDGE = 1e-6  # relative: keeps learners that are alike from trading places
 
 
@@ -46,18 +47,22 @@ class Stack:
     polynomial: Spectrum | None
 
     @classmethod
-    def of(cls, learners: list[FittedLearner], values: Float[Tensor, " mask"]) -> "Stack":
-        """The stack of some learners; polynomials are tried in their order, so the sparsest should come first."""
+    def of(cls, learners: list[FittedLearner], values: Float[Tensor, " mask"], spread: float = 0.0) -> "Stack":
+        """The stack of some learners; polynomials are tried in their order, so the sparsest should come first.
+
+        Args:
+            spread: what is not the function's in the mean square of the values (`incomplete.output_spread`).
+        """
         values = values.cpu()
         columns = torch.stack([learner.out_of_fold.cpu() for learner in learners], 1)
-        weights, offset = non_negative(columns, values)
+        weights, offset = non_negative(columns, values, spread)
         together = columns @ weights + offset
         sparse = [learner.polynomial is not None for learner in learners]
         candidates = compress(learners, sparse) if weights[torch.tensor(sparse)].sum() >= _MOST * weights.sum() else ()
-        alone = next((learner for learner in candidates if _as_good(learner.out_of_fold, together, values)), None)
+        alone = next((c for c in candidates if _as_good(c.out_of_fold, together, values, spread=spread)), None)
         out_of_fold = together if alone is None else alone.out_of_fold.cpu()
         nothing = _as_good(values.mean().expand_as(values), out_of_fold, values, errors=0.5, share=math.inf)
-        r2 = 0.0 if nothing else r_squared(values, out_of_fold)
+        r2 = 0.0 if nothing else _r_squared_beside(values, out_of_fold, spread)
         if alone is None:
             return cls(learners, weights, offset, out_of_fold, r2, "stack", None)
         return cls(learners, weights, offset, out_of_fold, r2, alone.name, alone.polynomial)
@@ -112,26 +117,38 @@ class Stack:
         }
 
 
-def _as_good(one: Tensor, other: Tensor, values: Tensor, errors: float = 1.0, share: float = _SMALL) -> bool:
+def _r_squared_beside(values: Tensor, says: Tensor, spread: float) -> float:
+    """R² of the function, whose values have a known mean square beside it."""
+    apart = float((values - values.mean()).square().mean())
+    return r_squared(values, says) * apart / (apart - spread) if 0 < spread < apart else r_squared(values, says)
+
+
+def _as_good(
+    one: Tensor, other: Tensor, values: Tensor, errors: float = 1.0, share: float = _SMALL, spread: float = 0.0
+) -> bool:
     """Whether `one` predicts as well as `other`: within so many standard errors of the difference and a share of the
     loss, or as far as float32 values can tell."""
     loss = (values - other).square()
     gap = (values - one.cpu()).square() - loss
-    allowed = min(errors * float(gap.std()) / len(gap) ** 0.5, share * float(loss.mean()))
+    allowed = min(errors * float(gap.std()) / len(gap) ** 0.5, share * max(0.0, float(loss.mean()) - spread))
     return float(gap.mean()) <= max(allowed, 4 * noise_floor(values) ** 2)
 
 
-def non_negative(columns: Float[Tensor, "mask learner"], values: Float[Tensor, " mask"]) -> tuple[Tensor, float]:
+def non_negative(
+    columns: Float[Tensor, "mask learner"], values: Float[Tensor, " mask"], spread: float = 0.0
+) -> tuple[Tensor, float]:
     """Weights ≥ 0 and an offset, by least squares, as if weights came from a normal distribution of variance 1/_SURE
     around the share ``w ∝ (least loss / loss)^_POWER``: what few masks say of weights is mostly chance. The mean has
-    such a share too, so that learners which are hardly better move the answer only as far as they can be believed."""
+    such a share too, so that learners which are hardly better move the answer only as far as they can be believed.
+    Losses are those of the function, less the spread of the values beside it."""
     centre, target = columns.mean(0), float(values.mean())
     x, y = columns - centre, values - target
     loss = (columns - values[:, None]).square().mean(0).clamp(min=1e-300)
     mean_loss = y.square().mean().clamp(min=1e-300)  # values may all be the same
     least = torch.minimum(loss.min(), mean_loss)
-    prior = (least / loss) ** _POWER
-    prior = prior / (prior.sum() + (least / mean_loss) ** _POWER)
+    beside = min(spread, _MOST_SPREAD * float(least))
+    prior = ((least - beside) / (loss - beside)) ** _POWER
+    prior = prior / (prior.sum() + ((least - beside) / (mean_loss - beside)) ** _POWER)
     stiff = (_SURE * loss.min() + _RIDGE * x.square().sum(0).max()).sqrt()
     system = torch.cat([x, stiff * torch.eye(x.shape[1], dtype=x.dtype)])
     found, _ = nnls(system.numpy(), torch.cat([y, stiff * prior]).numpy())

@@ -19,7 +19,7 @@ from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.set_rows import pad_sets
 from spex_mech.walsh.spectrum import Basis, Spectrum, monomials
 
-_LOST = 0.01  # of what the stack does not know: what reading it out may lose
+LOST = 0.01  # of what the stack does not know: what reading it out may lose
 _BARELY = 0.1  # of what may be lost: sets of learners that carry less of the stack may be found, or not
 _TRIFLE = 1e-5  # of the variance: a loss that is none
 _FREE_BITS = 1 << 23  # keep bits of the masks that the stack is asked under to read it out
@@ -27,9 +27,9 @@ _MOST_FREE, _LEAST_FREE = 1 << 13, 1 << 12
 _CHECKED = 1 << 11  # masks that tell what a polynomial of known coefficients loses
 
 
-def read_out(stack: Stack, samples: Samples, basis: Basis, most: int, seed: int) -> Spectrum:
-    """The stack as a polynomial of at most so many sets, as few as lose little of it."""
-    allowed = max(_LOST * (1 - max(0.0, stack.r2)), _TRIFLE)
+def read_out(stack: Stack, samples: Samples, basis: Basis, most: int, seed: int, lost: float = LOST) -> Spectrum:
+    """The stack as a polynomial of at most so many sets, as few as lose at most a share of what it does not know."""
+    allowed = max(lost * (1 - max(0.0, stack.r2)), _TRIFLE)
     form = _closed_form(stack, samples)
     return (
         _by_pursuit(stack, samples, basis, most, allowed, seed)
