@@ -23,6 +23,7 @@ from spex_mech.walsh.certainty.inference import infer
 from spex_mech.walsh.certainty.stability import stability
 from spex_mech.walsh.decoders.exact import Exact
 from spex_mech.walsh.decoding import Samples
+from spex_mech.walsh.incomplete import by_row
 from spex_mech.walsh.masks.design import MaskDesign
 from spex_mech.walsh.masks.prompt_design import PromptDesign
 
@@ -283,6 +284,17 @@ def test_masks_asked_again_are_one_unit_of_evidence():
     assert some.met is None
     assert some.values.shape[1] == 1
     assert len(runs(some).unique()) == len(some.keep.unique(dim=0)) < 6
+
+
+def test_rows_of_a_mask_are_one_unit_of_evidence():
+    _, function = population()
+    rows, mask = by_row(sampled(function, 8, 60, 3, seed=0))
+    seen = as_drawn(rows, torch.arange(180))
+    unit = runs(seen)
+    assert len(unit.unique()) == len(seen.keep.unique(dim=0)) <= 60
+    assert all(len(unit[mask == m].unique()) == 1 for m in range(60))
+    some = as_drawn(seen, (mask < 10).nonzero()[:, 0])
+    assert len(runs(some).unique()) == len(some.keep.unique(dim=0)) <= 10
 
 
 def test_what_needs_every_prompt_says_so():

@@ -317,11 +317,12 @@ def test_what_was_paid_is_decoded_again_and_by_no_decoder_that_needs_all(found, 
             decode(found.responses, decoder=decoder, link="identity")
 
 
+@pytest.mark.parametrize("per_mask", [1, 2])
 @pytest.mark.parametrize(
     "decoder", ["linear", *(pytest.param(d, marks=pytest.mark.slow) for d in ("proxyspex", "joint"))]
 )
-def test_every_decoder_for_any_masks_finds_what_is_there(question, decoder):
-    run = discover(*question, **{**ONE, "rows": 700, "decoder": decoder, "link": "auto"})
+def test_every_decoder_for_any_masks_finds_what_is_there(question, decoder, per_mask):
+    run = discover(*question, **{**ONE, "rows": 700, "prompts_per_mask": per_mask, "decoder": decoder, "link": "auto"})
     truth = discover(*question, components=ASKED["components"], budget=300, keep_prob=0.7, decoder="linear", seed=5)
     fresh = truth.responses
     missed = (run.predict(fresh.keep) - fresh.mean).square().mean() / fresh.mean.var(correction=0)
