@@ -107,11 +107,8 @@ class Samples:
 
     @property
     def mean_values(self) -> Float[Tensor, " mask"]:
-        """The headline function: the mean over outputs, in float64.
-
-        Of masks that met some outputs only, the mean over those, what an output has beside the others in the mean over
-        its masks taken out of it: unbiased where outputs were met at random, with the outputs' spread as noise.
-        """
+        """The headline function: the mean over outputs, in float64. Of masks that met some outputs only, the mean over
+        those, less what each has in the mean over its masks: unbiased, with the outputs' spread as noise."""
         values = self.values.double()
         if self.met is None:
             return values.mean(1)
@@ -123,12 +120,10 @@ class Samples:
         """The mean of every output over the masks that met it, float64; of one that none met, the mean of the means."""
         if self.met is None:
             return self.values.double().mean(0)
-        total = torch.zeros(self.outputs, dtype=torch.float64, device=self.values.device)
-        count = torch.zeros_like(total)
-        total.index_add_(0, self.met.flatten(), self.values.double().flatten())
-        count.index_add_(0, self.met.flatten(), torch.ones_like(self.values, dtype=torch.float64).flatten())
-        known = count > 0
-        return torch.where(known, total / count.clamp(min=1), (total[known] / count[known]).mean())
+        met = self.met.flatten()
+        count = torch.bincount(met, minlength=self.outputs)
+        means = torch.bincount(met, self.values.double().flatten(), self.outputs) / count.clamp(min=1)
+        return torch.where(count > 0, means, means[count > 0].mean())
 
     @property
     def keep_prob(self) -> float:
