@@ -34,7 +34,7 @@ from spex_mech.walsh.joint.marginal_likelihood import Likelihood, factorised
 from spex_mech.walsh.spectrum import Basis
 
 _START = {"own": 0.3, "mean": 0.03, "factors": 0.1}
-Weights = dict[str, Tensor]
+_Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Coregionalised:
         return TrainedRows(self, learned, tuple(numbers), basis, seed)
 
     def _system(
-        self, weights: Weights, z: Float[Tensor, "*member row component"], met: Int[Tensor, "*member row"]
+        self, weights: _Weights, z: Float[Tensor, "*member row component"], met: Int[Tensor, "*member row"]
     ) -> Float[Tensor, "*member row row"]:
         """The covariance of rows with each other, noise included."""
         same = (met[..., :, None] == met[..., None, :]).to(z.dtype)
@@ -95,7 +95,7 @@ class Coregionalised:
         system.diagonal(dim1=-2, dim2=-1).add_(self.process.noise(weights)[..., None])
         return system
 
-    def _alike(self, weights: Weights, met: Tensor, same: Tensor) -> Float[Tensor, "*member row row"]:
+    def _alike(self, weights: _Weights, met: Tensor, same: Tensor) -> Float[Tensor, "*member row row"]:
         """B of the outputs of rows."""
         factors = weights["factors"]
         own = factors[met] if factors.ndim == 2 else factors.gather(1, met[..., None].expand(*met.shape, self.rank))
@@ -138,7 +138,7 @@ class TrainedRows:
     """Covariances that were learned, one a number of a fold; the one for new rows is the middle of them."""
 
     settings: Coregionalised
-    weights: Weights
+    weights: _Weights
     numbers: tuple[int, ...]
     basis: Basis
     seed: int
@@ -167,7 +167,7 @@ class RowsPosterior:
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, settings: Coregionalised, weights: Weights, rows: _Rows, basis: Basis) -> "RowsPosterior":
+    def of(cls, settings: Coregionalised, weights: _Weights, rows: _Rows, basis: Basis) -> "RowsPosterior":
         process, scale = settings.process, rows.left.std()
         factor = factorised(settings._system(weights, rows.z, rows.met))
         solved = torch.cholesky_solve((rows.left / scale)[:, None], factor)[:, 0] * scale

@@ -19,22 +19,22 @@ from spex_mech.walsh.joint.base_learners import FittedLearner
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class RowSplit:
     """Rows that are fitted to, each with its fold, and rows that are held out; masks stay whole."""
 
     fitting: Int[Tensor, " fit"]
     held: Int[Tensor, " heldout"]
     fold: Int[Tensor, " fit"]
 
-    def of_rows(self, mask: Int[Tensor, " row"]) -> "Split":
+    def of_rows(self, mask: Int[Tensor, " row"]) -> "RowSplit":
         """The split of masks as one of their rows."""
         fold = torch.zeros(int(mask.max()) + 1, dtype=torch.long)
         fold[self.fitting] = self.fold
         fitting = of_rows(self.fitting, mask)
-        return Split(fitting, of_rows(self.held, mask), fold[mask[fitting]])
+        return RowSplit(fitting, of_rows(self.held, mask), fold[mask[fitting]])
 
 
-def headline_samples(rows: Samples, split: Split, processes: Sequence[FittedLearner]) -> Samples:
+def headline_samples(rows: Samples, split: RowSplit, processes: Sequence[FittedLearner]) -> Samples:
     """The rows' values less what is their output's own: by out-of-fold predictions of the rows fitted to, and of the
     held ones by fits to those."""
     known, unknown = rows.take(split.fitting), rows.take(split.held)

@@ -56,7 +56,7 @@ from spex_mech.walsh.joint.base_learners import (
 )
 from spex_mech.walsh.joint.coregionalised import Coregionalised
 from spex_mech.walsh.joint.gaussian import GaussianProcess
-from spex_mech.walsh.joint.headline import Split, headline_samples
+from spex_mech.walsh.joint.headline import RowSplit, headline_samples
 from spex_mech.walsh.joint.neural import Network
 from spex_mech.walsh.joint.parallel import two_in_parallel
 from spex_mech.walsh.joint.racing import Probes, race
@@ -132,7 +132,11 @@ class Joint:
             return self._coded(samples, seed)
         basis = Basis.orthonormal(samples.keep_prob)
         fitting, held = split_masks(samples.groups, self.heldout, seed)
-        split, rows, processes = Split(fitting, held, folds_of(samples, fitting, FINE_FOLDS, seed, self.name)), None, []
+        split, rows, processes = (
+            RowSplit(fitting, held, folds_of(samples, fitting, FINE_FOLDS, seed, self.name)),
+            None,
+            [],
+        )
         if samples.met is not None:
             rows, mask = by_row(samples)
             split = split.of_rows(mask)
@@ -177,7 +181,7 @@ class Joint:
         headline = None if rows is None else samples
         return Decoded(polynomial, judge(before, r2), stats, before=before, cross_fit=cross_fit, headline=headline)
 
-    def _processes(self, rows: Samples, split: Split, basis: Basis, seed: int) -> list[FittedLearner]:
+    def _processes(self, rows: Samples, split: RowSplit, basis: Basis, seed: int) -> list[FittedLearner]:
         """Processes over the rows that are fitted to."""
         learners: list[BaseLearner] = [RowsLearner(name, process) for name, process in self.rows_processes.items()]
         known = rows.take(split.fitting)
