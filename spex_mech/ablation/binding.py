@@ -9,6 +9,7 @@ from spex_mech.ablation.backends.nnsight import NNsightSubject, is_nnsight
 from spex_mech.ablation.backends.torch import TorchSubject
 from spex_mech.ablation.backends.transformer_lens import BridgeSubject, is_transformer_lens
 from spex_mech.ablation.contract import certify
+from spex_mech.ablation.mixture_contract import certify_mixtures
 from spex_mech.ablation.self_test import self_test
 from spex_mech.ablation.shortcuts import try_shortcuts
 from spex_mech.ablation.subject import Subject
@@ -53,6 +54,7 @@ def _tested(subject: ModelSubject) -> Subject:
     with turn(subject.module):  # some tests change weights for a pass: no other thread's run may see that
         self_test(subject)
         subject.certificates = certify(subject)
+        certify_mixtures(subject)
         _warn_of_hooks(subject.module)
         _warn_of_mixers(subject)
         try_shortcuts(subject)

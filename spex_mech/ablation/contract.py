@@ -61,7 +61,7 @@ def describe_certificates(subject: Any) -> list[dict[str, Any]]:
     """Certificates for records and people, layers of one kind together; empty for a subject that has none.
 
     Keys: ``layers``, the counts ``heads``, ``kv_heads``, ``head_width`` and ``neurons``, ``mlp`` (where its site is),
-    ``scale`` and ``uncovered`` of the certificate.
+    ``scale``, ``experts``, ``shared``, ``router`` and ``uncovered`` of the certificate.
     """
     subject = getattr(subject, "inner", subject)  # of a subject that has parts of prompts too
     kinds = dict[str, dict[str, Any]]()
@@ -81,6 +81,9 @@ def _describe_layer(subject: ModelSubject, certificate: Certificate) -> dict[str
         "neurons": shape.neurons[layer],
         "mlp": subject.mlp_module(layer) if shape.mlps[layer] else None,
         "scale": None if certificate.scale is None else float(f"{certificate.scale:.3g}"),
+        "experts": certificate.experts,
+        "shared": certificate.shared,
+        "router": certificate.router,
         "uncovered": list(certificate.uncovered),
     }
 
@@ -89,7 +92,8 @@ def certificate_line(told: Mapping[str, Any]) -> str:
     """One kind of layer for people.
 
     >>> certificate_line({"layers": [0, 1, 3], "heads": 9, "kv_heads": 3, "head_width": 64, "neurons": 1536,
-    ...                   "mlp": "output of LlamaMLP", "scale": 1.0, "uncovered": []})
+    ...                   "mlp": "output of LlamaMLP", "scale": 1.0, "experts": 0, "shared": False, "router": "",
+    ...                   "uncovered": []})
     'layers 0-1, 3: heads 9 (kv 3) width 64 certified; mlp certified at output of LlamaMLP, 1,536 neurons'
     """
     layers = told["layers"]
@@ -102,8 +106,17 @@ def certificate_line(told: Mapping[str, Any]) -> str:
     scaled = f" times {told['scale']:g}" if told["scale"] not in (None, 1.0) else ""
     neurons = f", {told['neurons']:,} neurons" if told["neurons"] else ", no neurons"
     said.append(f"mlp certified at {told['mlp']}{scaled}{neurons}" if told["mlp"] else f"no mlp{neurons}")
+    said += _mixture_line(told)
     said += [f"not covered: {', '.join(told['uncovered'])}"] if told["uncovered"] else []
     return f"layer{'s' * (len(layers) > 1)} {spans}: {'; '.join(said)}"
+
+
+def _mixture_line(told: Mapping[str, Any]) -> list[str]:
+    """What is told of a mixture; its router is said too, since no component is it."""
+    if not told["experts"]:
+        return [f"experts not certified, router {told['router']}"] if told["router"] else []
+    shared = " and what is shared" if told["shared"] else ""
+    return [f"{told['experts']} experts{shared} certified, router {told['router'] or 'not known'} never ablated"]
 
 
 def _look(subject: ModelSubject) -> dict[int, Certificate | str]:

@@ -3,15 +3,16 @@
 Names are hints only; what counts is the shape (a projection onto d_model), and the self-test at binding.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
 from spex_mech.ablation.leave_out import LeaveOut
 from spex_mech.ablation.linear_maps import linears, widths
-from spex_mech.ablation.subject import Shortcuts, Site
+from spex_mech.ablation.mixtures import SumForm
+from spex_mech.ablation.subject import Edit, Shortcuts, Site
 from spex_mech.ablation.wrappers import uncompiled
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
@@ -26,13 +27,25 @@ _OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech")
 _POST_NORM = "post_feedforward_layernorm"
 
 
+class Form(Protocol):
+    """How the tensor of a site is made from what modules take and give, and put back there."""
+
+    def hang(self, edit: Edit, rows: Callable[[], int], guard: Callable[..., Any]) -> list[Any]:
+        """Hang the hooks of an edit, each made by `guard`; returns their handles. See `place_hooks.hooked`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Place:
-    """A site and the module at whose input or output it is; `module` is the projection for heads and neurons."""
+    """A site and the module at whose input or output it is; `module` is the projection for heads and neurons.
+
+    A site that is no module's input or output as it stands is put there by its `form`.
+    """
 
     site: Site
     module: nn.Module
     at: Literal["input", "output"]
+    form: Form | None = None
 
 
 @dataclass(frozen=True)
@@ -45,14 +58,14 @@ class Architecture:
     further: Mapping[int, tuple[Place, ...]] = field(default_factory=dict)  # by layer, where else its MLP site may be
 
 
-def possible_shortcuts(architecture: Architecture) -> Shortcuts:
+def possible_shortcuts(architecture: Architecture, sites: Iterable[Site]) -> Shortcuts:
     """What might be left out of a forward pass; whether it may be is tried at binding.
 
     The last block's MLP can be narrowed to the scored position where it is one module; its attention's output
     projection with it, after the edit of its heads, which therefore see all positions.
     """
     last, leave_out = architecture.shape.n_layers - 1, architecture.leave_out
-    narrow = {p.site for p in architecture.places if p.site.layer == last and p.site.kind != "heads"}
+    narrow = {site for site in sites if site.layer == last and site.kind in ("neurons", "shared", "experts", "mlp")}
     whole = last in leave_out.mlps or not narrow
     return Shortcuts(
         one_row=True,
@@ -96,10 +109,15 @@ def find_architecture(model: nn.Module) -> Architecture:
 
 
 def _further(block: nn.Module, place: Place, places: list[Place]) -> tuple[Place, ...]:
-    """Where else the MLP's site may be: the down projection (what holds it returns the stream too), the norms."""
+    """Where else the MLP's site may be: the down projection (what holds it returns the stream too), the norms, the sum
+    with a shared expert beside it."""
     down = [p.module for p in places if (p.site.kind, p.site.layer) == ("neurons", place.site.layer)]
     norms = [child for child in block.children() if "norm" in type(child).__name__.lower()]
-    return tuple(Place(place.site, module, "output") for module in [*down, *norms] if module is not place.module)
+    alone = [Place(place.site, module, "output") for module in [*down, *norms] if module is not place.module]
+    beside = [uncompiled(child) for name, child in block.named_children() if "shared" in name or name in _MLP]
+    pairs = [(place.module, other) for other in beside if other is not place.module]
+    sums = [Place(place.site, two, "output", SumForm(one, two)) for pair in pairs for one, two in (pair, pair[::-1])]
+    return (*alone, *sums)
 
 
 def _leave_out(blocks: list[nn.Module], places: list[Place]) -> LeaveOut:

@@ -1,8 +1,9 @@
 """`ModelSubject`: what all backends of live models share; a new one is an `Architecture` and one method."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from spex_mech.ablation.identity import describe_probe
 from spex_mech.ablation.leave_out import cut_short
 from spex_mech.ablation.linear_maps import reading_weights
+from spex_mech.ablation.mixtures import SumForm
 from spex_mech.ablation.place_hooks import in_every_call
-from spex_mech.ablation.sites import Architecture, possible_shortcuts
-from spex_mech.ablation.subject import Certificate, Edit, Shortcuts, Site
+from spex_mech.ablation.sites import Architecture, Place, possible_shortcuts
+from spex_mech.ablation.subject import Certificate, Edit, Shortcuts, Site, shortcuts_of
 from spex_mech.ablation.turns import ablated_here, turn
 from spex_mech.ablation.weights import describe_hooks, describe_weights, hash_weights
 from spex_mech.ablation.wrappers import as_written, is_compiled
@@ -82,7 +84,7 @@ class ModelSubject(ABC):
 
     def possible_shortcuts(self) -> Shortcuts:
         """What might be left out in a model of this form; binding tries it."""
-        return possible_shortcuts(self._architecture)
+        return possible_shortcuts(self._architecture, self.sites)
 
     def forward(
         self,
@@ -95,7 +97,7 @@ class ModelSubject(ABC):
         if any(part.training for part in self._parts):
             self._refuse_training()
         wanted, which = (None, None) if positions is None else positions.unique(return_inverse=True)
-        cuts = cut_short(self._architecture.leave_out, self.shortcuts, edits, positions, growth)
+        cuts = cut_short(self._architecture.leave_out, shortcuts_of(self, edits), edits, positions, growth)
         with turn(self.module), torch.inference_mode(), as_written(self._compiled):
             logits = self._logits(tokens, edits, None if wanted is None else wanted.to(tokens.device), cuts)
             if positions is None or which is None:
@@ -116,14 +118,22 @@ class ModelSubject(ABC):
         )
 
     @property
+    def mlps(self) -> Mapping[int, nn.Module]:
+        """The MLP of each layer, where it is one module."""
+        return self._architecture.leave_out.mlps
+
+    @property
     def blocks(self) -> tuple[nn.Module, ...]:
         """The decoder blocks; each takes the residual stream first and returns it."""
         return self._architecture.leave_out.blocks
 
     def mlp_module(self, layer: int) -> str:
         """The module at which a layer's MLP site is, for messages."""
-        places = (place for site, place in self._places.items() if (site.kind, site.layer) == ("mlp", layer))
-        return next((f"output of {type(place.module).__name__}" for place in places), "nothing")
+        place = self.mlp_place(layer)
+        if place is None:
+            return "nothing"
+        beside = f" and {type(place.form.first).__name__}" if isinstance(place.form, SumForm) else ""
+        return f"output of {type(place.module).__name__}{beside}"
 
     def move_mlp(self, layer: int) -> bool:
         """Put a layer's MLP site where it might be instead; False where no place is left."""
@@ -132,6 +142,26 @@ class ModelSubject(ABC):
         place = self._further[layer].pop(0)
         self._places[place.site] = place
         return True
+
+    def extend(self, places: Iterable[Place], **shape: Any) -> None:
+        """Add sites, before the MLP's of their layer where they are parts of it, and what the shape says of them."""
+        added = list(places)
+        inside = [place for place in added if place.site.kind in ("shared", "experts")]
+        found = dict[Site, Place]()
+        for site, place in self._places.items():
+            if site.kind == "mlp":
+                found |= {p.site: p for p in inside if p.site.layer == site.layer}
+            found[site] = place
+        self._places = found | {place.site: place for place in added if place not in inside}
+        self._architecture = replace(self._architecture, shape=replace(self.shape, **shape))
+
+    def drop(self, *kinds: str) -> None:
+        """Take the sites of some kinds out again."""
+        self._places = {site: place for site, place in self._places.items() if site.kind not in kinds}
+
+    def mlp_place(self, layer: int) -> Place | None:
+        """Where a layer's MLP site is."""
+        return next((p for site, p in self._places.items() if (site.kind, site.layer) == ("mlp", layer)), None)
 
     @abstractmethod
     def _logits(
