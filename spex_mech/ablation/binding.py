@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from spex_mech.ablation.adapters import certify_adapters
 from spex_mech.ablation.backends.base import ModelSubject
 from spex_mech.ablation.backends.nnsight import NNsightSubject, is_nnsight
 from spex_mech.ablation.backends.torch import TorchSubject
@@ -55,6 +56,7 @@ def _tested(subject: ModelSubject) -> Subject:
         self_test(subject)
         subject.certificates = certify(subject)
         certify_mixtures(subject)
+        certify_adapters(subject)
         _warn_of_hooks(subject.module)
         _warn_of_mixers(subject)
         try_shortcuts(subject)

@@ -78,7 +78,13 @@ def _sites_of(atom: Component, by_place: Mapping[tuple[SiteKind, int], Site], si
     if atom.kind == "part":
         return [site for site in sites if site.kind == "own" and site.label == atom.label]
     if atom.kind == "adapter":
-        return [site for site in sites if site.kind == "adapters"]
+        found = [site for site in sites if site.kind == "adapters"]
+        if atom.position is not None and any(site.label for site in found):
+            raise ComponentError(
+                f"{atom.name!r}: this adapter acts outside of the layers too, where positions are not told apart. "
+                "Name it without a position, or layer by layer: adapter.0@p-1."
+            )
+        return found
     if atom.kind == "adapted":  # what is adapted outside of the layers is of the whole adapter only
         return [s for s in sites if s.kind == "adapters" and (s.layer, s.label) == (atom.layer, "")]
     site = by_place.get((_SITE_OF[atom.kind], atom.layer))
