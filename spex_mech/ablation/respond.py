@@ -1,7 +1,7 @@
 """`Engine`, `respond`: the pass from keep bits to values. Takes Booleans, never a design."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import Any, ClassVar
 
@@ -101,7 +101,11 @@ class Engine:
     @property
     def notes(self) -> Mapping[str, Any]:
         """See `Lens.notes`: what binding certified, layers of one kind together."""
-        return {"certificates": describe_certificates(self.subject)}
+        own = getattr(getattr(self.subject, "inner", self.subject), "own_certificates", ())
+        return {
+            "certificates": describe_certificates(self.subject),
+            **({"sites": [asdict(told) for told in own]} if own else {}),
+        }
 
     def settled(self, settle: Callable[[str, Callable[[], Any]], Any]) -> "Engine":
         """The same with the batch sizes that a run began with, on which the last bits depend."""

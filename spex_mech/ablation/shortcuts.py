@@ -32,6 +32,8 @@ def try_shortcuts(subject: ModelSubject) -> Shortcuts:
         trials = ([*ordinary, *some], some[:1], some[-1:]) if some else ()
         if not all(_Trial(subject, made_up_tokens(subject)[:1], sites).agrees(held) for sites in trials):
             held = replace(held, apart=held.apart | set(some))
+    if not held.apart.isdisjoint(subject.spliced):  # which are in every pass
+        held = Shortcuts(apart=held.apart)
     subject.shortcuts = held
     return held
 

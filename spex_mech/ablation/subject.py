@@ -83,6 +83,28 @@ class Certificate:
     router: str = ""
 
 
+@dataclass(frozen=True)
+class OwnCertificate:
+    """What was verified of a site of the user's own.
+
+    Attributes:
+        module: its path.
+        layer: of the block that it is in, or that ran before it.
+        moves: by how much of the largest logit other values there move the logits of two made-up prompts.
+        unexplained: the share of the tensor's variance there that latents do not rebuild; None without latents.
+        spliced: by how much of the largest logit the intact model is not the model, where errors are not kept.
+    """
+
+    name: str
+    module: str
+    layer: int
+    parts: int
+    width: int
+    moves: float
+    unexplained: float | None = None
+    spliced: float = 0.0
+
+
 @runtime_checkable
 class Subject(Protocol):
     """A bound model. Sites are listed in the order in which a forward pass meets them."""

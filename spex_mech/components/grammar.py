@@ -115,6 +115,11 @@ class Pattern:
         return len(self.layer_range()) * len(self.index_range())
 
 
+def is_label(text: object) -> bool:
+    """Whether a site of the user's own may be called so, other than by the reserved names."""
+    return isinstance(text, str) and re.fullmatch(LABEL, text) is not None
+
+
 def literals(texts: Iterable[str], asked: str) -> list[Pattern]:
     """Names with ranges but without ``*``, counted before anything is made of them; raises `ComponentError`."""
     patterns = [Pattern.parse(text, asked) for text in texts]
