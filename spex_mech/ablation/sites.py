@@ -25,6 +25,8 @@ _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")  # a la
 _KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "kv_heads")
 _OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech")
 _POST_NORM = "post_feedforward_layernorm"
+MIXERS = ("mamba", "linear_attn", "mixer", "conv", "ssm", "temporal_block", "recurrent")  # of hybrids
+_MIXER_HEADS = ("num_v_heads", "num_heads", "n_heads")  # of linear attention the values', which are what is written
 
 
 class Form(Protocol):
@@ -185,6 +187,8 @@ def _places(block: nn.Module, layer: int, d_model: int, n_heads: int) -> Iterato
             f"{d_model}: {_children(attention)}. A quantised one must declare in_features and out_features. Give the "
             "model in a precision of torch's own, or wrap it in a TransformerLens bridge."
         )
+    else:
+        yield from _mixer_places(block, layer, d_model)
     mlp = _child(block, _MLP)
     holder = mlp if mlp is not None else block  # OPT keeps fc1 and fc2 in the block itself
     down = None if _has_experts(holder) else _projection(holder, _DOWN, d_model, own=mlp is None)
@@ -193,6 +197,27 @@ def _places(block: nn.Module, layer: int, d_model: int, n_heads: int) -> Iterato
     last = _child(block, (_POST_NORM,)) or mlp or down
     if last is not None:
         yield Place(Site(layer, "mlp", 1, d_model), last, "output")
+
+
+def _mixer_places(block: nn.Module, layer: int, d_model: int) -> Iterator[Place]:
+    """The heads of a mixer without softmax attention (linear attention, Mamba-2), at its output projection's input.
+
+    Where it says how many heads it has, and its projection reads them side by side.
+    """
+    mixer = heads_mixer(block)
+    if mixer is not None:
+        out, count = _projection(mixer, _OUT, d_model, own=True), _number(mixer, _MIXER_HEADS)
+        features = _widths(out)[0] if out is not None else 0
+        if out is not None and features and features % count == 0:
+            yield Place(Site(layer, "heads", count, features // count), out, "input")
+
+
+def heads_mixer(block: nn.Module) -> nn.Module | None:
+    """The mixer of a block without softmax attention, where it has heads."""
+    if _child(block, _ATTENTION) is not None:
+        return None
+    mixers = [child for name, child in block.named_children() if any(kind in name for kind in MIXERS)]
+    return next((uncompiled(child) for child in mixers if _number(uncompiled(child), _MIXER_HEADS)), None)
 
 
 def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
@@ -213,6 +238,8 @@ def _number(module: nn.Module | None, names: tuple[str, ...]) -> int:
 def _kv_count(block: nn.Module, heads: int, configured: int) -> int:
     """Key/value heads of a layer: its module's own number, its heads over their groups, or the config's."""
     attention = _child(block, _ATTENTION)
+    if attention is None:  # heads of a mixer share no keys that one could name
+        return heads
     groups = _number(attention, ("num_key_value_groups",))
     options = (_number(attention, _KV_COUNTS), heads // groups if groups else 0, configured, heads)
     return next((n for n in options if n and heads % n == 0), 0) if heads else 0

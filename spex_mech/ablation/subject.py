@@ -73,6 +73,7 @@ class Certificate:
         uncovered: children of the block that add to the stream and are no components (mixers of hybrids).
         experts, shared: of its mixture, how many experts there are, and whether its MLP gives something beside them.
         router: what sends tokens to them, and how many each token goes to; it is no component.
+        mixer: the child that has the layer's heads, where it is no softmax attention.
     """
 
     layer: int
@@ -81,6 +82,7 @@ class Certificate:
     experts: int = 0
     shared: bool = False
     router: str = ""
+    mixer: str = ""
 
 
 @dataclass(frozen=True)
