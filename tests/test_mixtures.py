@@ -134,12 +134,15 @@ def test_a_mean_is_of_what_an_expert_adds_router_and_all():
 
 
 @pytest.mark.parametrize(
-    ("family", "replacement"), [("mixtral", "resample"), ("qwen2moe", "mean"), ("llama4", "zero"), ("llama4", "mean")]
-)
+    ("family", "replacement"), [("mixtral", "resample"), ("qwen2moe", "mean"), ("llama4", "zero"), ("llama4", "mean"),
+     ("granitemoeshared", "zero")]
+)  # fmt: skip
 def test_engine_with_its_shortcuts_measures_what_single_masks_give(family, replacement):
     subject, names = sm.bind(tiny(family)), "a1.h0, m0.e*, m1, m1.e0:3"
+    if family == "granitemoeshared":  # rows of an MLP of two modules are left out of both or of none
+        names = "a0.h0, a1.h0, m0, m1"
     found = sm.discover(subject, TASK, names, budget=40, replacement=replacement, decoder="linear")
-    for row in (3, 11, 17):
+    for row in (3, 8, 11, 13):
         gone = [
             n for n, kept in zip(found.responses.components.names, found.responses.keep[row], strict=True) if not kept
         ]

@@ -235,8 +235,10 @@ def _model_bytes(subject: Subject) -> int:
 
 
 def _checks(subject: Subject, design: MaskDesign) -> int:
-    """Two passes certify what is added to the stream, a few more where sites had to move; two probes begin a run."""
-    return 4 + -(-design.n_masks // Engine.chunk) if live_module(subject) is not None else 0
+    """Two passes certify what is added to the stream, a few more where sites had to move, are experts, adapters or of
+    the user's own; two probes begin a run."""
+    further = 9 * any(subject.shape.experts) + 4 * bool(subject.shape.adapters) + 8 * len(subject.shape.own)
+    return 4 + further + -(-design.n_masks // Engine.chunk) if live_module(subject) is not None else 0
 
 
 def _disk_bytes(design: MaskDesign, task: Task) -> int:

@@ -43,6 +43,7 @@ class ModelSubject(ABC):
         self.model, self.module = model, module.eval()
         self.shortcuts, self.certificates = Shortcuts(), tuple[Certificate, ...]()
         self.own, self.own_certificates = dict[Site, tuple[Own, str]](), tuple[OwnCertificate, ...]()
+        self._mlps = architecture.leave_out.mlps
         self._architecture, self._parts = architecture, tuple(module.modules())
         self._places = {place.site: place for place in architecture.places}
         self._further = {layer: list(places) for layer, places in architecture.further.items()}
@@ -142,8 +143,8 @@ class ModelSubject(ABC):
 
     @property
     def mlps(self) -> Mapping[int, nn.Module]:
-        """The MLP of each layer, where it is one module."""
-        return self._architecture.leave_out.mlps
+        """The MLP of each layer, where it is a module; a shared expert may stand beside it."""
+        return self._mlps
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
@@ -164,6 +165,10 @@ class ModelSubject(ABC):
             return False
         place = self._further[layer].pop(0)
         self._places[place.site] = place
+        if isinstance(place.form, SumForm):  # of two modules: rows cannot be left out of one of them alone
+            left = {k: mlp for k, mlp in self._architecture.leave_out.mlps.items() if k != layer}
+            leave_out = replace(self._architecture.leave_out, mlps=left)
+            self._architecture = replace(self._architecture, leave_out=leave_out)
         return True
 
     def extend(self, places: Iterable[Place], **shape: Any) -> None:
