@@ -4,6 +4,8 @@ from spex_mech import tasks as tasks
 from spex_mech.ablation.backends.prompted import with_prompt as with_prompt
 from spex_mech.ablation.binding import bind as bind
 from spex_mech.ablation.load import load_model as load_model
+from spex_mech.ablation.own_sites import latents as latents
+from spex_mech.ablation.own_sites import site as site
 from spex_mech.api import shards as shards
 from spex_mech.api.ablated import ablated as ablated
 from spex_mech.api.ablated import hooks as hooks

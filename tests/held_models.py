@@ -55,4 +55,6 @@ def dense(packed):
     linear = nn.Linear(packed.in_features, packed.out_features, bias=packed.bias is not None)
     with torch.no_grad():
         linear.weight.copy_(packed.dense())
+        if packed.bias is not None:
+            linear.bias.copy_(packed.bias)
     return linear

@@ -138,28 +138,38 @@ def test_an_adapter_is_the_projection_around_which_it_is():
     assert (by_ablation(model, "m1.n7") - expected).abs().max() <= 1e-5
 
 
-def test_a_shared_expert_beside_the_mixture_is_refused_by_name():
-    with pytest.raises(ModelError, match=r"layer 0: .* GraniteMoeSharedMoE\) at zero, .*GraniteMoeSharedDecoderLayer"):
-        sm.bind(tiny("granitemoeshared"))
-
-
 def test_the_certificate_says_what_was_verified():
     for family, scale in (("gpt2", 1.0), ("bloom", 1.0), ("glm4", 1.0)):
         assert [c.scale for c in sm.bind(tiny(family)).certificates] == pytest.approx([scale, scale])
-    with pytest.warns(SpexMechWarning, match="linear_attn"):
-        hybrid = sm.bind(tiny("qwen3next"))
-    assert [c.uncovered for c in hybrid.certificates] == [("linear_attn",), ()]
+    with pytest.warns(SpexMechWarning, match="what mamba adds to the stream"):
+        hybrid = sm.bind(tiny("jamba"))
+    assert [c.uncovered for c in hybrid.certificates] == [("mamba",), ()]
     assert hybrid.shape.heads == (0, 4)
 
 
+@pytest.mark.parametrize(("family", "mixer", "width"), [("qwen3next", "linear_attn", 8), ("bamba", "mamba", 16)])
+def test_heads_of_linear_attention_and_mamba_are_columns_of_their_output_projection(family, mixer, width):
+    model = tiny(family)
+    subject = sm.bind(model)
+    assert [(c.mixer, c.uncovered) for c in subject.certificates] == [(mixer, ()), ("", ())]
+    assert (subject.shape.heads, subject.shape.kv_heads) == ((4, 4), (4, 2))
+    expected = without(model, f"model.layers.0.{mixer}.out_proj", slice(2 * width, 3 * width))
+    assert (by_ablation(subject.model, "a0.h2") - expected).abs().max() <= 1e-5
+    assert (logits(model) - expected).abs().max() > 1e-3
+    whole = without(model, f"model.layers.0.{mixer}.out_proj")
+    assert (by_ablation(subject.model, "a0") - whole).abs().max() <= 1e-5
+
+
 def test_certificates_are_told_by_kind_of_layer(tmp_path):
-    with pytest.warns(SpexMechWarning, match="linear_attn"):
-        bound = sm.bind(tiny("qwen3next"))
+    bound = sm.bind(tiny("qwen3next"))
     linear, full = map(certificate_line, describe_certificates(bound))
-    assert linear == "layer 0: no heads; mlp certified at output of Qwen3NextSparseMoeBlock, no neurons; " \
-        "not covered: linear_attn"  # fmt: skip
-    assert full == "layer 1: heads 4 (kv 2) width 8 certified; mlp certified at output of Qwen3NextSparseMoeBlock, " \
-        "no neurons"  # fmt: skip
+    assert linear == "layer 0: heads 4 of linear_attn width 8 certified; " \
+        "mlp certified at output of Qwen3NextSparseMoeBlock, no neurons; " \
+        "4 experts and what is shared certified, router top 2 by Qwen3NextTopKRouter never ablated"  # fmt: skip
+    assert (
+        full == "layer 1: heads 4 (kv 2) width 8 certified; mlp certified at output of Qwen3NextSparseMoeBlock, "
+        "no neurons; 4 experts and what is shared certified, router top 2 by Qwen3NextTopKRouter never ablated"
+    )
     found = sm.discover(bound, tokens_task(), "a*.h*", budget=8, replacement="zero", decoder="linear", out=tmp_path)
     assert [told["layers"] for told in found.record["certificates"]] == [[0], [1]]
     assert "certificates" not in found.responses.provenance

@@ -40,7 +40,35 @@ def _config(family: str):
             linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, moe_intermediate_size=16,
             shared_expert_intermediate_size=16, layer_types=["linear_attention", "full_attention"],
         ),
+        "jamba": lambda: hf.JambaConfig(
+            **small, **wide, **gqa, attn_layer_period=2, attn_layer_offset=1, num_experts=4, expert_layer_period=2,
+            expert_layer_offset=1, mamba_d_state=8, mamba_dt_rank=8, use_mamba_kernels=False,
+        ),
+        "bamba": lambda: hf.BambaConfig(
+            **small, **wide, **gqa, attn_layer_indices=[1], mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1,
+            mamba_d_state=8, mamba_chunk_size=8, attn_rotary_emb=8, use_mamba_kernels=False,
+        ),
         "mixtral": lambda: hf.MixtralConfig(**small, **wide, **gqa, num_local_experts=4, num_experts_per_tok=2),
+        "olmoe": lambda: hf.OlmoeConfig(**small, **wide, **gqa, num_experts=4, num_experts_per_tok=2),
+        "qwen2moe": lambda: hf.Qwen2MoeConfig(
+            **small, **wide, **gqa, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+            shared_expert_intermediate_size=16,
+        ),
+        "qwen3moe": lambda: hf.Qwen3MoeConfig(
+            **small, **wide, **gqa, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
+        ),
+        "deepseekv3": lambda: hf.DeepseekV3Config(
+            **small, **wide, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1,
+            moe_intermediate_size=16, first_k_dense_replace=0, n_group=1, topk_group=1, q_lora_rank=8, kv_lora_rank=8,
+            qk_nope_head_dim=4, qk_rope_head_dim=4, v_head_dim=8,
+        ),
+        "gptoss": lambda: hf.GptOssConfig(
+            **small, **wide, **gqa, head_dim=8, num_local_experts=4, num_experts_per_tok=2
+        ),
+        "llama4": lambda: hf.Llama4TextConfig(
+            **small, **wide, **gqa, head_dim=8, num_local_experts=4, num_experts_per_tok=2, intermediate_size_mlp=48
+        ),
+        "granitemoe": lambda: hf.GraniteMoeConfig(**small, **wide, **gqa, num_local_experts=4, num_experts_per_tok=2),
     }  # fmt: skip
     return made[family]()
 

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from spex_mech.ablation.backends.base import ModelSubject
 from spex_mech.ablation.identity import made_up_tokens
 from spex_mech.ablation.leave_out import changed_input
+from spex_mech.ablation.sites import MIXERS, heads_mixer
 from spex_mech.ablation.subject import Certificate, Edit, Site
 from spex_mech.ablation.turns import only_here
+from spex_mech.ablation.wrappers import uncompiled
 from spex_mech.errors import ModelError, all_problems
 
 CONTRACT_TOLERANCE = 1e-3  # of a stream of unit size, float32; a tiny shared expert left in was off by 0.04
 COARSE_CONTRACT = 0.05  # in half precision, which rounds a stream of unit size by up to 0.02
-_MIXERS = ("mamba", "linear_attn", "mixer", "conv", "ssm", "temporal_block", "recurrent")  # of hybrids: no components
 
 Stream = Float[Tensor, "row pos d_model"]
 
@@ -61,7 +62,8 @@ def describe_certificates(subject: Any) -> list[dict[str, Any]]:
     """Certificates for records and people, layers of one kind together; empty for a subject that has none.
 
     Keys: ``layers``, the counts ``heads``, ``kv_heads``, ``head_width`` and ``neurons``, ``mlp`` (where its site is),
-    ``scale`` and ``uncovered`` of the certificate.
+    ``mixer`` (what has the heads, where that is no softmax attention), and of the certificate ``scale``, ``experts``,
+    ``shared``, ``router`` and ``uncovered``.
     """
     subject = getattr(subject, "inner", subject)  # of a subject that has parts of prompts too
     kinds = dict[str, dict[str, Any]]()
@@ -77,10 +79,14 @@ def _describe_layer(subject: ModelSubject, certificate: Certificate) -> dict[str
     return {
         "heads": shape.heads[layer],
         "kv_heads": shape.kv_heads[layer],
+        "mixer": certificate.mixer,
         "head_width": next(widths, 0),
         "neurons": shape.neurons[layer],
         "mlp": subject.mlp_module(layer) if shape.mlps[layer] else None,
         "scale": None if certificate.scale is None else float(f"{certificate.scale:.3g}"),
+        "experts": certificate.experts,
+        "shared": certificate.shared,
+        "router": certificate.router,
         "uncovered": list(certificate.uncovered),
     }
 
@@ -88,8 +94,10 @@ def _describe_layer(subject: ModelSubject, certificate: Certificate) -> dict[str
 def certificate_line(told: Mapping[str, Any]) -> str:
     """One kind of layer for people.
 
-    >>> certificate_line({"layers": [0, 1, 3], "heads": 9, "kv_heads": 3, "head_width": 64, "neurons": 1536,
-    ...                   "mlp": "output of LlamaMLP", "scale": 1.0, "uncovered": []})
+    >>> certificate_line({"layers": [0, 1, 3], "heads": 9, "kv_heads": 3, "mixer": "", "head_width": 64,
+    ...                   "neurons": 1536,
+    ...                   "mlp": "output of LlamaMLP", "scale": 1.0, "experts": 0, "shared": False, "router": "",
+    ...                   "uncovered": []})
     'layers 0-1, 3: heads 9 (kv 3) width 64 certified; mlp certified at output of LlamaMLP, 1,536 neurons'
     """
     layers = told["layers"]
@@ -98,12 +106,22 @@ def certificate_line(told: Mapping[str, Any]) -> str:
     spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
     heads, grouped = told["heads"], told["kv_heads"] != told["heads"]
     kv = f" (kv {told['kv_heads']})" if grouped else ""
+    kv += f" of {told['mixer']}" if told["mixer"] else ""
     said = [f"heads {heads}{kv} width {told['head_width']} certified" if heads else "no heads"]
     scaled = f" times {told['scale']:g}" if told["scale"] not in (None, 1.0) else ""
     neurons = f", {told['neurons']:,} neurons" if told["neurons"] else ", no neurons"
     said.append(f"mlp certified at {told['mlp']}{scaled}{neurons}" if told["mlp"] else f"no mlp{neurons}")
+    said += _mixture_line(told)
     said += [f"not covered: {', '.join(told['uncovered'])}"] if told["uncovered"] else []
     return f"layer{'s' * (len(layers) > 1)} {spans}: {'; '.join(said)}"
+
+
+def _mixture_line(told: Mapping[str, Any]) -> list[str]:
+    """What is told of a mixture; its router is said too, since no component is it."""
+    if not told["experts"]:
+        return [f"experts not certified, router {told['router']}"] if told["router"] else []
+    shared = " and what is shared" if told["shared"] else ""
+    return [f"{told['experts']} experts{shared} certified, router {told['router'] or 'not known'} never ablated"]
 
 
 def _look(subject: ModelSubject) -> dict[int, Certificate | str]:
@@ -116,7 +134,8 @@ def _look(subject: ModelSubject) -> dict[int, Certificate | str]:
     given, value = (torch.randn(*tokens.shape, width, generator=generator).to(subject.device, dtype) for _ in range(2))
     silent = {site: torch.zeros_like for site in subject.sites if site.kind in ("heads", "mlp")}
     speaking: dict[Site, Edit] = {s: (lambda x: value.to(x.dtype)) if s.kind == "mlp" else e for s, e in silent.items()}
-    blocks = [_Block(block, _mlp_named(subject, layer)) for layer, block in enumerate(subject.blocks)]
+    heads = subject.shape.heads
+    blocks = [_Block(block, _mlp_named(subject, i), bool(heads[i])) for i, block in enumerate(subject.blocks)]
     try:
         rest, moved = (_run(subject, tokens, edits, blocks, given) for edits in (silent, speaking))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -144,10 +163,13 @@ def _stream_width(subject: ModelSubject) -> int:
 class _Block:
     """A decoder block and its direct children that matter here."""
 
-    def __init__(self, module: nn.Module, mlp: str) -> None:
+    def __init__(self, module: nn.Module, mlp: str, with_heads: bool) -> None:
         self.module, self.mlp = module, mlp
         self.norms = [child for child in module.children() if _is_norm(child)]
-        self.mixers = {name: child for name, child in module.named_children() if any(m in name for m in _MIXERS)}
+        found = {name: child for name, child in module.named_children() if any(m in name for m in MIXERS)}
+        own = heads_mixer(module) if with_heads else None
+        self.mixers = {name: child for name, child in found.items() if own is None or uncompiled(child) is not own}
+        self.mixed = next((name for name, child in found.items() if name not in self.mixers), "")
 
 
 @dataclass
@@ -238,7 +260,7 @@ def _verdict(
         off = float((by - scale * unit).abs().max())
         if not off <= tolerance * max(1.0, abs(scale)) or abs(scale) < tolerance:
             return f"a value v of {block.mlp} moves the block by {scale:.2g} v, and {off:.2g} that is not in proportion"
-    return Certificate(layer, scale, tuple(block.mixers))
+    return Certificate(layer, scale, tuple(block.mixers), mixer=block.mixed)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

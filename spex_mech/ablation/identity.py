@@ -42,9 +42,12 @@ def describe_modes(module: nn.Module) -> dict[str, Any]:
     return {**({"adapters": adapters} if adapters else {}), **({"top_k": _shortened(routed)} if routed else {})}
 
 
-def probe(subject: Subject) -> Float[Tensor, "row pos vocab"]:
-    """Logits of two short made-up prompts, float32 on the CPU: one tiny forward pass."""
-    return subject.forward(made_up_tokens(subject), {}, None).float().cpu().clone()
+def probe(subject: Subject) -> Float[Tensor, "..."]:
+    """Logits of two short made-up prompts, float32 on the CPU: one tiny forward pass; and what autoencoders on sites of
+    the user's own compute."""
+    logits = subject.forward(made_up_tokens(subject), {}, None).float().cpu().clone()
+    own: Any = getattr(subject, "own_probes", dict)()
+    return torch.cat([logits.flatten(), *own.values()]) if own else logits
 
 
 def describe_probe(subject: Subject, module: nn.Module) -> dict[str, Any]:

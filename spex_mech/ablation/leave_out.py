@@ -67,8 +67,8 @@ def cut_short(
 
 
 def whole_rows(edits: Mapping[Site, Edit]) -> dict[int, RowEdit]:
-    """The layers whose MLP is kept or replaced whole in each row, and none of whose neurons has an edit of its own."""
-    inner = {site.layer for site in edits if site.kind == "neurons"}
+    """The layers whose MLP is kept or replaced whole in each row, and no part of which has an edit of its own."""
+    inner = {site.layer for site in edits if site.kind in ("neurons", "experts", "shared")}
     return {
         site.layer: edit
         for site, edit in edits.items()

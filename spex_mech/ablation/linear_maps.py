@@ -51,7 +51,8 @@ def linears(module: nn.Module, own: bool = False) -> Iterator[tuple[str, nn.Modu
 def reading_weights(projection: nn.Module) -> list[Float[Tensor, "feature out"]]:
     """All that reads a projection's input: its weights first, then those of adapters (LoRA's A) around it; views.
 
-    Empty where weights are packed, so that no feature of the input has rows of its own.
+    Empty where weights are packed, so that no feature of the input has rows of its own, and under adapters that do more
+    than add a product of matrices (DoRA norms the weights, OFT turns the input).
     """
     base = getattr(projection, "base_layer", None)
     if not isinstance(base, nn.Module):
@@ -61,7 +62,7 @@ def reading_weights(projection: nn.Module) -> list[Float[Tensor, "feature out"]]
         assert isinstance(weight, Tensor)
         return [weight if type(projection).__name__ == "Conv1D" else weight.T]
     own = reading_weights(base)
-    if not own:
+    if not own or not hasattr(projection, "lora_A") or len(getattr(projection, "lora_magnitude_vector", ())):
         return []
     beside = [m.weight.T for m in projection.modules() if isinstance(m, nn.Linear) and m is not base]
     return [*own, *(weight for weight in beside if weight.shape[0] == own[0].shape[0])]

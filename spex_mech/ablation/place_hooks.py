@@ -20,7 +20,9 @@ def hooked(
     handles: list[Any] = []
     try:
         for place, edit in edits:
-            if place.at == "input":
+            if place.form is not None:
+                handles += place.form.hang(edit, rows, guard)
+            elif place.at == "input":
                 handles.append(place.module.register_forward_pre_hook(guard(_on_input(edit, rows))))
             else:
                 handles.append(place.module.register_forward_hook(guard(_on_output(edit, rows))))

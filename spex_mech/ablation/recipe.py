@@ -13,7 +13,7 @@ from spex_mech.errors import ComponentError
 
 _SITE_OF: dict[str, SiteKind] = {
     "head": "heads", "kv": "heads", "attn": "heads", "mlp": "mlp", "neuron": "neurons",
-    "segment": "inputs", "token": "inputs",
+    "expert": "experts", "shared": "shared", "segment": "inputs", "token": "inputs",
 }  # fmt: skip
 Rulers = Int[Tensor, "depth part"]  # which components rule a part; n stands for "none" and is always kept
 
@@ -57,12 +57,13 @@ def compile_recipe(components: ComponentSet, sites: tuple[Site, ...], shape: Mod
     ruled: dict[Site, dict[int | None, dict[int, list[int]]]] = {}
     for bit, component in enumerate(components):
         for atom in component.atoms:
-            site = by_place.get((_SITE_OF[atom.kind], atom.layer))
-            if site is None:
+            there = _sites_of(atom, by_place, sites)
+            if not there:
                 raise ComponentError(f"{component.name!r} has no site in {shape.describe()}.")
-            parts = ruled.setdefault(site, {}).setdefault(atom.position, {})
-            for part in _parts(atom, shape):
-                parts.setdefault(part, []).append(bit)
+            for site in there:
+                parts = ruled.setdefault(site, {}).setdefault(atom.position, {})
+                for part in _parts(atom, shape):
+                    parts.setdefault(part, []).append(bit)
     n = len(components)
     tables = {
         site: {position: _table(parts, site.parts, n) for position, parts in ruled[site].items()}
@@ -72,7 +73,28 @@ def compile_recipe(components: ComponentSet, sites: tuple[Site, ...], shape: Mod
     return Recipe(n, tables)
 
 
+def _sites_of(atom: Component, by_place: Mapping[tuple[SiteKind, int], Site], sites: tuple[Site, ...]) -> list[Site]:
+    """Where a component, or a part of it, is; an adapter is at several sites."""
+    if atom.kind == "part":
+        return [site for site in sites if site.kind == "own" and site.label == atom.label]
+    if atom.kind == "adapter":
+        found = [site for site in sites if site.kind == "adapters"]
+        if atom.position is not None and any(site.label for site in found):
+            raise ComponentError(
+                f"{atom.name!r}: this adapter acts outside of the layers too, where positions are not told apart. "
+                "Name it without a position, or layer by layer: adapter.0@p-1."
+            )
+        return found
+    if atom.kind == "adapted":  # what is adapted outside of the layers is of the whole adapter only
+        return [s for s in sites if s.kind == "adapters" and (s.layer, s.label) == (atom.layer, "")]
+    site = by_place.get((_SITE_OF[atom.kind], atom.layer))
+    return [] if site is None else [site]
+
+
 def _parts(atom: Component, shape: ModelShape) -> range:
+    if atom.kind in ("adapter", "adapted"):
+        first = shape.adapters.index(atom.label) if atom.label else 0
+        return range(first, first + 1 if atom.label else len(shape.adapters))
     heads = shape.heads[atom.layer]
     if atom.kind == "attn":
         return range(heads)

@@ -43,10 +43,12 @@ class Replacement:
         digest = hashlib.sha256()
         for _, values in sorted(self.references.items()):
             digest.update(values.float().cpu().contiguous().numpy().tobytes())
+        switched = any(site.kind == "adapters" for site in self.recipe.sites)
         return {
             "kind": self.kind,
             "per": self.per,
             "assumes": ASSUMPTIONS[self.kind],
+            **({"adapters": "switched off"} if switched else {}),
             **self.source,
             "sha256": digest.hexdigest() if self.references else None,
         }
@@ -90,7 +92,8 @@ class Replacement:
         chosen = torch.arange(len(reference)) if prompts is None else prompts
 
         def edit(x: Tensor) -> Tensor:
-            self._check_batch(x, reference, chosen)
+            if site in self.references:
+                self._check_batch(x, reference, chosen)
             kept = self.recipe.keep_parts(site, keep[None], x.shape[1])
             return part_edit(kept, self._reference(site, chosen, x.shape[1], None), site.parts)(x)
 
@@ -155,7 +158,7 @@ def fit_replacement(
     recipe = compile_recipe(components, subject.sites, subject.shape)
     _check_positions(components, task)
     inputs = input_references(subject, task, recipe)
-    inside = tuple(site for site in recipe.sites if site not in inputs)
+    inside = tuple(site for site in recipe.sites if site not in inputs and site.kind != "adapters")
     if kind == "zero":
         return Replacement(kind, None, recipe, inputs, {})
     if kind == "resample":

@@ -1,7 +1,7 @@
 """`Engine`, `respond`: the pass from keep bits to values. Takes Booleans, never a design."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from spex_mech.ablation.identity import Watch
 from spex_mech.ablation.memory import peak_bytes
 from spex_mech.ablation.prefixes import Prefixes, find_prefixes
 from spex_mech.ablation.replacement import Replacement
-from spex_mech.ablation.subject import Site, Subject, common_position, shortcuts_of
+from spex_mech.ablation.subject import Shortcuts, Site, Subject, common_position, shortcuts_of
 from spex_mech.components import ComponentSet
 from spex_mech.store.fingerprints import hash_function
 from spex_mech.store.responses import refuse_non_finite
@@ -101,7 +101,11 @@ class Engine:
     @property
     def notes(self) -> Mapping[str, Any]:
         """See `Lens.notes`: what binding certified, layers of one kind together."""
-        return {"certificates": describe_certificates(self.subject)}
+        own = getattr(getattr(self.subject, "inner", self.subject), "own_certificates", ())
+        return {
+            "certificates": describe_certificates(self.subject),
+            **({"sites": [asdict(told) for told in own]} if own else {}),
+        }
 
     def settled(self, settle: Callable[[str, Callable[[], Any]], Any]) -> "Engine":
         """The same with the batch sizes that a run began with, on which the last bits depend."""
@@ -150,6 +154,10 @@ class Engine:
         fixed = self.batch_rows
         return dict.fromkeys(self.task.prompts.by_length(), fixed) if fixed else self._rows_that_fit
 
+    @property
+    def _shortcuts(self) -> Shortcuts:
+        return shortcuts_of(self.subject, self.replacement.recipe.sites)
+
     @cached_property
     def _metric(self) -> Metric:
         return resolve(self.task)
@@ -183,7 +191,7 @@ class Engine:
         return found
 
     def _measure(self, keep: Tensor, prompts: Tensor, length: int, rows: int) -> Float[Tensor, "mask prompt"]:
-        shortcuts, recipe = shortcuts_of(self.subject), self.replacement.recipe
+        shortcuts, recipe = self._shortcuts, self.replacement.recipe
         if not (shortcuts.one_row and recipe.sites):  # all prompts of one length under some masks
             row = torch.arange(len(keep) * len(prompts))
             found = self._many_prompts(keep, row // len(prompts), prompts[row % len(prompts)], length, rows)
@@ -235,7 +243,7 @@ class Engine:
 
     def _only(self, prompt: Tensor) -> dict[Site, int]:
         position = common_position(self._positions(prompt))
-        return {} if position is None else dict.fromkeys(shortcuts_of(self.subject).narrow, position)
+        return {} if position is None else dict.fromkeys(self._shortcuts.narrow, position)
 
     def _values(self, logits: Tensor, prompt: Int[Tensor, " row"], tokens: Tensor) -> Float[Tensor, " row"]:
         device, task = self.subject.device, self.task

@@ -10,8 +10,9 @@ from torch import Tensor
 from spex_mech.ablation.backends.base import ModelSubject
 from spex_mech.ablation.edits import RowEdit
 from spex_mech.ablation.identity import made_up_tokens
-from spex_mech.ablation.subject import Edit, Shortcuts, Site
+from spex_mech.ablation.subject import Edit, Shortcuts, Site, SiteKind
 
+FURTHER: tuple[SiteKind, ...] = ("shared", "experts", "adapters", "own")
 SHORTCUT_ROWS = 4  # masks 0 and 1 differ in the last layer only, so that their earlier layers can be shared
 SHORTCUT_TOLERANCE = 1e-5  # relative to the largest logit, float32
 COARSE = 0.02  # of half precision, whose own rounding is of that size
@@ -20,29 +21,44 @@ COARSE = 0.02  # of half precision, whose own rounding is of that size
 def try_shortcuts(subject: ModelSubject) -> Shortcuts:
     """Set and return the shortcuts that give the plain path's logits, up to 1e-5 of their size, under random edits.
 
-    They are added one by one, each on top of those that hold, so what is returned has been tried as a whole.
+    They are added one by one, each on top of those that hold, so what is returned has been tried as a whole. Sites that
+    not every model has are tried after the others, kind by kind, with them and alone, so that rows are made there;
+    where one does not bear what holds, the kind stands apart.
     """
+    ordinary = [site for site in subject.sites if site.kind not in FURTHER]
+    held = _held(subject, ordinary)
+    for kind in FURTHER:
+        some = [site for site in subject.sites if site.kind == kind]
+        trials = ([*ordinary, *some], some[:1], some[-1:]) if some else ()
+        if not all(_Trial(subject, made_up_tokens(subject)[:1], sites).agrees(held) for sites in trials):
+            held = replace(held, apart=held.apart | set(some))
+    if not held.apart.isdisjoint(subject.spliced):  # which are in every pass
+        held = Shortcuts(apart=held.apart)
+    subject.shortcuts = held
+    return held
+
+
+def _held(subject: ModelSubject, sites: list[Site]) -> Shortcuts:
     possible, held = subject.possible_shortcuts(), Shortcuts()
-    trial = _Trial(subject, made_up_tokens(subject)[:1])
+    trial = _Trial(subject, made_up_tokens(subject)[:1], sites)
     if possible.one_row and trial.agrees(Shortcuts(one_row=True)):
         held = Shortcuts(one_row=True)
     for name in ("narrow", "last", "grow", "skip"):
         wanted = replace(held, **{name: getattr(possible, name)})
         if wanted != held and (held.one_row or name != "grow") and trial.agrees(wanted):
             held = wanted
-    subject.shortcuts = held
     return held
 
 
 class _Trial:
     """Random masks on one made-up prompt, and the logits that the plain path gives for them."""
 
-    def __init__(self, subject: ModelSubject, tokens: Int[Tensor, "row pos"]) -> None:
-        self.subject, self.tokens, self.position = subject, tokens, tokens.shape[1] - 1
+    def __init__(self, subject: ModelSubject, tokens: Int[Tensor, "row pos"], sites: list[Site]) -> None:
+        self.subject, self.tokens, self.position, self.sites = subject, tokens, tokens.shape[1] - 1, sites
         generator = torch.Generator().manual_seed(0)
-        self.last = max(site.layer for site in subject.sites)
+        self.last = max(site.layer for site in subject.sites if site.kind not in FURTHER)
         self.kept: dict[Site, Tensor] = {}
-        for site in subject.sites:
+        for site in sites:
             kept = torch.rand(SHORTCUT_ROWS, 1, site.parts, generator=generator) < 0.6
             if site.kind == "mlp":  # some rows, and in every third layer none
                 kept = torch.tensor([True, True, False, True])[:, None, None] & (site.layer % 3 != 1)
@@ -64,7 +80,7 @@ class _Trial:
 
     def _run(self, trial: Shortcuts, only: str) -> Tensor:
         self.subject.shortcuts = trial
-        sites = [site for site in self.subject.sites if only in ("all", site.kind)]
+        sites = [site for site in self.sites if only in ("all", site.kind)]
         layers = sorted({site.layer for site in sites})
         grow = trial.grow and len(layers) > 1 and layers[-1] == self.last
         early = torch.tensor([0, 2, 3]) if grow else torch.arange(SHORTCUT_ROWS)

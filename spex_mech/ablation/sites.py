@@ -3,15 +3,16 @@
 Names are hints only; what counts is the shape (a projection onto d_model), and the self-test at binding.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
 from spex_mech.ablation.leave_out import LeaveOut
 from spex_mech.ablation.linear_maps import linears, widths
-from spex_mech.ablation.subject import Shortcuts, Site
+from spex_mech.ablation.mixtures import SumForm
+from spex_mech.ablation.subject import Edit, Shortcuts, Site
 from spex_mech.ablation.wrappers import uncompiled
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
@@ -24,15 +25,29 @@ _HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")  # a la
 _KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "kv_heads")
 _OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech")
 _POST_NORM = "post_feedforward_layernorm"
+MIXERS = ("mamba", "linear_attn", "mixer", "conv", "ssm", "temporal_block", "recurrent")  # of hybrids
+_MIXER_HEADS = ("num_v_heads", "num_heads", "n_heads")  # of linear attention the values', which are what is written
+
+
+class Form(Protocol):
+    """How the tensor of a site is made from what modules take and give, and put back there."""
+
+    def hang(self, edit: Edit, rows: Callable[[], int], guard: Callable[..., Any]) -> list[Any]:
+        """Hang the hooks of an edit, each made by `guard`; returns their handles. See `place_hooks.hooked`."""
+        ...
 
 
 @dataclass(frozen=True)
 class Place:
-    """A site and the module at whose input or output it is; `module` is the projection for heads and neurons."""
+    """A site and the module at whose input or output it is; `module` is the projection for heads and neurons.
+
+    A site that is no module's input or output as it stands is put there by its `form`.
+    """
 
     site: Site
     module: nn.Module
     at: Literal["input", "output"]
+    form: Form | None = None
 
 
 @dataclass(frozen=True)
@@ -45,14 +60,14 @@ class Architecture:
     further: Mapping[int, tuple[Place, ...]] = field(default_factory=dict)  # by layer, where else its MLP site may be
 
 
-def possible_shortcuts(architecture: Architecture) -> Shortcuts:
+def possible_shortcuts(architecture: Architecture, sites: Iterable[Site]) -> Shortcuts:
     """What might be left out of a forward pass; whether it may be is tried at binding.
 
     The last block's MLP can be narrowed to the scored position where it is one module; its attention's output
     projection with it, after the edit of its heads, which therefore see all positions.
     """
     last, leave_out = architecture.shape.n_layers - 1, architecture.leave_out
-    narrow = {p.site for p in architecture.places if p.site.layer == last and p.site.kind != "heads"}
+    narrow = {site for site in sites if site.layer == last and site.kind in ("neurons", "shared", "experts", "mlp")}
     whole = last in leave_out.mlps or not narrow
     return Shortcuts(
         one_row=True,
@@ -96,10 +111,15 @@ def find_architecture(model: nn.Module) -> Architecture:
 
 
 def _further(block: nn.Module, place: Place, places: list[Place]) -> tuple[Place, ...]:
-    """Where else the MLP's site may be: the down projection (what holds it returns the stream too), the norms."""
+    """Where else the MLP's site may be: the down projection (what holds it returns the stream too), the norms, the sum
+    with a shared expert beside it."""
     down = [p.module for p in places if (p.site.kind, p.site.layer) == ("neurons", place.site.layer)]
     norms = [child for child in block.children() if "norm" in type(child).__name__.lower()]
-    return tuple(Place(place.site, module, "output") for module in [*down, *norms] if module is not place.module)
+    alone = [Place(place.site, module, "output") for module in [*down, *norms] if module is not place.module]
+    beside = [uncompiled(child) for name, child in block.named_children() if "shared" in name or name in _MLP]
+    pairs = [(place.module, other) for other in beside if other is not place.module]
+    sums = [Place(place.site, two, "output", SumForm(one, two)) for pair in pairs for one, two in (pair, pair[::-1])]
+    return (*alone, *sums)
 
 
 def _leave_out(blocks: list[nn.Module], places: list[Place]) -> LeaveOut:
@@ -167,6 +187,8 @@ def _places(block: nn.Module, layer: int, d_model: int, n_heads: int) -> Iterato
             f"{d_model}: {_children(attention)}. A quantised one must declare in_features and out_features. Give the "
             "model in a precision of torch's own, or wrap it in a TransformerLens bridge."
         )
+    else:
+        yield from _mixer_places(block, layer, d_model)
     mlp = _child(block, _MLP)
     holder = mlp if mlp is not None else block  # OPT keeps fc1 and fc2 in the block itself
     down = None if _has_experts(holder) else _projection(holder, _DOWN, d_model, own=mlp is None)
@@ -175,6 +197,27 @@ def _places(block: nn.Module, layer: int, d_model: int, n_heads: int) -> Iterato
     last = _child(block, (_POST_NORM,)) or mlp or down
     if last is not None:
         yield Place(Site(layer, "mlp", 1, d_model), last, "output")
+
+
+def _mixer_places(block: nn.Module, layer: int, d_model: int) -> Iterator[Place]:
+    """The heads of a mixer without softmax attention (linear attention, Mamba-2), at its output projection's input.
+
+    Where it says how many heads it has, and its projection reads them side by side.
+    """
+    mixer = heads_mixer(block)
+    if mixer is not None:
+        out, count = _projection(mixer, _OUT, d_model, own=True), _number(mixer, _MIXER_HEADS)
+        features = _widths(out)[0] if out is not None else 0
+        if out is not None and features and features % count == 0:
+            yield Place(Site(layer, "heads", count, features // count), out, "input")
+
+
+def heads_mixer(block: nn.Module) -> nn.Module | None:
+    """The mixer of a block without softmax attention, where it has heads."""
+    if _child(block, _ATTENTION) is not None:
+        return None
+    mixers = [child for name, child in block.named_children() if any(kind in name for kind in MIXERS)]
+    return next((uncompiled(child) for child in mixers if _number(uncompiled(child), _MIXER_HEADS)), None)
 
 
 def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
@@ -195,6 +238,8 @@ def _number(module: nn.Module | None, names: tuple[str, ...]) -> int:
 def _kv_count(block: nn.Module, heads: int, configured: int) -> int:
     """Key/value heads of a layer: its module's own number, its heads over their groups, or the config's."""
     attention = _child(block, _ATTENTION)
+    if attention is None:  # heads of a mixer share no keys that one could name
+        return heads
     groups = _number(attention, ("num_key_value_groups",))
     options = (_number(attention, _KV_COUNTS), heads // groups if groups else 0, configured, heads)
     return next((n for n in options if n and heads % n == 0), 0) if heads else 0

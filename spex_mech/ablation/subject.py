@@ -1,6 +1,6 @@
 """`Subject`: a model that runs with edits at its sites. The protocol every backend implements, and nothing else."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from spex_mech.components import ModelShape
 from spex_mech.tasks.task import Task
 
-SiteKind = Literal["heads", "neurons", "mlp", "inputs"]
+SiteKind = Literal["heads", "neurons", "shared", "experts", "mlp", "adapters", "own", "inputs"]
 Edit = Callable[[Float[Tensor, "row pos feature"]], Float[Tensor, "row pos feature"]]
 
 
@@ -21,7 +21,11 @@ class Site:
 
     - ``heads``: the input of the attention's output projection; `parts` query heads of `width` features each.
     - ``neurons``: the input of the MLP's down projection; `parts` = d_mlp neurons of one feature each.
+    - ``experts``: what each expert adds to the MLP's output, its router's weight included; one part an expert.
+    - ``shared``: what the MLP gives beside its experts; one part.
     - ``mlp``: what the MLP adds to the residual stream (bias and post-norm included); one part of d_model features.
+    - ``adapters``: ones, where an adapter acts in a layer; one part of one feature each.
+    - ``own``: a site of the user's own, by its `label`; see `own_sites`.
     - ``inputs``: the tokens themselves, as numbers, once for each part of the prompt (see `Prompted`).
     """
 
@@ -29,11 +33,12 @@ class Site:
     kind: SiteKind
     parts: int
     width: int
+    label: str = ""
 
     @property
     def name(self) -> str:
         """For messages: ``layer 3 heads``."""
-        return f"layer {self.layer} {self.kind}"
+        return f"site {self.label}" if self.kind == "own" else f"layer {self.layer} {self.kind}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Shortcuts:
     - `narrow`: the sites that see only the scored position when all rows are scored at the same one, since no other
       position of theirs can reach a logit that is read.
     - `last`: the unembedding sees only the scored positions.
+    - `apart`: sites at which none of this holds: nothing is left out of passes that edit one of them.
     """
 
     one_row: bool = False
@@ -55,6 +61,7 @@ class Shortcuts:
     skip: bool = False
     narrow: frozenset[Site] = frozenset()
     last: bool = False
+    apart: frozenset[Site] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,40 @@ class Certificate:
     Attributes:
         scale: c; None where the layer has no MLP site.
         uncovered: children of the block that add to the stream and are no components (mixers of hybrids).
+        experts, shared: of its mixture, how many experts there are, and whether its MLP gives something beside them.
+        router: what sends tokens to them, and how many each token goes to; it is no component.
+        mixer: the child that has the layer's heads, where it is no softmax attention.
     """
 
     layer: int
     scale: float | None
     uncovered: tuple[str, ...] = ()
+    experts: int = 0
+    shared: bool = False
+    router: str = ""
+    mixer: str = ""
+
+
+@dataclass(frozen=True)
+class OwnCertificate:
+    """What was verified of a site of the user's own.
+
+    Attributes:
+        module: its path.
+        layer: of the block that it is in, or that ran before it.
+        moves: by how much of the largest logit other values there move the logits of two made-up prompts.
+        unexplained: the share of the tensor's variance there that latents do not rebuild; None without latents.
+        spliced: by how much of the largest logit the intact model is not the model, where errors are not kept.
+    """
+
+    name: str
+    module: str
+    layer: int
+    parts: int
+    width: int
+    moves: float
+    unexplained: float | None = None
+    spliced: float = 0.0
 
 
 @runtime_checkable
@@ -108,9 +144,10 @@ class Prompted(Protocol):
         ...
 
 
-def shortcuts_of(subject: Subject) -> Shortcuts:
-    """The shortcuts a subject offers; none where it does not say."""
-    return getattr(subject, "shortcuts", Shortcuts())
+def shortcuts_of(subject: Subject, sites: Iterable[Site] = ()) -> Shortcuts:
+    """The shortcuts a subject offers to passes that edit some sites; none where it does not say."""
+    offered: Shortcuts = getattr(subject, "shortcuts", Shortcuts())
+    return Shortcuts(apart=offered.apart) if not offered.apart.isdisjoint(sites) else offered
 
 
 def common_position(positions: Int[Tensor, " row"] | None) -> int | None:

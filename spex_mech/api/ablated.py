@@ -207,7 +207,8 @@ def _used(circuit: Circuit | None, replacement: str | None) -> Mapping[str, Any]
 
 def _covering(replacement: Replacement) -> Replacement:
     """Itself, if it has values for every site that its recipe touches."""
-    missing = [site.name for site in replacement.recipe.sites if site not in replacement.references]
+    touched = [site for site in replacement.recipe.sites if site.kind != "adapters"]  # which are switched off
+    missing = [site.name for site in touched if site not in replacement.references]
     if missing and replacement.kind != "zero":
         raise TaskError(
             f"this replacement has no values for {', '.join(missing[:8])}; fit one for these components: give task=…."

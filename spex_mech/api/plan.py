@@ -252,9 +252,11 @@ def _model_bytes(subject: Subject) -> int:
 
 
 def _checks(subject: Subject, crossing: Crossing) -> int:
-    """Two passes certify what is added to the stream, a few more where sites had to move; two probes begin a run."""
+    """Two passes certify what is added to the stream, a few more where sites had to move, are experts, adapters or of
+    the user's own; two probes begin a run."""
     chunks = -(-crossing.rows // (Engine.chunk * crossing.prompts))
-    return 4 + chunks if live_module(subject) is not None else 0
+    further = 9 * any(subject.shape.experts) + 4 * bool(subject.shape.adapters) + 8 * len(subject.shape.own)
+    return 4 + further + chunks if live_module(subject) is not None else 0
 
 
 def _disk_bytes(design: MaskDesign, crossing: Crossing) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from spex_mech.circuit.node_scores import component_strengths
 from spex_mech.circuit.nodes import CircuitView, Interaction, Node
+from spex_mech.components import Component
 
 MAX_DRAWN = 200  # joint effects in one drawing
 TALL, DOT = 44.0, 6.0  # height of a box, radius of a dot
@@ -94,8 +95,8 @@ def _parted(nodes: Sequence[Node], labelled: frozenset[str]) -> tuple[list[str],
 
 def _studied(circuit: CircuitView, node: Node) -> int:
     """How many of the components that were studied are in a node's band."""
-    here = _band_of(node.component.kind, node.component.layer)
-    return sum(_band_of(c.kind, c.layer) == here for c in circuit.components)
+    here = _band_of(node.component)
+    return sum(_band_of(c) == here for c in circuit.components)
 
 
 def _place_rows(
@@ -117,19 +118,24 @@ def _layers(nodes: Sequence[Node]) -> list[tuple[str, list[Node]]]:
     """Nodes by band, the first layer first, each with its title."""
     bands: dict[tuple[int, int], list[Node]] = {}
     for node in nodes:
-        bands.setdefault(_band_of(node.component.kind, node.component.layer), []).append(node)
+        bands.setdefault(_band_of(node.component), []).append(node)
     return [(_title(members), members) for _, members in sorted(bands.items())]
 
 
-def _band_of(kind: str, layer: int) -> tuple[int, int]:
-    """Attention before the MLP of its layer; groups after both; parts of an input before everything."""
-    if kind in ("segment", "token", "example"):
+def _band_of(component: Component) -> tuple[int, int]:
+    """Attention before the MLP of its layer; groups after both; parts of an input before everything, adapters and sites
+    of the user's own after."""
+    if component.is_input:
         return -1, 0
-    return layer, 0 if kind in ("head", "kv", "attn") else 1 if kind in ("mlp", "neuron") else 2
+    if component.is_labelled:
+        return 10**9, component.kind == "part"
+    return component.layer, 1 if component.is_mlp else 2 if component.kind == "group" else 0
 
 
 def _title(nodes: Sequence[Node]) -> str:
-    words = {"head": "heads", "kv": "heads", "attn": "attention", "mlp": "MLP", "neuron": "MLP", "group": "groups"}
-    kinds = sorted({words.get(n.component.kind, f"{n.component.kind}s") for n in nodes})
+    words = {"head": "heads", "kv": "heads", "attn": "attention", "mlp": "MLP", "neuron": "MLP", "group": "groups",
+             "expert": "experts", "shared": "shared expert"}  # fmt: skip
+    beside = {"part": "sites of your own", "adapted": "adapters"}
+    kinds = sorted({words.get(n.component.kind, beside.get(n.component.kind, f"{n.component.kind}s")) for n in nodes})
     own = all(n.component.kind in words for n in nodes)
     return f"Layer {nodes[0].component.layer} {' and '.join(kinds)}" if own else " and ".join(kinds).capitalize()

@@ -12,6 +12,7 @@ from spex_mech.errors import ComponentError
 class Component:
     """One part of a model that is kept or ablated as a whole. `position` counts from the end where negative.
 
+    `label` is the name of an adapter (empty: all that act) or of a site of the user's own, none of which has a layer.
     Components sort in the order of the network: by layer, attention before the MLP, then by kind and number. Parts of a
     prompt are in layer 0, before all else.
     """
@@ -21,14 +22,16 @@ class Component:
     index: int = 0
     position: int | None = None
     members: tuple["Component", ...] = ()
+    label: str = ""
 
     def __post_init__(self) -> None:
         misplaced = self.is_input and (self.layer, self.position) != (0, None)
+        misplaced |= (self.kind == "part") != bool(self.label) and self.kind not in ("adapter", "adapted")
         if misplaced or self.layer < 0 or self.index < 0 or (self.kind == "group") != bool(self.members):
             raise ComponentError(
                 f"a component of kind {self.kind!r} with layer {self.layer}, number {self.index} and "
                 f"{len(self.members)} members does not exist: layers and numbers count from 0, groups alone have "
-                f"members, and parts of an input have neither layer nor position. {GRAMMAR}"
+                f"members, parts of a site have its name, and parts of an input neither layer nor position. {GRAMMAR}"
             )
 
     @classmethod
@@ -36,7 +39,7 @@ class Component:
         """Read one name; raises `ComponentError` if it is none.
 
         >>> Component.parse("a9.h6@p-1")
-        Component(kind='head', layer=9, index=6, position=-1, members=())
+        Component(kind='head', layer=9, index=6, position=-1, members=(), label='')
         """
         if not isinstance(name, str):
             raise ComponentError(f"{name!r} is not a component name but a {type(name).__name__}. {GRAMMAR}")
@@ -68,6 +71,16 @@ class Component:
         """Whether it is a part of an input, or a training example, and none of the model."""
         return self.kind in LETTERS
 
+    @property
+    def is_mlp(self) -> bool:
+        """Whether it is (a part of) an MLP; its experts count."""
+        return self.kind in STEMS and STEMS[self.kind][0] == "m"
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it is an adapter or a part of a site of the user's own, which stand beside the layers."""
+        return self.kind in ("adapter", "adapted", "part")
+
     def __str__(self) -> str:
         return self.name
 
@@ -90,7 +103,7 @@ def group(members: Iterable[Component]) -> Component:
 def _spell_out(texts: Sequence[str], asked: str) -> list[Component]:
     """The components of names with ranges but without ``*``; needs no model."""
     return [
-        Component(pattern.kind, layer, i, pattern.position)
+        Component(pattern.kind, layer, i, pattern.position, label=pattern.label)
         for pattern in literals(texts, asked)
         for layer in pattern.layer_range()
         for i in pattern.index_range()
@@ -103,19 +116,26 @@ def _network_order(c: Component) -> tuple[int, bool, str, int, int, tuple]:
     at = -(10**9) if c.position is None else c.position  # a whole component before its single positions
     if first.is_input:
         return (-1, False, c.kind, c.index, at, members)
-    return (c.layer, STEMS[first.kind][0] == "m", c.kind, c.index, at, members)
+    if first.is_labelled:  # adapters, then sites of the user's own, after the model's parts
+        return (10**9, first.kind == "part", f"{first.kind} {first.label}", first.layer + c.index, at, members)
+    return (c.layer, first.is_mlp, c.kind, c.index, at, members)
 
 
 def _stem(atom: Component) -> str:
     """A name without its number and position: ``a9.h``, ``m3``, ``t``."""
     if atom.is_input:
         return LETTERS[atom.kind]
+    if atom.kind == "part":
+        return f"{atom.label}."
+    if atom.kind not in STEMS:
+        name = f"adapter:{atom.label}" if atom.label else "adapter"
+        return name if atom.kind == "adapter" else f"{name}.{atom.layer}"
     block, part = STEMS[atom.kind]
     return f"{block}{atom.layer}{part}"
 
 
 def _is_numbered(atom: Component) -> bool:
-    return atom.is_input or bool(STEMS[atom.kind][1])
+    return atom.is_input or atom.kind in ("head", "kv", "neuron", "expert", "part")
 
 
 def _at(position: int | None) -> str:
@@ -136,5 +156,5 @@ def _runs(members: Sequence[Component]) -> list[str]:
 
 
 def _follows(next_one: Component, last: Component) -> bool:
-    same = (next_one.kind, next_one.layer, next_one.position) == (last.kind, last.layer, last.position)
-    return same and _is_numbered(last) and next_one.index == last.index + 1
+    kind, other = ((c.kind, c.layer, c.position, c.label) for c in (next_one, last))
+    return kind == other and _is_numbered(last) and next_one.index == last.index + 1

@@ -7,9 +7,13 @@ from typing import Literal
 
 from spex_mech.errors import ComponentError
 
-Kind = Literal["head", "kv", "attn", "mlp", "neuron", "group", "segment", "token", "example"]
+Kind = Literal[
+    "head", "kv", "attn", "mlp", "neuron", "expert", "shared", "adapter", "adapted", "part", "group",
+    "segment", "token", "example",
+]  # fmt: skip
 GRAMMAR = (
-    "Names are a{layer}.h{head}, a{layer}.kv{group}, a{layer}, m{layer}, m{layer}.n{neuron}, "
+    "Names are a{layer}.h{head}, a{layer}.kv{group}, a{layer}, m{layer}, m{layer}.n{neuron}, m{layer}.e{expert}, "
+    "m{layer}.shared, adapter, adapter.{layer}, adapter:{name}, {site}.{number} of a site of your own, "
     "each also with @p{position}; [..] is a group; s{segment} and t{token} are parts of a prompt, d{number} "
     "training examples."
 )
@@ -20,13 +24,23 @@ STEMS: dict[str, tuple[str, str]] = {
     "attn": ("a", ""),
     "mlp": ("m", ""),
     "neuron": ("m", ".n"),
+    "expert": ("m", ".e"),
+    "shared": ("m", ".shared"),
 }
 LETTERS: dict[str, str] = {"segment": "s", "token": "t", "example": "d"}
 
+RESERVED = ("adapter", "input", "logits")  # no names for sites of one's own
+LABEL = r"[A-Za-z_]{2}[A-Za-z0-9_-]{0,62}"  # of a site of one's own; two letters first, as no other name has
+_WORD = r"[A-Za-z0-9_-]{1,64}"
 _NUMBERS = r"\*|[0-9]{1,9}(?::[0-9]{1,9})?"
+_POSITION = r"(?:@p(?P<pos>-?[0-9]{1,9}))?"
 _ATOM = re.compile(
-    rf"(?P<block>[am])(?P<layer>{_NUMBERS})(?:\.(?P<part>h|kv|n)(?P<index>{_NUMBERS}))?(?:@p(?P<pos>-?[0-9]{{1,9}}))?"
+    rf"(?P<block>[am])(?P<layer>{_NUMBERS})(?:\.(?:(?P<part>h|kv|n|e)(?P<index>{_NUMBERS})|(?P<shared>shared)))?{_POSITION}"
     rf"|(?P<input>[std])(?P<number>{_NUMBERS})"
+)
+_LABELLED = re.compile(
+    rf"(?:adapter(?::(?P<adapter>{_WORD}))?(?:\.(?P<adapted>{_NUMBERS}))?|(?P<label>{LABEL})\.(?P<index>{_NUMBERS}))"
+    rf"{_POSITION}"
 )
 _KINDS: dict[tuple[str, str | None], Kind] = {
     ("a", "h"): "head",
@@ -34,6 +48,8 @@ _KINDS: dict[tuple[str, str | None], Kind] = {
     ("a", None): "attn",
     ("m", None): "mlp",
     ("m", "n"): "neuron",
+    ("m", "e"): "expert",
+    ("m", "shared"): "shared",
 }
 _INPUTS: dict[str, Kind] = {"s": "segment", "t": "token", "d": "example"}
 
@@ -44,6 +60,7 @@ class Pattern:
 
     Attributes:
         asked: what error messages quote.
+        label: of an adapter or a site of the user's own.
     """
 
     kind: Kind
@@ -51,17 +68,33 @@ class Pattern:
     indices: str | None
     position: int | None
     asked: str
+    label: str = ""
 
     @classmethod
     def parse(cls, text: str, asked: str) -> "Pattern":
         """Raises `ComponentError` where it is none; groups are not read here."""
         match = _ATOM.fullmatch(text.strip())
-        if match is None or not (match["input"] or (match["block"], match["part"]) in _KINDS):
-            raise ComponentError(f"{asked!r} is not a component name. {GRAMMAR}")
+        if match is None:
+            return cls._labelled(text, asked)
         if match["input"]:
             return cls(_INPUTS[match["input"]], None, match["number"], None, asked)
+        kind = _KINDS.get((match["block"], match["part"] or match["shared"]))
+        if kind is None:
+            raise ComponentError(f"{asked!r} is not a component name. {GRAMMAR}")
         position = None if match["pos"] is None else int(match["pos"])
-        return cls(_KINDS[match["block"], match["part"]], match["layer"], match["index"], position, asked)
+        return cls(kind, match["layer"], match["index"], position, asked)
+
+    @classmethod
+    def _labelled(cls, text: str, asked: str) -> "Pattern":
+        """Adapters, and parts of a site of the user's own."""
+        match = _LABELLED.fullmatch(text.strip())
+        if match is None or match["label"] in RESERVED:
+            raise ComponentError(f"{asked!r} is not a component name. {GRAMMAR}")
+        position = None if match["pos"] is None else int(match["pos"])
+        if match["label"]:
+            return cls("part", None, match["index"], position, asked, match["label"])
+        kind: Kind = "adapter" if match["adapted"] is None else "adapted"
+        return cls(kind, match["adapted"], None, position, asked, match["adapter"] or "")
 
     @property
     def is_literal(self) -> bool:
@@ -80,6 +113,11 @@ class Pattern:
     def count(self) -> int:
         """How many components it spells out, where it is literal."""
         return len(self.layer_range()) * len(self.index_range())
+
+
+def is_label(text: object) -> bool:
+    """Whether a site of the user's own may be called so, other than by the reserved names."""
+    return isinstance(text, str) and re.fullmatch(LABEL, text) is not None
 
 
 def literals(texts: Iterable[str], asked: str) -> list[Pattern]:

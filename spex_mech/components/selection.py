@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from spex_mech.components.component import Component, group
 from spex_mech.components.grammar import GRAMMAR, Kind, Pattern, inside, split_expression
-from spex_mech.components.sets import ComponentSet
+from spex_mech.components.sets import ComponentSet, missing_message
 from spex_mech.components.shape import HasShape, ModelShape
 from spex_mech.errors import ComponentError, all_problems
 
@@ -74,15 +74,15 @@ def _expand(text: str, shape: ModelShape) -> list[Component]:
     layers = pattern.layer_range(shape.n_layers)
     there = _overlap(layers, range(shape.n_layers))
     for layer in there:
-        count = shape.count(pattern.kind, layer)
+        count = shape.count(pattern.kind, layer, pattern.label)
         wanted = pattern.index_range(count)
         real = _overlap(wanted, range(count))
         beyond |= len(real) < len(wanted)
-        found += [Component(pattern.kind, layer, i, pattern.position) for i in real]
+        found += [Component(pattern.kind, layer, i, pattern.position, label=pattern.label) for i in real]
     # 'every layer' means those that have it; a layer or number that is written out must be there
     beyond = pattern.layers != "*" and (beyond or len(there) < len(layers))
     if not found or beyond:
-        raise ComponentError(f"{text!r} does not exist in {shape.describe()}. {GRAMMAR}")
+        raise ComponentError(missing_message(f"{text!r} does", shape))
     return found
 
 

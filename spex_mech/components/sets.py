@@ -74,7 +74,7 @@ class ComponentSet:
         missing = [c.name for c in self.components if not all(_exists(atom, shape) for atom in c.atoms)]
         if missing:
             verb = "does" if len(missing) == 1 else "do"
-            raise ComponentError(f"{quoted_names(missing)} {verb} not exist in {shape.describe()}. {GRAMMAR}")
+            raise ComponentError(missing_message(f"{quoted_names(missing)} {verb}", shape))
         return self
 
     def __len__(self) -> int:
@@ -103,4 +103,9 @@ class ComponentSet:
 
 
 def _exists(atom: Component, shape: ModelShape) -> bool:
-    return atom.index < shape.count(atom.kind, atom.layer)
+    return atom.index < shape.count(atom.kind, atom.layer, atom.label)
+
+
+def missing_message(what: str, shape: ModelShape) -> str:
+    """That a model has no such component, and why where that is known; `what` ends in its verb."""
+    return f"{what} not exist in {shape.describe()}. {f'{shape.absent} ' if shape.absent else ''}{GRAMMAR}"

@@ -98,10 +98,11 @@ def to_dot(circuit: Circuit) -> str:
     lines = ["graph circuit {", "  rankdir=BT; splines=true; node [fontname=Helvetica];"]
     layers: dict[int, list[Node]] = {}
     for node in circuit.nodes:
-        layers.setdefault(-1 if node.component.is_input else node.component.layer, []).append(node)
+        here = -1 if node.component.is_input else 10**9 if node.component.is_labelled else node.component.layer
+        layers.setdefault(here, []).append(node)
     for layer, nodes in sorted(layers.items()):
         members = " ".join(f"{_quoted(n.name)} [shape={_shape(n)}];" for n in nodes)
-        lines.append(f"  {{ rank=same; /* {f'layer {layer}' if layer >= 0 else 'input'} */ {members} }}")
+        lines.append(f"  {{ rank=same; /* {_rank(layer)} */ {members} }}")
     largest = max((abs(i.coefficient) for i in joint_effects(circuit)), default=1.0) or 1.0
     for number, interaction in enumerate(joint_effects(circuit)):
         look = f'color="{_COLOURS[interaction.kind]}", penwidth={0.5 + 4 * abs(interaction.coefficient) / largest:.2f}'
@@ -113,6 +114,10 @@ def to_dot(circuit: Circuit) -> str:
         lines.append(f'  i{number} [shape=point, xlabel="{label}", {look}];')
         lines += [f"  i{number} -- {_quoted(name)} [{look}];" for name in interaction.components]
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _rank(layer: int) -> str:
+    return "input" if layer < 0 else "beside the layers" if layer == 10**9 else f"layer {layer}"
 
 
 def _shape(node: Node) -> str:

@@ -141,8 +141,7 @@ def _places(circuit: Circuit) -> dict[str, tuple[float, float]]:
     """Where each node stands: a row a layer (MLPs half a row higher, inputs lowest), evenly spread and centred."""
     rows: dict[float, list[str]] = {}
     for node in circuit.nodes:
-        high = node.component.kind in ("mlp", "neuron")
-        rows.setdefault(-1 if node.component.is_input else node.component.layer + 0.5 * high, []).append(node.name)
+        rows.setdefault(_row(node.component), []).append(node.name)
     levels = {row: level for level, row in enumerate(sorted(rows))}
     return {n: (i - (len(ns) - 1) / 2, levels[row]) for row, ns in rows.items() for i, n in enumerate(ns)}
 
@@ -176,8 +175,8 @@ def _draw_nodes(figure: Any, axes: Any, circuit: Circuit, places: Any, normalise
     largest = max((abs(node.main or 0.0) for node in circuit.nodes), default=0.0) or 1.0
     scale = normalise(0.0, -largest, largest)
     small = len(circuit.nodes) > 40
-    for kinds, marker in ((("head", "kv", "attn"), "o"), (("mlp", "neuron", "group"), "s")):
-        nodes = [node for node in circuit.nodes if node.component.kind in kinds]
+    for round_, marker in ((True, "o"), (False, "s")):
+        nodes = [node for node in circuit.nodes if (node.component.kind in ("head", "kv", "attn")) == round_]
         if not nodes:
             continue
         points = [places[node.name] for node in nodes]
@@ -222,4 +221,12 @@ def _legend(axes: Any, kinds: set[str]) -> None:
 def _row_name(component: Component) -> str:
     if component.is_input:
         return "examples" if component.kind == "example" else "prompt"
-    return f"{'MLP' if component.kind in ('mlp', 'neuron') else 'layer'} {component.layer}"
+    if component.is_labelled:
+        return component.label if component.kind == "part" else "adapters"
+    return f"{'MLP' if component.is_mlp else 'layer'} {component.layer}"
+
+
+def _row(component: Component) -> float:
+    if component.is_input or component.is_labelled:
+        return -1 if component.is_input else 1e9
+    return component.layer + 0.5 * component.is_mlp

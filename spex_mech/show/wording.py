@@ -55,7 +55,9 @@ def _nodes(found: Discovery) -> str:
 
 
 def _kept(found: Discovery, audit: Audit, circuit: Verified) -> str:
-    instead = _INSTEAD.get(str(found.record.get("replacement", {}).get("kind")), "something else")
+    replaced = found.record.get("replacement", {})
+    instead = _INSTEAD.get(str(replaced.get("kind")), "something else")
+    instead += " (adapters switched off)" if replaced.get("adapters") else ""
     return (
         f"With {len(circuit.names):,} of {counted(len(audit.components), 'component')} left as they are and all others "
         f"replaced by {instead}, {percent(circuit.faithfulness)} of the behaviour is left: {_metric(found)} is "

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spex_mech.ablation.backends.base import ModelSubject
-from spex_mech.ablation.place_hooks import edited
+from spex_mech.ablation.place_hooks import edited, hooked
 from spex_mech.ablation.sites import find_architecture
 from spex_mech.ablation.subject import Edit, Site
 
@@ -45,9 +45,11 @@ class NNsightSubject(ModelSubject):
 
         # in forward order, as a trace demands
         places = [(self._places[site], edits[site]) for site in self.sites if site in edits]
-        placed = [(p.at, self.model.get(self._paths[p.module]), edit, len(tokens)) for p, edit in places]
+        hung = places if any(place.form is not None for place, _ in places) else []  # not at one module's end
+        shown = [] if hung else places
+        placed = [(p.at, self.model.get(self._paths[p.module]), edit, len(tokens)) for p, edit in shown]
         options = {} if wanted is None else {"logits_to_keep": wanted}
-        with cuts, self.model.trace(tokens, use_cache=False, **options):
+        with hooked(hung, lambda: len(tokens)), cuts, self.model.trace(tokens, use_cache=False, **options):
             for at, envoy, edit, rows in placed:
                 if at == "input":
                     envoy.input = edited(edit, envoy.input, rows)

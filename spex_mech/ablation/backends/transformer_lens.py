@@ -12,9 +12,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spex_mech.ablation.backends.base import ModelSubject
+from spex_mech.ablation.backends.base import ModelSubject, as_it_is
 from spex_mech.ablation.leave_out import LeaveOut
 from spex_mech.ablation.linear_maps import reading_weights
+from spex_mech.ablation.place_hooks import hooked, in_every_call
 from spex_mech.ablation.sites import Architecture, Place
 from spex_mech.ablation.subject import Edit, Shortcuts, Site, SiteKind
 from spex_mech.ablation.turns import ablated_here, only_here
@@ -72,19 +73,36 @@ class BridgeSubject(ModelSubject):
         wanted: Int[Tensor, " position"] | None,
         cuts: AbstractContextManager[None],
     ) -> Float[Tensor, "row pos vocab"]:
-        hooks = [(name, only_here(fn, _as_it_is)) for name, fn in self.fwd_hooks(edits)]
-        with self.model.hooks(fwd_hooks=hooks), cuts:
+        hung = self._hung(edits)
+        hooks = [(name, only_here(fn, _as_it_is)) for name, fn in self.fwd_hooks(_others(edits))]
+        with self.model.hooks(fwd_hooks=hooks), hooked(hung, lambda: len(tokens)), cuts:
             return self.model(tokens, **self._options)
 
     @contextmanager
     def in_force(self, edits: Mapping[Site, Edit]) -> Iterator[Any]:
         """See `ModelSubject.in_force`; through the hook points, beside the user's own hooks on them."""
-        with ablated_here(self.module), self.model.hooks(fwd_hooks=self.fwd_hooks(edits)):
+        edits = {**edits, **{site: as_it_is for site in self.spliced if site not in edits}}
+        hung, hooks = self._hung(edits), self.fwd_hooks(_others(edits))
+        with ablated_here(self.module), self.model.hooks(fwd_hooks=hooks), in_every_call(self.blocks[0], hung):
             yield self.model
 
+    def _hung(self, edits: Mapping[Site, Edit]) -> list[tuple[Place, Edit]]:
+        """Edits at sites of the user's own, which are plain torch modules."""
+        return [(self._places[site], edit) for site, edit in edits.items() if site.kind == "own"]
+
     def fwd_hooks(self, edits: Mapping[Site, Edit]) -> list[tuple[str, Callable[..., Tensor]]]:
-        """The edits as TransformerLens takes them: pairs of a hook point's name and ``fn(tensor, hook)``."""
+        """The edits as TransformerLens takes them: pairs of a hook point's name and ``fn(tensor, hook)``.
+
+        Raises `ModelError`: a site of the user's own, which is no hook point.
+        """
+        own = sorted({site.label for site in edits if site.kind == "own"})
+        if own:
+            raise ModelError(f"{', '.join(own)} are no hook points of TransformerLens; use sm.ablated for them.")
         return [(hook_name(site), _as_hook(edit)) for site, edit in edits.items()]
+
+
+def _others(edits: Mapping[Site, Edit]) -> dict[Site, Edit]:
+    return {site: edit for site, edit in edits.items() if site.kind != "own"}
 
 
 def hook_name(site: Site) -> str:
