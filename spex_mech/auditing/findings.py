@@ -1,8 +1,10 @@
 """The parts of an `Audit` and a `CircuitAudit`: one frozen dataclass for each kind of evidence."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from spex_mech.auditing.verdicts import RATE, STABLE_FROM, is_stable, is_there
+from spex_mech.files.schema import between
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class SizeRow:
     """
 
     size: float
-    count: int
+    count: Annotated[int, between(0, 2**53)]
     preserve: Verified
     help: Verified
     random_mean: float | None = None

@@ -27,12 +27,12 @@ FRESH = 2048
 # (decoder, module of spex_mech.walsh, name)
 CONSTANTS: tuple[tuple[str, str, str], ...] = (
     ("joint", "joint.stack", "_POWER"), ("joint", "joint.stack", "_SURE"), ("joint", "joint.stack", "_SMALL"),
-    ("joint", "joint.stack", "_MOST"), ("joint", "joint.stack_polynomial", "_LOST"),
+    ("joint", "joint.stack", "_MOST"), ("joint", "joint.stack_polynomial", "LOST"),
     ("joint", "decoders.screening", "NORMAL"), ("joint", "decoders.pursuit", "_FLOOR"),
     ("joint", "decoders.pursuit", "_AT_LEAST"), ("joint", "decoders.pursuit", "_FALSE_WIDE"),
     ("joint", "decoders.lines_and_trees", "_INNER_FOLDS"), ("joint", "decoders.lines_and_trees", "_PENALTIES"),
     ("joint", "decoders.lasso", "_PATIENCE"), ("joint", "joint.base_learners", "FINE_FOLDS"),
-    ("joint", "joint.gaussian", "_HEADLINE"), ("joint", "joint.gaussian", "_STEPS_BEFORE_PEAK"),
+    ("joint", "joint.gaussian", "_HEADLINE"), ("joint", "joint.gaussian", "STEPS_BEFORE_PEAK"),
     ("joint", "joint.closed_form", "_HEIRS"), ("spex", "spex.peeling", "_STANDS_OUT"),
     ("spex", "spex.peeling", "_SHORTER"), ("spex", "spex.peeling", "_TOP"), ("linked", "link.fit", "_SMOOTH"),
     ("linked", "link.fit", "_RIDGE"), ("linked", "link.linked", "_LESS"), ("linked", "link.linked", "_STRONG"),

@@ -176,7 +176,7 @@ def _certainty(found: Discovery) -> str:
     inference, again = record.get("inference"), record.get("stability")
     text = f"Errors and q: {escape(str(inference['method']))}" if inference else ""
     text += f" ({inference['masks']:,} masks)." if inference and "masks" in inference else "." if inference else ""
-    if again and again["jaccard"] is not None:
+    if again and again["jaccard"] is not None and again["node_jaccard"] is not None:
         text += f" Halves of the masks agree on sets to {again['jaccard']:.2f}, on components to "
         text += f"{again['node_jaccard']:.2f} (Jaccard)."
     return text

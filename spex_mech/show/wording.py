@@ -151,10 +151,10 @@ def _errors(inference: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _agreement(again: Mapping[str, Any] | None) -> Iterator[str]:
-    if again and again.get("jaccard") is not None:
+    if again and again.get("jaccard") is not None and again.get("node_jaccard") is not None:
         yield (
             f"Over {again.get('resamples', 'several')} resamples the sets found agree to {again['jaccard']:.2f}, the "
-            f"components to {again.get('node_jaccard', float('nan')):.2f} (Jaccard; {STABLE_FROM:g} and more "
+            f"components to {again['node_jaccard']:.2f} (Jaccard; {STABLE_FROM:g} and more "
             "is called stable)."
         )
 

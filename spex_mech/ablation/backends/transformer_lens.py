@@ -22,6 +22,7 @@ from spex_mech.ablation.turns import ablated_here, only_here
 from spex_mech.components import ModelShape
 from spex_mech.errors import ModelError
 
+_HUNG = ("own", "experts", "shared")
 _HOOKS: dict[SiteKind, str] = {"heads": "attn.hook_z", "neurons": "mlp.hook_post", "mlp": "hook_mlp_out"}
 
 
@@ -87,22 +88,22 @@ class BridgeSubject(ModelSubject):
             yield self.model
 
     def _hung(self, edits: Mapping[Site, Edit]) -> list[tuple[Place, Edit]]:
-        """Edits at sites of the user's own, which are plain torch modules."""
-        return [(self._places[site], edit) for site, edit in edits.items() if site.kind == "own"]
+        """Edits at sites that are no hook points: of the user's own, and of experts, which are plain torch modules."""
+        return [(self._places[site], edit) for site, edit in edits.items() if site.kind in _HUNG]
 
     def fwd_hooks(self, edits: Mapping[Site, Edit]) -> list[tuple[str, Callable[..., Tensor]]]:
         """The edits as TransformerLens takes them: pairs of a hook point's name and ``fn(tensor, hook)``.
 
         Raises `ModelError`: a site of the user's own, which is no hook point.
         """
-        own = sorted({site.label for site in edits if site.kind == "own"})
+        own = sorted({site.label for site in edits if site.kind in _HUNG})
         if own:
             raise ModelError(f"{', '.join(own)} are no hook points of TransformerLens; use sm.ablated for them.")
         return [(hook_name(site), _as_hook(edit)) for site, edit in edits.items()]
 
 
 def _others(edits: Mapping[Site, Edit]) -> dict[Site, Edit]:
-    return {site: edit for site, edit in edits.items() if site.kind != "own"}
+    return {site: edit for site, edit in edits.items() if site.kind not in _HUNG}
 
 
 def hook_name(site: Site) -> str:
