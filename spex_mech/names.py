@@ -14,7 +14,7 @@ MeanKind = Literal["position", "pooled"]
 InteractionKind = Literal["main", "synergy", "redundancy"]
 ModelKind = Literal["transformer_lens", "huggingface", "planted"]
 FormatName = Literal["json", "hif", "neuronpedia", "mib", "graphml", "gexf", "dot", "node-link", "clique"]
-BenchName = Literal["ablation", "decode", "accuracy", "players", "keep", "workers", "constants"]
+BenchName = Literal["ablation", "decode", "accuracy", "players", "keep", "rows", "workers", "constants"]
 
 DECODER_NAMES: tuple[DecoderName, ...] = get_args(DecoderName)
 DECODER_CHOICES = ("auto", *DECODER_NAMES)  # auto: exact for all masks, spex for coded ones, joint for the rest

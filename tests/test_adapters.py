@@ -73,6 +73,15 @@ def test_other_kinds_of_adapters_and_modules_saved_with_them(options):
             by_ablation(model, "adapter@p-1")
 
 
+def test_an_adapter_that_turns_what_layers_read_is_switched_off():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = peft.OFTConfig(r=4, oft_block_size=0, target_modules=["q_proj", "o_proj"], init_weights=False)
+        model = peft.get_peft_model(tiny("llama"), config).eval()
+    assert (logits(model) - logits(tiny("llama"))).abs().max() > 1e-2
+    assert (by_ablation(model, "adapter") - logits(tiny("llama"))).abs().max() <= 1e-5
+
+
 def test_of_two_adapters_each_is_one():
     model = adapted(names=("style", "fact"))
     assert sm.bind(model).shape.adapters == ("fact", "style")

@@ -13,7 +13,7 @@ import torch
 from tiny_models import tiny
 
 import spex_mech as sm
-from spex_mech.errors import SpexMechError
+from spex_mech.errors import FormatError, SpexMechError
 
 NATIVE = Path(__file__).resolve().parents[1] / "circuits" / "induction-2l" / "model"
 
@@ -162,3 +162,13 @@ def test_loading_moves_no_random_state(folder, what):
     else:
         sm.load_model(NATIVE if what == "native" else folder)
     assert states() == before
+
+
+@pytest.mark.parametrize(("field", "value"), [("n_layers", 1), ("n_layers", True), ("n_layers", -3), ("n_heads", 4)])
+def test_a_native_config_that_leaves_weights_without_a_place_is_refused(tmp_path, field, value):
+    """Else a model of fewer layers than its weights have would be studied in silence."""
+    folder = shutil.copytree(NATIVE, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(FormatError, match="config"):
+        sm.load_model(folder)

@@ -10,7 +10,7 @@ from torch import nn
 import spex_mech as sm
 from spex_mech.ablation.contract import certificate_line, describe_certificates
 from spex_mech.ablation.mixtures import contributions
-from spex_mech.errors import ComponentError, SpexMechWarning
+from spex_mech.errors import ComponentError, ModelError, SpexMechWarning
 
 TASK = tokens_task()
 TOKENS = TASK.prompts.tokens
@@ -60,6 +60,25 @@ def at_zero(model, layer, path, expert=None):
 def by_ablation(model, names, **options):
     with sm.ablated(model, ablate=names, **{"replacement": "zero", **options}) as held:
         return logits(held)
+
+
+def test_bridges_ablate_experts_as_plain_torch_does():
+    from tiny_models import bridge_of
+
+    model = tiny("mixtral")
+    plain, bridge = sm.bind(model), sm.bind(bridge_of(model))
+    assert plain.shape.experts == bridge.shape.experts == (4, 4)
+    for name in ("m0.e1", "m1.e3"):
+        effects = [responses_of(subject, name) for subject in (plain, bridge)]
+        assert (effects[0] - effects[1]).abs().max() <= 1e-5
+        assert (effects[0][0] - effects[0][1]).abs().max() > 1e-4
+    with pytest.raises(ModelError, match="no hook points"):
+        sm.hooks(bridge, ablate="m0.e1", replacement="zero")
+
+
+def responses_of(subject, name):
+    options = {"budget": 2, "replacement": "zero", "decoder": "exact"}
+    return sm.discover(subject, tokens_task(), name, **options).responses.values
 
 
 @pytest.mark.parametrize("family", EXPERTS)

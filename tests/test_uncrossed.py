@@ -17,7 +17,7 @@ from spex_mech.auditing.resampled_halves import try_stability
 from spex_mech.cli import main as cli
 from spex_mech.errors import DecodeError, DesignError, ResponseError
 from spex_mech.measuring.ask import Ask
-from spex_mech.measuring.crossing import FEWEST_CROSSED, settle_rows
+from spex_mech.measuring.crossing import MOST_UNCROSSED, settle_rows
 from spex_mech.measuring.measure import measure_in
 from spex_mech.measuring.pilot import plan_pilot
 from spex_mech.store.responses import Responses
@@ -193,19 +193,21 @@ def test_rows_or_masks_and_how_many_prompts():
 
     assert told() == (1024, 16, 0)
     assert told(budget=300) == (300, 16, 0)
-    assert told(rows=8192) == (512, 16, 0)
-    assert told(rows=2048) == (2048 // (2048 // FEWEST_CROSSED), 8, 0)
-    assert told(rows=200) == (200, 1, 32)
+    assert told(rows=8192) == (8192, 1, 128)
+    assert told(rows=2048) == (2048, 1, 64)
+    assert told(rows=2048, decoder="linear") == (128, 16, 0)
+    assert told(rows=MOST_UNCROSSED + 16) == (513, 16, 0)
+    assert told(rows=200) == (200, 1, 48)
     assert told(rows=2048, prompts_per_mask="all") == (128, 16, 0)
-    assert told(rows=2048, prompts_per_mask=1) == (2048, 1, 256)
+    assert told(rows=2048, prompts_per_mask=1) == (2048, 1, 64)
     assert told(budget=2048, prompts_per_mask=2) == (2048, 2, 0)
     assert told(rows=2048, prompts_per_mask=16) == told(rows=2048, prompts_per_mask=99) == (128, 16, 0)
     assert told(prompts=1, rows=700, prompts_per_mask=1) == (700, 1, 0)
     assert told(n=6, rows=1024, prompts_per_mask=1) == (64, 16, 0)  # all 2^6 masks under all 16 prompts
-    assert told(n=6, rows=1023, prompts_per_mask=1) == (1023, 1, 112)
+    assert told(n=6, rows=1023, prompts_per_mask=1) == (1023, 1, 48)
     assert told(rows=70_000, keep_prob="coded") == (4375, 16, 0)
     assert told(rows=4096, shared_layers=2) == (256, 16, 0)
-    assert told(prompts=100, rows=512, prompts_per_mask=1) == (512, 1, 64)
+    assert told(prompts=100, rows=512, prompts_per_mask=1) == (512, 1, 48)
     for wrong, words in (
         ({"rows": 100, "budget": 100}, "both given"), ({"prompts_per_mask": 0}, "at least 1"),
         ({"prompts_per_mask": "some"}, "'auto', 'all' or a number"), ({"prompts_per_mask": True}, "number"),

@@ -11,6 +11,7 @@ from spex_mech.errors import FormatError, ModelError, SpexMechError, all_problem
 from spex_mech.progress import undisturbed
 
 _PATIENCE = 10  # seconds for the hub to answer
+_SPARE = ("b_U", "mask", "IGNORE")  # of checkpoints: of an unembedding without bias, and buffers of older versions
 
 
 def load_model(what: str | Path, kind: str | None = None, device: str | torch.device | None = None) -> tuple[Any, Any]:
@@ -67,14 +68,15 @@ def _native_bridge(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def weight_problems(wanted: dict[str, tuple[int, ...]], found: dict[str, torch.Tensor]) -> list[str]:
-    """What is missing or has another shape (a spare unembedding bias is usual and fine)."""
+    """What is missing, has another shape, or has no place (a spare unembedding bias and masks are usual and fine)."""
     missing = [f"{name} is missing" for name in wanted if name not in found]
     unlike = [
         f"{name} has shape {tuple(found[name].shape)}, expected {shape}"
         for name, shape in wanted.items()
         if name in found and tuple(found[name].shape) != shape
     ]
-    return missing + unlike
+    spare = [name for name in found if name not in wanted and name.rpartition(".")[2] not in _SPARE]
+    return missing + unlike + [f"{name} has no place in it" for name in spare]
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

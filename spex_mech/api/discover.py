@@ -51,9 +51,9 @@ def discover(
         rows: what is paid for: forward rows, each one prompt under one mask. Where all 2^n masks under all prompts fit
             into it, they are all measured (with `decoder` "auto" or "exact").
         budget: the same told in masks, ``rows / prompts_per_mask``; give one of the two. Default: 1,024 masks.
-        prompts_per_mask: how many of the prompts a mask meets: "all", a number, or "auto" (all, unless `rows` pay for
-            fewer than 256 masks under all; ``record["crossing"]`` has the reason). Prompts are dealt out evenly, by the
-            seed; with one a mask, an eighth of the masks is asked again with another prompt.
+        prompts_per_mask: how many of the prompts a mask meets: "all", a number, or "auto" (one where `rows` are given,
+            up to 8,192, and joint decodes, else all; ``record["crossing"]`` has the reason). Prompts are dealt evenly,
+            by the seed; with one a mask, one mask in 32, from 48 to 128, is asked again with another prompt.
         keep_prob: the keep-probability of the masks, several of them (strata in equal shares), "coded" (SPEX's masks),
             or "auto": half at 0.5 and half at 0.9, unless a pilot (at most a tenth of the budget; none below 220
             masks) says clearly that other masks differ more in the metric; the record's ``"pilot"`` has its figures.

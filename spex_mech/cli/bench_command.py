@@ -17,6 +17,7 @@ BENCHES = {  # → its file in spex_mech/bench
     "accuracy": "accuracy",
     "players": "players",
     "keep": "keeps",
+    "rows": "rows",
     "workers": "ray_throughput",
     "constants": "constants",
 }

@@ -234,10 +234,12 @@ PeerPython = Annotated[
     Path | None, typer.Option(help="decode, accuracy: an interpreter that has shapiq to run beside.")
 ]
 BenchCards = Annotated[
-    Path | None, typer.Option("--cards", help="accuracy, players, keep: a folder of cards to measure on.")
+    Path | None, typer.Option("--cards", help="accuracy, players, keep, rows: a folder of cards to measure on.")
 ]
 SearchOption = Annotated[bool, typer.Option(help="accuracy: shapiq's ProxySPEX with its slow default search too.")]
-Budgets = Annotated[str | None, typer.Option(help="accuracy, players, keep: numbers of masks, such as 64,256,1024.")]
+Budgets = Annotated[
+    str | None, typer.Option(help="accuracy, players, keep: numbers of masks; rows: of rows, such as 1024,4096.")
+]
 BenchOut = Annotated[
     Path | None, typer.Option("--out", help="accuracy: a folder of responses and finished rows, to go on from.")
 ]

@@ -77,7 +77,8 @@ def mean_r_squared(
     keep: Tensor, values: Float[Tensor, " row"], predicted: Float[Tensor, " row"], outputs: int
 ) -> tuple[float, float]:
     """R² of predictions of the headline from rows, ``1 - A / B`` with the mean squares, over masks, of what is missed
-    of it and of what it has about its mean, both by `_shared`; and its standard error, the jackknife's over masks.
+    of it and of what it has about its mean, both by `_shared`; and its standard error, the jackknife's over masks. An
+    estimate of A below nothing, which noise can make of a small one, counts as nothing.
 
     Where no mask has two rows, what outputs have of their own counts as missed, and R² is a lower bound.
     """
@@ -87,7 +88,7 @@ def mean_r_squared(
 
     def of(rows: Tensor) -> float:
         spread = _shared(apart[rows] - apart[rows].mean(), mask[rows], outputs)
-        return 1 - _shared(missed[rows], mask[rows], outputs) / spread if spread > 0 else float("nan")
+        return 1 - max(0.0, _shared(missed[rows], mask[rows], outputs)) / spread if spread > 0 else float("nan")
 
     without = torch.tensor([of(group != number) for number in range(_GROUPS)], dtype=torch.float64)
     error = float(((_GROUPS - 1) / _GROUPS * (without - without.mean()).square().sum()).sqrt())

@@ -58,8 +58,10 @@ def debias(samples: Samples, fit: CrossFit) -> Inference | None:
     orders = (members >= 0).sum(1)
     p = found.p_values().masked_fill(orders == 0, torch.nan)
     q = torch.from_numpy(q_values_by_order(p.numpy(), orders.numpy(), samples.n))
+    again = samples.design is not None and samples.design.again
+    masks = len(runs(samples).unique()) if again else len(samples.keep)  # not rows, where a mask has several
     seconds = time.perf_counter() - started
-    return Inference(samples.n, members, basis, found, (found,), None, p, q, METHOD, len(samples.keep), seconds)
+    return Inference(samples.n, members, basis, found, (found,), None, p, q, METHOD, masks, seconds)
 
 
 def unfitted_share(samples: Samples, fit: CrossFit) -> float:

@@ -70,7 +70,7 @@ class Coregionalised:
             optimiser, self.process.rate, total_steps=self.steps, pct_start=STEPS_BEFORE_PEAK
         )
         size, share = min(self.subset, min(map(len, inside))), torch.ones(1, device=rows.z.device)
-        z, y = rows.z.float(), (rows.left / rows.left.std()).float()[:, None]
+        z, y = rows.z.float(), (rows.left / rows.scale).float()[:, None]
         for _ in range(self.steps):
             drawn = torch.stack([some[torch.randperm(len(some), generator=generator)[:size]] for some in inside])
             drawn = drawn.to(z.device)
@@ -132,6 +132,11 @@ class _Rows:
     def outputs(self) -> int:
         return len(self.means)
 
+    @property
+    def scale(self) -> float:
+        """The spread of what is left; 1 where nothing is."""
+        return float(self.left.std(correction=0)) or 1.0
+
 
 @dataclass(frozen=True, eq=False)
 class TrainedRows:
@@ -150,10 +155,17 @@ class TrainedRows:
             drawn = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:most]
             samples = samples.take(drawn.sort().values.to(samples.keep.device))
         if number is None:
-            weights = {name: value.mean(0) for name, value in self.weights.items()}
+            weights = {name: value.mean(0) for name, value in self.weights.items()} | {"factors": self._middle}
         else:
             weights = {name: value[self.numbers.index(number)] for name, value in self.weights.items()}
         return RowsPosterior.of(self.settings, weights, _Rows.of(samples, self.basis), self.basis)
+
+    @property
+    def _middle(self) -> Float[Tensor, "output factor"]:
+        """A factor of the mean of all G Gᵀ: each G is known up to a rotation only, so their mean may be of nothing."""
+        factors = self.weights["factors"]
+        values, vectors = torch.linalg.eigh((factors @ factors.mT).mean(0))
+        return vectors * values.clamp(min=0).sqrt()
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +180,7 @@ class RowsPosterior:
     @classmethod
     @torch.inference_mode()
     def of(cls, settings: Coregionalised, weights: _Weights, rows: _Rows, basis: Basis) -> "RowsPosterior":
-        process, scale = settings.process, rows.left.std()
+        process, scale = settings.process, rows.scale
         factor = factorised(settings._system(weights, rows.z, rows.met))
         solved = torch.cholesky_solve((rows.left / scale)[:, None], factor)[:, 0] * scale
         factors, (own, level) = weights["factors"], (torch.nn.functional.softplus(weights[k]) for k in ("own", "mean"))

@@ -132,11 +132,9 @@ class Joint:
             return self._coded(samples, seed)
         basis = Basis.orthonormal(samples.keep_prob)
         fitting, held = split_masks(samples.groups, self.heldout, seed)
-        split, rows, processes = (
-            RowSplit(fitting, held, folds_of(samples, fitting, FINE_FOLDS, seed, self.name)),
-            None,
-            [],
-        )
+        split = RowSplit(fitting, held, folds_of(samples, fitting, FINE_FOLDS, seed, self.name))
+        masks, masks_held = len(samples.keep), len(held)
+        rows, processes = None, list[FittedLearner]()
         if samples.met is not None:
             rows, mask = by_row(samples)
             split = split.of_rows(mask)
@@ -157,9 +155,9 @@ class Joint:
         stats: dict[str, Any] = {
             "heldout_r2": r2,
             "set_aside_r2": r2,
-            "masks_judged": len(held),
-            "masks_fitted": len(fitting),
-            "masks_heldout": len(held),
+            "masks_judged": masks_held,
+            "masks_fitted": masks - masks_held,
+            "masks_heldout": masks_held,
             "winner": stack.winner,
             "stack_r2": stack.r2,
             "stack_heldout_r2": _judged(samples, says, held, rows)[0],
@@ -174,7 +172,7 @@ class Joint:
             cross_fit = CrossFit(read, fitted, unseen)
             polynomial = read if solved.polynomial is not None else self._corrected(read, samples, unseen)
             r2, error = _judged(samples, unseen, torch.arange(len(unseen)), rows)
-            stats |= {"heldout_r2": r2, "heldout_r2_stderr": error, "masks_judged": len(unseen)}
+            stats |= {"heldout_r2": r2, "heldout_r2_stderr": error, "masks_judged": masks}
         if rows is not None:
             stats |= {"output_spread": spread}
         stats |= {"terms": len(polynomial), "seconds": time.perf_counter() - started}

@@ -118,9 +118,9 @@ class Stack:
 
 
 def _r_squared_beside(values: Tensor, says: Tensor, spread: float) -> float:
-    """R² of the function, whose values have a known mean square beside it."""
-    apart = float((values - values.mean()).square().mean())
-    return r_squared(values, says) * apart / (apart - spread) if 0 < spread < apart else r_squared(values, says)
+    """R² of the function, whose values have a known mean square beside it; at most 1."""
+    apart, found = float((values - values.mean()).square().mean()), r_squared(values, says)
+    return min(1.0, found * apart / (apart - spread)) if 0 < spread < apart else found
 
 
 def _as_good(
