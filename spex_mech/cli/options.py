@@ -241,7 +241,7 @@ Budgets = Annotated[
     str | None, typer.Option(help="accuracy, players, keep: numbers of masks; rows: of rows, such as 1024,4096.")
 ]
 BenchOut = Annotated[
-    Path | None, typer.Option("--out", help="accuracy: a folder of responses and finished rows, to go on from.")
+    Path | None, typer.Option("--out", help="accuracy, rows: a folder of responses and finished cells, to go on from.")
 ]
 
 RunOrCircuit = Annotated[
