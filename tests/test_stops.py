@@ -20,7 +20,7 @@ ARGS = ["discover", "induction-2l", "--budget", "2500", "--keep", "0.7", "--deco
 
 def begin(folder, *options):
     return subprocess.Popen(
-        [sys.executable, "-m", "spex_mech.cli.main", *ARGS, "--out", str(folder), *options], start_new_session=True,
+        [sys.executable, "-m", "spex_mech.cli", *ARGS, "--out", str(folder), *options], start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
 
